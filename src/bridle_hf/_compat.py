@@ -1,0 +1,32 @@
+"""The check of the environment that runs when the package is imported.
+
+torchaudio 2.11 is the last of its line and loads only beside the builds of torch it fits. Beside any other its import fails, and
+with it every module of transformers that touches audio, with an error that names neither cause nor cure.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+INSTALL = 'pip install "torch>=2.11,<2.15" "torchaudio>=2.11,<2.12"'
+
+
+def _installed(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def check_torch_pair() -> None:
+    """Raise an `ImportError` of one sentence where torch and torchaudio do not load together."""
+    try:
+        import torchaudio  # noqa: F401
+    except Exception as error:  # a library that does not fit fails in many ways: OSError, RuntimeError, ImportError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImportError(
+            f"bridle_hf needs a torch and a torchaudio that load together, and {_installed('torch')} with "
+            f"{_installed('torchaudio')} does not ({reason}): run `{INSTALL}`, without a CPU-only index, because only the "
+            "CUDA 13.0 builds of torch fit torchaudio 2.11, and they run without a GPU too."
+        ) from error
+
+
+check_torch_pair()
