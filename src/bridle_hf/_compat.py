@@ -1,7 +1,7 @@
 """The check of the environment that runs when the package is imported.
 
-torchaudio 2.11 is the last of its line and loads only beside the builds of torch it fits. Beside any other its import fails, and
-with it every module of transformers that touches audio, with an error that names neither cause nor cure.
+torchaudio 2.11 is the last of its line and loads only beside the builds of torch it fits. Beside any other its import
+fails, and with it every module of transformers that touches audio, with an error that names neither cause nor cure.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +24,8 @@ def check_torch_pair() -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImportError(
             f"bridle_hf needs a torch and a torchaudio that load together, and {_installed('torch')} with "
-            f"{_installed('torchaudio')} does not ({reason}): run `{INSTALL}`, without a CPU-only index, because only the "
-            "CUDA 13.0 builds of torch fit torchaudio 2.11, and they run without a GPU too."
+            f"{_installed('torchaudio')} does not ({reason}): run `{INSTALL}`, without a CPU-only index, because only "
+            "the CUDA 13.0 builds of torch fit torchaudio 2.11, and they run without a GPU too."
         ) from error
 
 

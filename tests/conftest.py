@@ -1,0 +1,50 @@
+"""What every test shares: offline libraries, few threads, and the data beside the repository."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before any import of a HuggingFace library: they read these when imported. Caches go to a folder of this run.
+_cache = tempfile.TemporaryDirectory(prefix="bridle-hf-tests-")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_cache.name, HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _shared(*parts: str) -> Path:
+    """A folder of `shared/`, beside the repository or above it; the test is skipped where there is none."""
+    for parent in Path(__file__).resolve().parents[1:]:
+        folder = parent.joinpath("shared", *parts)
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"shared/{'/'.join(parts)} is not beside the repository")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Vectors recorded from the reference implementation."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def esc10_dir() -> Path:
+    """ESC-10 as a dataset folder: columns audio, target, category, fold."""
+    return _shared("data", "esc10")
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    """A part of CIFAR-10 as a dataset folder: columns img, label."""
+    return _shared("data", "cifar10-small")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return ROOT
