@@ -6,7 +6,7 @@ fails, and with it every module of transformers that touches audio, with an erro
 
 from importlib.metadata import PackageNotFoundError, version
 
-INSTALL = 'pip install "torch>=2.11,<2.15" "torchaudio>=2.11,<2.12"'
+INSTALL = 'pip install --force-reinstall "torch>=2.11,<2.15" "torchaudio>=2.11,<2.12"'
 
 
 def _installed(package: str) -> str:
