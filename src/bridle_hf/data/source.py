@@ -1,0 +1,133 @@
+"""A dataset read one shard at a time, with its audio undecoded: the raw material of streams, caches and example sets."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+
+from .arguments import DataArguments
+from .decoding import BadClipError, clip_features
+
+logger = logging.getLogger(__name__)
+
+READ_AT_ONCE = 16  # examples fetched together from a shard
+BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
+
+
+@dataclass
+class Source:
+    """Raw examples by shard, and the function that makes features of one.
+
+    `featurize(example)` returns normalised features (frames, mel bins) and raises `BadClipError` for a clip to skip.
+    """
+
+    dataset: datasets.IterableDataset
+    featurize: Callable[[dict], np.ndarray]
+    audio_column: str | None
+    exclude: dict[str, list]
+    description: str
+
+    @property
+    def num_shards(self) -> int:
+        return self.dataset.num_shards
+
+    def read(self, shard: int, start: int = 0) -> Iterator[dict]:
+        """The examples of one shard from the `start`-th on, the excluded ones too. Each carries a `clip_name`."""
+        # `iter(batch_size)` and not `iter()`: inside a worker the latter would share the shards out a second time.
+        batches = self.dataset.shard(self.num_shards, shard).iter(batch_size=READ_AT_ONCE)
+        examples = (
+            dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
+        )
+        for index, example in enumerate(islice(examples, start, None), start):
+            audio = example.get(self.audio_column)
+            name = audio.get("path") if isinstance(audio, dict) else audio or example.get("clip_name")
+            yield example | {"clip_name": name or f"shard {shard}, example {index}"}
+
+    def keeps(self, example: dict) -> bool:
+        """Whether `exclude` lets the example in. Values compare as text: a recipe may say 1 for a column of strings."""
+        return all(
+            str(example[column]) not in {str(value) for value in values} for column, values in self.exclude.items()
+        )
+
+    def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
+        """Every example that `exclude` keeps, in order, with its features; `num_workers` threads decode ahead.
+
+        Threads do here what processes do elsewhere, since decoding and the filter bank run outside Python's lock.
+        Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
+        """
+        examples = (example for shard in range(self.num_shards) for example in self.read(shard) if self.keeps(example))
+        splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
+        total = splits[split].num_examples if split in splits and not self.exclude else None
+        bar = tqdm(examples, desc=f"decoding {self.description}", unit=" clips", total=total)
+        seen = bad = 0
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
+                seen += 1
+                try:
+                    features = future.result()
+                except BadClipError as error:
+                    bad += 1
+                    logger.warning("skipped %s: %s", example["clip_name"], error)
+                    check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
+                else:
+                    yield example, features
+        if seen == bad:
+            raise ValueError(f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips).")
+
+
+def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
+    """Pairs (item, future) in order, with at most `ahead` futures waiting, so that memory stays bounded."""
+    waiting = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) >= ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason: Exception) -> None:
+    """Raise a `RuntimeError` where more than `max_bad_share` of the clips read could not be used."""
+    if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
+        raise RuntimeError(
+            f"{bad} of {seen} clips could not be used, more than data.max_bad_share={max_bad_share} allows; "
+            f"the last one was {name}: {reason}"
+        )
+
+
+def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
+    """The builder of the dataset that `data` names. Its `cache_dir` identifies the state of the files."""
+    if not data.dataset:
+        raise ValueError("data.dataset is empty: give the folder or the Hub id of a dataset.")
+    path = os.path.expanduser(data.dataset)
+    return datasets.load_dataset_builder(path if os.path.isdir(path) else data.dataset, data.name)
+
+
+def open_source(data: DataArguments, feature_extractor) -> Source:
+    """Open the dataset that `data` names for streaming.
+
+    Raises:
+        ValueError: for a column that the dataset does not have.
+    """
+    dataset = load_builder(data).as_streaming_dataset(data.split).decode(False)
+    description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
+    columns = dataset.column_names or list(next(iter(dataset)))
+    for argument, column in [
+        ("audio_column", data.audio_column),
+        ("label_column", data.label_column),
+        ("fold_column", data.fold_column),
+        *((f"exclude.{column}", column) for column in data.exclude),
+    ]:
+        if column is not None and column not in columns:
+            raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {columns}.")
+
+    def featurize(example: dict) -> np.ndarray:
+        return clip_features(example[data.audio_column], feature_extractor, data.min_seconds)
+
+    return Source(dataset, featurize, data.audio_column, data.exclude, description)

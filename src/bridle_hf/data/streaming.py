@@ -1,0 +1,194 @@
+"""Endless training batches from a streamed dataset, with a position that can be saved and restored exactly."""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from .arguments import DataArguments
+from .cache import open_clips
+from .collation import TrainingCollator
+from .decoding import BadClipError
+from .source import Source, check_bad_share
+
+logger = logging.getLogger(__name__)
+
+EMPTY_EPOCHS = 16  # epochs without an example after which a stream gives up
+SHARDS, SPLIT, BLOCK, BATCH = range(4)  # what a random generator is for
+
+
+class ClipStream(IterableDataset):
+    """Endless batches of one consumer: a worker of a rank.
+
+    An epoch's examples are split between all consumers: whole shards, where there are enough of them, and else single
+    examples of all shards. A consumer reads a block of `shuffle_buffer` raw examples, permutes it and works it off.
+    Every random number is drawn from (seed, place), so the position is a few integers: where the block starts
+    in the dataset, and how much of it is done. A restored stream reads its block again and goes on inside it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        collate: TrainingCollator,
+        data: DataArguments,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+    ):
+        self.source, self.collate, self.data = source, collate, data
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.position = {"epoch": 0, "start": (0, 0, 0), "block": 0, "index": 0, "batch": 0, "seen": 0, "bad": 0}
+
+    def state_dict(self) -> dict:
+        return dict(self.position)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.position = dict(state)
+
+    def __iter__(self) -> Iterator[dict]:
+        consumer, consumers = self._share()
+        at, features, skipped = self.position, [], []
+        for block in self._blocks(consumer, consumers):
+            order = self._rng(BLOCK, at["epoch"], at["block"], consumer).permutation(len(block))
+            for index in order[at["index"] :]:
+                at["index"] += 1
+                at["seen"] += 1
+                try:
+                    features.append(self.source.featurize(block[index]))
+                except BadClipError as error:
+                    at["bad"] += 1
+                    skipped.append((block[index]["clip_name"], str(error)))
+                    check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, block[index]["clip_name"], error)
+                if len(features) == self.batch_size:
+                    batch = self.collate(features, self._rng(BATCH, at["batch"], consumer))
+                    at["batch"] += 1
+                    yield {key: torch.from_numpy(value) for key, value in batch.items()} | {"skipped": skipped}
+                    features, skipped = [], []
+
+    def _blocks(self, consumer: int, consumers: int) -> Iterator[list[dict]]:
+        """Blocks of raw examples from the position on, for ever; moves the position from block to block."""
+        at, empty = self.position, 0
+        while empty < EMPTY_EPOCHS:
+            examples = self._examples(at["epoch"], at["start"], consumer, consumers)
+            while block := list(islice(examples, self.data.shuffle_buffer)):
+                empty = -1
+                yield [example for _, example in block]
+                at.update(start=block[-1][0], block=at["block"] + 1, index=0)
+            at.update(epoch=at["epoch"] + 1, start=(0, 0, 0), block=0, index=0)
+            empty += 1
+        raise ValueError(
+            f"reader {consumer} of {consumers} finds no example in {self.source.description} "
+            f"with exclude={self.source.exclude}: there are too few for so many processes and workers."
+        )
+
+    def _examples(self, epoch: int, start: tuple, consumer: int, consumers: int) -> Iterator[tuple[tuple, dict]]:
+        """This consumer's raw examples of an epoch, each with the position behind it.
+
+        A position is (shards done, examples read of the next one, examples so far that `exclude` keeps).
+        """
+        shards = self._rng(SHARDS, epoch).permutation(self.source.num_shards).tolist()
+        whole_shards = len(shards) >= consumers
+        if whole_shards:
+            shards = shards[consumer::consumers]
+        first, offset, kept = start
+        for done, shard in enumerate(shards[first:], first):
+            for example in self.source.read(shard, offset):
+                offset += 1
+                if not self.source.keeps(example):
+                    continue
+                # Of each `consumers` examples in a row everyone takes one, drawn anew each epoch.
+                if whole_shards or self._turn(epoch, kept // consumers, consumers)[kept % consumers] == consumer:
+                    yield (done, offset, kept + 1), example
+                kept += 1
+            offset = 0
+
+    def _turn(self, epoch: int, group: int, consumers: int) -> np.ndarray:
+        return self._rng(SPLIT, epoch, group).permutation(consumers)
+
+    def _rng(self, *place: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *place])
+
+    def _share(self) -> tuple[int, int]:
+        worker = get_worker_info()
+        workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
+        return self.rank * workers + index, self.world * workers
+
+
+class ClipLoader:
+    """An endless iterator of batches that knows its position.
+
+    Yields `{"input_values": (B, T, mel bins) float32, "attention_mask": (B, T) int64}`. After `k` calls of `next`, the
+    state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read ahead.
+
+    Attributes:
+        skipped: name -> reason of every clip that could not be used so far.
+    """
+
+    def __init__(self, stream: ClipStream, num_workers: int):
+        self._loader = StatefulDataLoader(stream, batch_size=None, num_workers=num_workers)
+        self._batches = None
+        self._layout = {
+            "batch_size": stream.batch_size,
+            "seed": stream.seed,
+            "world_size": stream.world,
+            "rank": stream.rank,
+            "num_workers": num_workers,
+            "shuffle_buffer": stream.data.shuffle_buffer,
+            "num_shards": stream.source.num_shards,
+        }
+        self.skipped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        batch = next(self._batches)
+        for name, reason in batch.pop("skipped"):
+            if name not in self.skipped:
+                logger.warning("skipped %s: %s", name, reason)
+            self.skipped[name] = reason
+        return batch
+
+    def state_dict(self) -> dict:
+        """Position of this process in the stream: one file a rank."""
+        return {"layout": self._layout, "skipped": dict(self.skipped), "loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: where the loader it was taken from was built otherwise, so that no position would fit.
+        """
+        for key, value in self._layout.items():
+            if state["layout"].get(key) != value:
+                raise ValueError(f"the saved data position has {key}={state['layout'].get(key)}, this run has {value}.")
+        self.skipped = dict(state["skipped"])
+        self._batches = None
+        self._loader.load_state_dict(state["loader"])
+
+
+def build_loader(
+    data: DataArguments, feature_extractor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+) -> ClipLoader:
+    """Build the endless training loader of one process.
+
+    Args:
+        data: what to read and how.
+        feature_extractor: a `BridleFeatureExtractor`.
+        batch_size: clips in each batch of this process.
+        seed: with the same seed and layout, the batches are the same bit for bit.
+        rank, world_size: this process and how many there are; their examples are disjoint and together complete.
+
+    Raises:
+        ValueError: for a missing column or an empty dataset.
+    """
+    collate = TrainingCollator(data, feature_extractor)
+    stream = ClipStream(open_clips(data, feature_extractor), collate, data, batch_size, seed, rank, world_size)
+    return ClipLoader(stream, data.num_workers)
