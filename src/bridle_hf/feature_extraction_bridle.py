@@ -1,0 +1,372 @@
+"""Audio front-end of BRIDLE: Kaldi log-mel filter banks of mono clips, padded, masked and normalised."""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import TensorType, logging
+
+logger = logging.get_logger(__name__)
+
+WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
+PREEMPHASIS = 0.97
+LOWEST_HZ = 20.0
+FLOOR = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm, in every dtype
+INT16_SCALE = 32768.0
+LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
+
+
+def frame_count(num_samples: int, sampling_rate: int = 16000) -> int:
+    """Number of whole 25 ms windows, 10 ms apart, in `num_samples` samples; 0 where not one fits."""
+    window, hop = _window_and_hop(sampling_rate)
+    return 0 if num_samples < window else 1 + (num_samples - window) // hop
+
+
+def kaldi_fbank(waveforms: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int = 128) -> torch.Tensor:
+    """Log-mel filter bank energies as Kaldi computes them.
+
+    Equal to `torchaudio.compliance.kaldi.fbank(..., htk_compat=True, use_energy=False, window_type="hanning",
+    dither=0.0)`: 25 ms symmetric Hanning window every 10 ms, only windows that fit (snip_edges), the mean of each
+    window removed, pre-emphasis 0.97, power spectrum, triangular filters from 20 Hz to the Nyquist frequency, natural
+    logarithm above a floor of 1.19e-7. At 16 kHz, the lowest of 128 filters are narrower than the 31.25 Hz between
+    two DFT bins, and the fourth holds no bin at all: it stays at the floor, -15.94, as in Kaldi.
+
+    Args:
+        waveforms: (..., samples), float32 or float64, any device; BRIDLE's scale is [-1, 1].
+        sampling_rate: in Hz.
+        num_mel_bins: number of filters.
+
+    Returns:
+        (..., frames, num_mel_bins), dtype and device of `waveforms`, frames = `frame_count(samples, sampling_rate)`.
+
+    Raises:
+        ValueError: `waveforms` is neither float32 nor float64, or shorter than one window.
+    """
+    if waveforms.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"waveforms has dtype {waveforms.dtype}; kaldi_fbank takes float32 or float64.")
+    size, hop = _window_and_hop(sampling_rate)
+    if waveforms.shape[-1] < size:
+        raise ValueError(f"waveforms has {waveforms.shape[-1]} samples; one window takes {size}.")
+    window, filters = _window_and_filters(sampling_rate, num_mel_bins, waveforms.dtype, waveforms.device)
+
+    # The order of the next operations is Kaldi's and torchaudio's: bins far below the loudest one consist of rounding
+    # errors, and algebraically equal shortcuts (one pre-emphasis for the whole clip) end up 5e-3 apart on real clips.
+    frames = waveforms.unfold(-1, size, hop)  # (..., T, size)
+    frames = frames - frames.mean(-1, keepdim=True)
+    frames = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]  # the first sample is dropped: its window weight is 0
+    fft_size = 2 * (filters.shape[0] - 1)
+    frames = torch.nn.functional.pad(frames * window[1:], (1, fft_size - size))  # (..., T, fft_size)
+    spectrum = torch.fft.rfft(frames)
+    power = spectrum.real.square() + spectrum.imag.square()  # (..., T, fft_size / 2 + 1)
+    return (power @ filters).clamp(min=FLOOR).log()  # (..., T, num_mel_bins)
+
+
+def _window_and_hop(sampling_rate: int) -> tuple[int, int]:
+    return int(sampling_rate * WINDOW_SECONDS), int(sampling_rate * HOP_SECONDS)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # tables made inside inference mode could not be used by autograd later
+def _window_and_filters(
+    sampling_rate: int, num_mel_bins: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hanning window (size,) and mel filters (fft_size / 2 + 1, num_mel_bins), triangles on the mel axis.
+
+    The filters are computed in float32 as in Kaldi: a weight near zero is mostly rounding, and the logarithm shows it.
+    """
+    size, _ = _window_and_hop(sampling_rate)
+    window = torch.hann_window(size, periodic=False, dtype=dtype, device=device)
+
+    def mel(hertz: float) -> float:
+        return 1127.0 * math.log(1.0 + hertz / 700.0)
+
+    fft_size = 2 ** math.ceil(math.log2(size))
+    hertz = (sampling_rate / fft_size) * torch.arange(fft_size // 2, dtype=torch.float32, device="cpu")
+    bins = 1127.0 * (1.0 + hertz / 700.0).log()  # (fft_size / 2,)
+    width = (mel(sampling_rate / 2) - mel(LOWEST_HZ)) / (num_mel_bins + 1)
+    index = torch.arange(num_mel_bins, device="cpu")[:, None]
+    left, centre, right = (mel(LOWEST_HZ) + (index + shift) * width for shift in (0.0, 1.0, 2.0))  # (mel, 1)
+    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0.0)
+    filters = torch.nn.functional.pad(filters, (0, 1))  # Kaldi leaves the Nyquist bin out
+    return window, filters.T.contiguous().to(device, dtype)
+
+
+class BridleFeatureExtractor(SequenceFeatureExtractor):
+    """Turns mono clips into normalised log-mel frames: `input_values` and `attention_mask`.
+
+    Per clip: mean of the waveform removed, `kaldi_fbank`, (x - mean) / (2 std), padding with zeros after the
+    normalisation. A clip gives the same frames alone and in a padded batch.
+
+    Args:
+        num_mel_bins: mel filters, the width of `input_values`.
+        sampling_rate: the rate in Hz that clips must have; nothing is resampled.
+        max_length: frames (10 ms each) that `padding="max_length"` pads to and truncation cuts to. The paper uses 1024
+            for 10 s clips and 512 for ESC-50.
+        mean, std: of the log-mel values of the data; the defaults are AudioSet's (the paper's ESC-50 values are
+            -6.6268077 and 5.358466). `measure_mean_std` measures them.
+        do_normalize: False leaves the log-mel values as they are.
+        pad_to_multiple_of: frames of one patch. Padded lengths are multiples of it, and shorter clips are refused.
+        padding_value: what fills padded frames.
+        return_attention_mask: whether calls return `attention_mask` unless they say otherwise.
+
+    Raises:
+        ValueError: `std` is not positive, `max_length` is shorter than one patch or `padding_side` is not "right".
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+
+    def __init__(
+        self,
+        num_mel_bins: int = 128,
+        sampling_rate: int = 16000,
+        max_length: int = 1024,
+        mean: float = -4.4446096,
+        std: float = 3.3216383,
+        do_normalize: bool = True,
+        pad_to_multiple_of: int = 16,
+        padding_value: float = 0.0,
+        return_attention_mask: bool = True,
+        **kwargs,
+    ):
+        kwargs.pop("feature_size", None)  # written by `to_dict`; always `num_mel_bins`
+        super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if not std > 0:
+            raise ValueError(f"std is {std}; it takes a positive number, the deviation of the data's log-mel values.")
+        if self.padding_side != "right":
+            raise ValueError(f"padding_side is {self.padding_side!r}; clips are only padded on the 'right'.")
+        self.num_mel_bins = num_mel_bins
+        self.mean = float(mean)
+        self.std = float(std)
+        self.do_normalize = do_normalize
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.max_length = self._checked_max_length(max_length)
+        self.return_attention_mask = return_attention_mask
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = "max_length",
+        max_length: int | None = None,
+        truncation: bool = True,
+        return_tensors: str | TensorType | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> BatchFeature:
+        """Features of one clip or a batch of clips; the result always has a batch dimension.
+
+        Args:
+            raw_speech: one mono clip (array, tensor or list of floats), a list of clips, or an array or tensor
+                (B, samples). Scale: floats are samples in [-1, 1]; int16 is divided by 32768. Tensors are processed on
+                their own device. An array of shape (2, samples) is refused, since it may be a stereo clip; pass two
+                clips as a list.
+            sampling_rate: of `raw_speech` in Hz, to be checked against the extractor's.
+            padding: "max_length" pads to `max_length` frames; "longest" or True to the longest clip of the batch; both
+                then up to a multiple of `pad_to_multiple_of`. False or "do_not_pad" pads nothing.
+            max_length: frames; the extractor's `max_length` by default.
+            truncation: cut clips to their first `max_length` frames.
+            return_tensors: "pt", "np", or None for a list of numpy arrays, one a clip.
+            return_attention_mask: overrides the extractor's setting.
+
+        Returns:
+            `input_values` (B, frames, num_mel_bins) float32 and, if asked for, `attention_mask` (B, frames) int64: 1
+            for the 1 + (samples - 400) // 160 frames (at 16 kHz) a clip really has, 0 for padding.
+
+        Raises:
+            ValueError: wrong sampling rate; several channels; NaN or inf; samples that are neither int16 nor floats; an
+                empty clip or one shorter than a patch; unknown `padding`; a clip longer than `max_length` with
+                `padding="max_length"` and `truncation=False`; unequal lengths that cannot become one tensor.
+        """
+        self._check_sampling_rate(sampling_rate)
+        max_length = self.max_length if max_length is None else self._checked_max_length(max_length)
+        clips = _split(raw_speech)
+        names = ["raw_speech"] if len(clips) == 1 else [f"raw_speech[{i}]" for i in range(len(clips))]
+        # Clip by clip: no work is spent on padding, a clip's frames stay in the processor's cache, and a clip cannot
+        # depend on its neighbours.
+        features = [self._log_mel(c, n, max_length if truncation else None) for c, n in zip(clips, names, strict=True)]
+        lengths = [len(x) for x in features]
+        padded = self._padded_lengths(lengths, padding, max_length)
+        if return_tensors is not None and len(set(padded)) > 1:
+            raise ValueError(
+                f"padding is {padding!r} and the clips have {min(lengths)} to {max(lengths)} frames, so return_tensors="
+                f"{return_tensors!r} cannot stack them; use padding='longest' or return_tensors=None."
+            )
+
+        input_values, attention_mask = [], []
+        for x, length, total in zip(features, lengths, padded, strict=True):
+            values = x.new_full((total, self.num_mel_bins), self.padding_value)  # (frames, mel)
+            values[:length] = (x - self.mean) / (2 * self.std) if self.do_normalize else x
+            mask = torch.zeros(total, dtype=torch.int64, device=x.device)
+            mask[:length] = 1
+            input_values.append(values)
+            attention_mask.append(mask)
+        data = {"input_values": input_values}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            data["attention_mask"] = attention_mask
+        if return_tensors == "pt":
+            data = {key: torch.stack(rows) for key, rows in data.items()}
+        else:
+            data = {key: [row.cpu().numpy() for row in rows] for key, rows in data.items()}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
+        """Log-mel values (frames, mel) of one clip, before normalisation."""
+        clip = _as_waveform(raw_clip, name)
+        frames = frame_count(len(clip), self.sampling_rate)
+        window, hop = _window_and_hop(self.sampling_rate)
+        if frames < self.pad_to_multiple_of:
+            raise ValueError(
+                f"{name} has {len(clip)} samples; a clip takes at least "
+                f"{window + (self.pad_to_multiple_of - 1) * hop} samples at {self.sampling_rate} Hz, the "
+                f"{self.pad_to_multiple_of} frames of one patch."
+            )
+        low, high = (bound.item() for bound in clip.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name} contains NaN or inf; a clip takes finite samples only.")
+        if max(-low, high) > LOUD:
+            logger.warning_once(
+                f"{name} peaks at {max(-low, high):.0f}: float samples are taken to be in [-1, 1]. "
+                "Pass int16 samples as int16, or divide them by 32768."
+            )
+        clip = clip - clip.mean()
+        if max_frames is not None and frames > max_frames:
+            clip = clip[: window + (max_frames - 1) * hop]
+        return kaldi_fbank(clip, self.sampling_rate, self.num_mel_bins)
+
+    def _padded_lengths(self, lengths: list[int], padding: bool | str, max_length: int) -> list[int]:
+        if padding is False or padding == "do_not_pad":
+            return lengths
+        if padding is True or padding == "longest":
+            total = max(lengths)
+        elif padding == "max_length":
+            total = max_length
+            if max(lengths) > total:
+                raise ValueError(
+                    f"raw_speech has a clip of {max(lengths)} frames, more than max_length={total}; use "
+                    "truncation=True or padding='longest'."
+                )
+        else:
+            raise ValueError(
+                f"padding is {padding!r}; it takes 'max_length', 'longest' (or True) or 'do_not_pad' (or False)."
+            )
+        return [math.ceil(total / self.pad_to_multiple_of) * self.pad_to_multiple_of] * len(lengths)
+
+    def _checked_max_length(self, max_length: int) -> int:
+        if max_length < self.pad_to_multiple_of:
+            raise ValueError(
+                f"max_length is {max_length}; it takes at least {self.pad_to_multiple_of} frames, one patch."
+            )
+        return max_length
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning(
+                f"It is strongly recommended to pass the `sampling_rate` argument to `{type(self).__name__}()`. "
+                "Failing to do so can result in silent errors that might be hard to debug."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"sampling_rate is {sampling_rate}; this extractor takes clips at {self.sampling_rate} Hz: resample "
+                "them first."
+            )
+
+
+def _split(raw_speech: Any) -> list:
+    """The clips of what a user may pass: one clip, a list of clips, an array (B, samples)."""
+    if isinstance(raw_speech, list | tuple):
+        if len(raw_speech) == 0:
+            raise ValueError("raw_speech is an empty list; it takes a clip or a list of clips.")
+        first = raw_speech[0]
+        is_sample = isinstance(first, Real) or getattr(first, "ndim", 1) == 0
+        return [raw_speech] if is_sample else list(raw_speech)
+    if not isinstance(raw_speech, np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"raw_speech is a {type(raw_speech).__name__}; it takes an array, a tensor, a list of floats or a list of "
+            "clips."
+        )
+    if raw_speech.ndim < 2:
+        return [raw_speech]
+    shape = tuple(raw_speech.shape)
+    if raw_speech.ndim == 2 and (shape[0] == 2 or 0 < shape[1] <= 8):
+        raise ValueError(
+            f"raw_speech has shape {shape}, which looks like a stereo clip; it takes mono: average the channels, or "
+            "pass several clips as a list."
+        )
+    if shape[0] == 0:
+        raise ValueError(f"raw_speech has shape {shape}, an empty batch; it takes at least one clip.")
+    return list(raw_speech)
+
+
+def _as_waveform(clip: Any, name: str) -> torch.Tensor:
+    """One clip as a float32 tensor (samples,) in [-1, 1]."""
+    if not isinstance(clip, torch.Tensor):
+        array = np.asarray(clip)
+        if array.dtype.kind == "f" or array.size == 0:
+            array = np.require(array, np.float32, ["C", "W"])  # torch takes no reversed, foreign or read-only memory
+        elif array.dtype.kind == "i" and array.dtype.itemsize == 2:
+            array = np.require(array, np.int16, ["C", "W"])
+        else:
+            raise ValueError(f"{name} has dtype {array.dtype}; a clip takes int16 samples or floats in [-1, 1].")
+        clip = torch.from_numpy(array)
+    if clip.ndim == 2 and clip.shape[0] == 1:
+        clip = clip[0]
+    if clip.ndim != 1:
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}; a clip is mono, (samples,): average the channels.")
+    if clip.numel() == 0:
+        raise ValueError(f"{name} is empty; a clip takes samples.")
+    if clip.dtype == torch.int16:
+        return clip.float() / INT16_SCALE
+    if not clip.dtype.is_floating_point:
+        raise ValueError(f"{name} has dtype {clip.dtype}; a clip takes int16 samples or floats in [-1, 1].")
+    return clip.float()
+
+
+@torch.no_grad()
+def measure_mean_std(
+    clips: Iterable,
+    feature_extractor: BridleFeatureExtractor | None = None,
+    sampling_rate: int | None = None,
+    progress: bool = False,
+) -> tuple[float, float]:
+    """Mean and (population) standard deviation of the log-mel values of a dataset, one clip in memory at a time.
+
+    Every valid bin of every clip counts once; padding never does, and frames past the extractor's `max_length` do not.
+
+    Args:
+        clips: waveforms as `BridleFeatureExtractor` takes them, or log-mel features (frames, num_mel_bins) that were
+            not normalised and hold no padding.
+        feature_extractor: supplies everything but mean and std; the default one otherwise.
+        sampling_rate: of the waveforms in Hz.
+        progress: show a bar.
+
+    Returns:
+        (mean, std), for `BridleFeatureExtractor(mean=mean, std=std)`.
+
+    Raises:
+        ValueError: `clips` is empty, or a clip is not what the extractor takes.
+    """
+    extractor = BridleFeatureExtractor() if feature_extractor is None else feature_extractor
+    if sampling_rate is not None:
+        extractor._check_sampling_rate(sampling_rate)
+    count, total, squares = 0, 0.0, 0.0
+    for i, clip in enumerate(logging.tqdm(clips, disable=not progress, unit="clip")):
+        if getattr(clip, "ndim", 1) == 2 and clip.shape[1] == extractor.num_mel_bins:
+            features = torch.as_tensor(clip)[: extractor.max_length]
+        else:
+            features = extractor._log_mel(clip, f"clips[{i}]", extractor.max_length)
+        features = features.double()
+        count += features.numel()
+        total += features.sum().item()
+        squares += features.square().sum().item()
+    if count == 0:
+        raise ValueError("clips is empty; it takes at least one clip.")
+    mean = total / count
+    return mean, math.sqrt(max(squares / count - mean**2, 0.0))
+
+
+__all__ = ["BridleFeatureExtractor", "frame_count", "kaldi_fbank", "measure_mean_std"]
