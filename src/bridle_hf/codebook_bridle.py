@@ -1,0 +1,308 @@
+"""One codebook as named state: nearest code, EMA (paper eq. 9-13), k-means, dead code reset; collectives and checks.
+
+All state lives in float32 buffers. Methods are pure unless their name ends with an underscore.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+# An unused code starts with this share of the mean count: not zero, or eq. 11-13 would throw it to the origin (or, with
+# m_0 = c_0, to 10^5 times its size), but low enough for the next reset to find it.
+UNUSED_SHARE = 0.01
+
+UPDATE_RULES = ("counts", "blend", "blend_unit")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Collectives: the identity where there is a single process
+# ---------------------------------------------------------------------------------------------------------------------
+def world_size() -> int:
+    """Number of processes, 1 where torch.distributed is missing or not started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first_process() -> bool:
+    return world_size() == 1 or dist.get_rank() == 0
+
+
+def all_reduce_sum_(tensor):
+    """Replaces `tensor` by its sum over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor, source: int = 0):
+    """Replaces `tensor` by what process `source` holds."""
+    if world_size() > 1:
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def gather_rows(rows):
+    """Rows of all processes, in process order; each process may bring another number of them, also none.
+
+    Args:
+        rows: (n, d) of this process.
+
+    Returns:
+        (sum of n, d), the same on every process.
+    """
+    if world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(count) for count in counts]
+    padded = rows.new_zeros(max(counts), rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks and precision
+# ---------------------------------------------------------------------------------------------------------------------
+def float32_island(z):
+    """Autocast off for the device of `z`."""
+    return torch.autocast(device_type=z.device.type, enabled=False)
+
+
+def check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, must be one of {', '.join(choices)}")
+
+
+def check_vectors(z, dim):
+    if z.ndim < 1 or z.shape[-1] != dim or not z.is_floating_point():
+        raise ValueError(f"z is {tuple(z.shape)} {z.dtype}, must be floating point with last dimension {dim}")
+
+
+def check_finite(name, tensor):
+    if not torch.isfinite(tensor.sum()):  # one reduction: any NaN or inf survives the sum
+        raise ValueError(f"{name} holds NaN or inf, must be finite")
+
+
+def check_codes(codes, num_codebooks, num_codes):
+    if codes.ndim < 1 or codes.shape[-1] != num_codebooks or codes.is_floating_point() or codes.dtype == torch.bool:
+        got = f"{tuple(codes.shape)} {codes.dtype}"
+        raise ValueError(f"codes is {got}, must be integer with last dimension {num_codebooks}")
+    if codes.numel() > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < num_codes:
+        raise ValueError(f"codes is in [{codes.min()}, {codes.max()}], must be in [0, {num_codes - 1}]")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pure functions on (n, d) rows and (K, d) codes
+# ---------------------------------------------------------------------------------------------------------------------
+def code_scores(rows, codes):
+    """Squared Euclidean distance less |row|^2, which does not change the order of the codes: (n, K)."""
+    return torch.addmm(codes.square().sum(-1), rows, codes.t(), alpha=-2)
+
+
+def nearest_codes(rows, codes):
+    """Index of the nearest code of every row, the first of equals: (n,) int64."""
+    return code_scores(rows, codes).min(-1).indices  # min with indices is twice as fast as argmin on CPU
+
+
+def code_statistics(rows, index, num_codes, weight=None):
+    """Count n_i and input sum l_i of every code (paper eq. 9).
+
+    Args:
+        rows: (n, d) vectors the codes were searched for.
+        index: (n,) their codes.
+        weight: (n,) 1 for a valid row, 0 for padding; None where all are valid.
+
+    Returns:
+        counts (K,) and sums (K, d), float32.
+    """
+    if weight is None:
+        weight = rows.new_ones(len(rows))
+    else:
+        rows = rows * weight[:, None]
+    counts = rows.new_zeros(num_codes).index_add_(0, index, weight)
+    sums = rows.new_zeros(num_codes, rows.shape[1]).index_add_(0, index, rows)
+    return counts, sums
+
+
+def sample_rows(rows, count, generator=None):
+    """`count` different rows, drawn with `generator` (of any device) or the default one of the CPU."""
+    device = generator.device if generator is not None else "cpu"
+    index = torch.randperm(len(rows), generator=generator, device=device)[:count]
+    return rows[index.to(rows.device)]
+
+
+def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
+    """Lloyd's algorithm from a seeded sample of the rows. A cluster without rows is moved to the row farthest from its
+    own centre, so that every code starts where there is data.
+
+    Args:
+        rows: (n, d), n >= num_codes.
+        cosine: centres are scaled to length 1 after each step (spherical k-means, as in the reference code).
+
+    Returns:
+        (num_codes, d) centres.
+    """
+    unit = (lambda x: F.normalize(x, dim=-1)) if cosine else (lambda x: x)
+    rows = unit(rows)
+    centres = sample_rows(rows, num_codes, generator)
+    for _ in range(iterations):
+        scores, index = code_scores(rows, centres).min(-1)
+        counts, sums = code_statistics(rows, index, num_codes)
+        centres = unit(sums / counts.clamp(min=1)[:, None])
+        empty = (counts == 0).nonzero()[:, 0]
+        if len(empty) > 0:
+            distance = scores + rows.square().sum(-1)
+            centres[empty] = rows[distance.topk(len(empty)).indices]
+    return centres
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+# ---------------------------------------------------------------------------------------------------------------------
+class Codebook(nn.Module):
+    """K codes of dimension d with their exponential moving averages.
+
+    Buffers, all float32: `embed` (K, d) codes c, `embed_sum` (K, d) averaged input sums m, `cluster_size` (K,) averaged
+    counts N, `initialized` () 1 once set from data. Before that the codes are uniform in [-1, 1], the same in every
+    process and at every construction.
+
+    Args:
+        num_codes: K.
+        dim: d.
+        decay: g of eq. 10 and 12.
+        epsilon: eps of eq. 11, keeps a division by a zero count finite.
+        rule: how `update_` moves the codes. "counts": c = m / N^ (paper eq. 9-13). "blend": c <- g c + (1 - g) l2(l / n),
+            codes without input stay (reference code, residual). "blend_unit": the same, then scaled to length 1
+            (reference code, single codebook).
+        seed: of the codes before any data.
+    """
+
+    def __init__(self, num_codes, dim, *, decay=0.99, epsilon=1e-5, rule="counts", seed=0):
+        super().__init__()
+        if rule not in UPDATE_RULES:
+            raise ValueError(f"rule is {rule!r}, must be one of {', '.join(UPDATE_RULES)}")
+        self.num_codes, self.dim = num_codes, dim
+        self.decay, self.epsilon, self.rule, self.seed = decay, epsilon, rule, seed
+        # An explicit dtype: float32 then survives loading in bfloat16.
+        self.register_buffer("embed", torch.empty(num_codes, dim, dtype=torch.float32))
+        self.register_buffer("embed_sum", torch.empty(num_codes, dim, dtype=torch.float32))
+        self.register_buffer("cluster_size", torch.empty(num_codes, dtype=torch.float32))
+        self.register_buffer("initialized", torch.empty((), dtype=torch.float32))
+        if not self.embed.is_meta:
+            for name, value in self.default_state().items():
+                getattr(self, name).copy_(value)
+
+    def default_state(self):
+        """Name -> tensor of the state before any data, on the CPU, equal at every call."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        embed = torch.rand(self.num_codes, self.dim, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1
+        ones = torch.ones(self.num_codes, dtype=torch.float32, device="cpu")
+        zero = torch.zeros((), dtype=torch.float32, device="cpu")
+        return {"embed": embed, "embed_sum": embed.clone(), "cluster_size": ones, "initialized": zero}
+
+    def extra_repr(self):
+        return f"{self.num_codes}, {self.dim}, decay={self.decay}, rule={self.rule!r}"
+
+    def nearest(self, rows):
+        """(n, d) -> (n,) int64 index of the nearest code by Euclidean distance."""
+        return nearest_codes(rows, self.embed)
+
+    def soft_nearest(self, rows, k):
+        """The k nearest codes and weights that fall with the inverse squared distance and sum to 1.
+
+        A row that lies on a code gives it all the weight, whatever the scale of the codes.
+
+        Returns:
+            index (n, k) int64, nearest first, and weights (n, k).
+        """
+        scores, index = code_scores(rows, self.embed).topk(k, largest=False)
+        distance = scores + rows.square().sum(-1, keepdim=True)
+        floor = torch.finfo(distance.dtype).eps * rows.square().sum(-1, keepdim=True).clamp(min=1)
+        inverse = 1 / torch.maximum(distance, floor)  # rounding can leave a distance just below zero
+        return index, inverse / inverse.sum(-1, keepdim=True)
+
+    def averaged(self, counts, sums):
+        """State after one step on counts n (K,) and input sums l (K, d), without writing it.
+
+        Returns:
+            embed (K, d), embed_sum (K, d), cluster_size (K,).
+        """
+        decay = self.decay
+        cluster_size = decay * self.cluster_size + (1 - decay) * counts  # eq. 10
+        if self.rule == "counts":
+            embed_sum = decay * self.embed_sum + (1 - decay) * sums  # eq. 12
+            total = cluster_size.sum()
+            smoothed = (cluster_size + self.epsilon) * total / (total + self.num_codes * self.epsilon)  # eq. 11
+            return embed_sum / smoothed[:, None], embed_sum, cluster_size  # eq. 13
+        moved = decay * self.embed + (1 - decay) * F.normalize(sums, dim=-1)  # the direction of l is that of l / n
+        embed = torch.where((counts > 0)[:, None], moved, self.embed)
+        if self.rule == "blend_unit":
+            embed = F.normalize(embed, dim=-1)
+        return embed, embed * cluster_size[:, None], cluster_size
+
+    @torch.no_grad()
+    def update_(self, counts, sums):
+        """One EMA step on counts (K,) and sums (K, d) that are already summed over processes."""
+        embed, embed_sum, cluster_size = self.averaged(counts, sums)
+        self.embed.copy_(embed)
+        self.embed_sum.copy_(embed_sum)
+        self.cluster_size.copy_(cluster_size)
+
+    @torch.no_grad()
+    def set_(self, embed, cluster_size):
+        """Takes codes c_0 (K, d) with N_0 = cluster_size (K,) and m_0 = N_0 c_0: the EMA starts at the codes."""
+        self.embed.copy_(embed)
+        self.cluster_size.copy_(cluster_size)
+        self.embed_sum.copy_(self.embed * self.cluster_size[:, None])
+        self.initialized.fill_(1)
+
+    @torch.no_grad()
+    def initialize_(self, rows, method, *, iterations=10, generator=None):
+        """Sets the codes from rows (n, d), n >= K; N_0 is the number of rows of each code.
+
+        Args:
+            method: "kmeans", "sample" (K of the rows) or "uniform" in [-1, 1].
+            iterations: of k-means; the metric is cosine for the blend rules, else Euclidean.
+        """
+        if method == "kmeans":
+            embed = kmeans(rows, self.num_codes, iterations, cosine=self.rule != "counts", generator=generator)
+        elif method == "sample":
+            embed = sample_rows(rows, self.num_codes, generator)
+        else:
+            device = generator.device if generator is not None else "cpu"
+            embed = torch.rand(self.num_codes, self.dim, generator=generator, device=device).to(rows) * 2 - 1
+        counts = nearest_codes(rows, embed).bincount(minlength=self.num_codes).to(rows)
+        self.set_(embed, counts.clamp(min=UNUSED_SHARE * len(rows) / self.num_codes))
+
+    @torch.no_grad()
+    def reset_dead_(self, rows, threshold, generator=None):
+        """Moves codes with N < threshold * mean(N) to random rows (n, d); with too few rows the emptiest codes first.
+
+        N of a moved code is its number of rows, scaled to the total of N and at least the threshold; m = N c.
+
+        Returns:
+            int, how many codes were moved.
+        """
+        limit = threshold * self.cluster_size.mean()
+        order = self.cluster_size.argsort()
+        dead = order[self.cluster_size[order] < limit][: len(rows)]
+        if len(dead) == 0:
+            return 0
+        scale = self.cluster_size.sum() / len(rows)
+        embed, cluster_size = self.embed.clone(), self.cluster_size.clone()
+        embed[dead] = sample_rows(rows, len(dead), generator)
+        counts = nearest_codes(rows, embed).bincount(minlength=self.num_codes).to(rows)
+        cluster_size[dead] = torch.maximum(counts[dead] * scale, limit)
+        embed_sum = self.embed_sum.clone()
+        embed_sum[dead] = embed[dead] * cluster_size[dead, None]
+        self.embed.copy_(embed)
+        self.embed_sum.copy_(embed_sum)
+        self.cluster_size.copy_(cluster_size)
+        return len(dead)
+
+    def broadcast_(self):
+        """Takes the state of the first process."""
+        for buffer in self.buffers(recurse=False):
+            broadcast_(buffer)
