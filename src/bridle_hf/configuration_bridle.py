@@ -1,0 +1,313 @@
+"""Configuration of BRIDLE: one grid, four parts (encoder, tokenizer, decoder, estimator), one quantizer."""
+
+from math import prod
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+# What the paper prescribes for each kind of input (DESIGN section 1; arXiv 2502.02118, section 4 and appendix C).
+MODALITY_DEFAULTS = {
+    "audio": {
+        "input_size": (1024, 128),
+        "patch_size": (16, 16),
+        "num_channels": 1,
+        "decoder_type": "swin",
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 16,
+        "decoder_num_attention_heads": 16,
+        "estimator_num_hidden_layers": 3,
+        "mask_ratio": 0.8,
+        "mask_type": "random",
+        "use_cls_token": True,
+        "position_layout": "grid",
+    },
+    "image": {
+        "input_size": (224, 224),
+        "patch_size": (16, 16),
+        "num_channels": 3,
+        "decoder_type": "swin",
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 16,
+        "decoder_num_attention_heads": 16,
+        "estimator_num_hidden_layers": 3,
+        "mask_ratio": 0.8,
+        "mask_type": "random",
+        "use_cls_token": True,
+        "position_layout": "grid",
+    },
+    "video": {
+        "input_size": (16, 224, 224),
+        "patch_size": (2, 16, 16),
+        "num_channels": 3,
+        "decoder_type": "plain",
+        "decoder_hidden_size": 384,
+        "decoder_num_hidden_layers": 4,
+        "decoder_num_attention_heads": 6,
+        "estimator_num_hidden_layers": 4,
+        "mask_ratio": 0.9,
+        "mask_type": "tube",
+        "use_cls_token": True,
+        "position_layout": "grid",
+    },
+}
+
+# Where the reference code departs from the paper (DESIGN section 2). `preset="official"` fills in the code's choice.
+OFFICIAL_OVERRIDES = {
+    "audio": {"position_layout": "wrapped"},
+    "image": {"decoder_type": "plain"},
+    "video": {"position_layout": "flat", "use_cls_token": False},
+}
+QUANTIZER_PRESETS = {
+    "default": {"normalize": "once", "ema_mode": "counts"},
+    "official": {"normalize": "per_stage", "ema_mode": "official"},
+}
+
+CHOICES = {
+    "preset": ("default", "official"),
+    "modality": ("audio", "image", "video"),
+    "decoder_type": ("swin", "plain"),
+    "mask_type": ("random", "2d", "tube"),
+    "position_layout": ("grid", "wrapped", "flat", "table"),
+    "pooling": ("mean", "cls"),
+}
+QUANTIZER_CHOICES = {
+    "preset": ("default", "official"),
+    "type": ("residual", "vector", "random_projection"),
+    "ema_mode": ("counts", "official"),
+    "normalize": ("once", "per_stage", "none"),
+    "codebook_init": ("kmeans", "uniform", "sample"),
+    "reset": ("first_batch", "periodic", "never"),
+}
+
+
+def _check_choices(config, choices):
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"`{name}` is {getattr(config, name)!r}; it takes one of {', '.join(map(repr, allowed))}.")
+
+
+def _check_positive(config, names):
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` is {getattr(config, name)}; it takes a whole number of at least 1.")
+
+
+@strict
+class BridleQuantizerConfig(PreTrainedConfig):
+    r"""
+    The quantizer inside the tokenizer.
+
+    Args:
+        type (`str`): `"residual"` (RQ, the paper's), `"vector"` (one codebook, the baseline) or `"random_projection"`
+            (frozen codebooks, as BEST-RQ).
+        num_codebooks (`int`): M, the codes of one patch. `"vector"` takes 1.
+        codebook_size (`int`): K, the codes of one codebook.
+        codebook_dim (`int`): d, the width of a code.
+        normalize (`str`): `"once"` scales z to unit length before the first stage, `"per_stage"` searches with the unit
+            length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
+        ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
+        ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
+        commitment_weight (`float`): beta of eq. 5.
+        codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
+        kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run and the vectors it gathers.
+        reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
+        reset_interval (`int`), reset_threshold (`float`): every how many steps, and below which share of the mean count.
+        soft_codes (`int`): 0 for the nearest code, k for a distance-weighted mean of the k nearest.
+        preset (`str`): `"default"` or `"official"`: what `normalize` and `ema_mode` are when left out.
+    """
+
+    model_type = "bridle_quantizer"
+    base_config_key = "quantizer_config"
+
+    type: str = "residual"
+    num_codebooks: int | None = None
+    codebook_size: int | None = None
+    codebook_dim: int = 256
+    normalize: str | None = None
+    ema_mode: str | None = None
+    ema_decay: float | int = 0.99
+    ema_epsilon: float | int = 1e-5
+    commitment_weight: float | int = 0.25
+    codebook_init: str = "kmeans"
+    kmeans_iterations: int = 10
+    kmeans_samples_per_code: int = 64
+    reset: str = "first_batch"
+    reset_interval: int = 100
+    reset_threshold: float | int = 0.1
+    soft_codes: int = 0
+    preset: str = "default"
+
+    def __post_init__(self, **kwargs):
+        for name, value in QUANTIZER_PRESETS.get(self.preset, {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        # The paper's sizes: RQ 4 x 256, VQ 1 x 1024.
+        if self.num_codebooks is None:
+            self.num_codebooks = 1 if self.type == "vector" else 4
+        if self.codebook_size is None:
+            self.codebook_size = 1024 if self.type == "vector" else 256
+        super().__post_init__(**kwargs)
+
+    def validate_quantizer(self):
+        _check_choices(self, QUANTIZER_CHOICES)
+        _check_positive(self, ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval"))
+        if self.type == "vector" and self.num_codebooks != 1:
+            raise ValueError(f"`num_codebooks` is {self.num_codebooks}; a quantizer of type 'vector' takes 1.")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; it takes a number between 0 and 1.")
+        if not 0 <= self.soft_codes <= self.codebook_size:
+            raise ValueError(f"`soft_codes` is {self.soft_codes}; it takes 0 (off) to `codebook_size`.")
+
+
+@strict
+class BridleConfig(PreTrainedConfig):
+    r"""
+    Configuration of every BRIDLE model. `modality` picks the paper's defaults; each field can be set on its own.
+
+    Args:
+        modality (`str`): `"audio"`, `"image"` or `"video"`.
+        preset (`str`): `"default"` (the paper, read sensibly) or `"official"` (the reference code as it runs).
+        input_size (`tuple[int]`): (frames, mel bins), (height, width) or (frames, height, width). Inputs of another size
+            work wherever `patch_size` divides them: positions are computed from the grid.
+        patch_size (`tuple[int]`): size of one patch along the same axes.
+        num_channels (`int`): input channels.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder, ViT-B by default.
+            `intermediate_size` is four times `hidden_size` when left out.
+        drop_path_rate (`float`): stochastic depth of the last encoder layer, growing linearly with depth.
+        use_cls_token (`bool`): whether a CLS token goes through the encoder with the patches.
+        position_layout (`str`): `"grid"` sin-cos of the true grid; `"wrapped"` the reference code's audio table;
+            `"flat"` sin-cos of the patch number (reference video); `"table"` a stored table per part.
+        decoder_type (`str`): `"swin"` or `"plain"`.
+        decoder_window_size, decoder_shift_size (`tuple[int]`): the Swin window and the shift of every other block.
+        estimator_hidden_size (`int`): width of the estimator, `hidden_size` when left out.
+        mask_ratio (`float`), mask_type (`str`): share of masked patches; `"random"`, `"2d"` (whole rows and columns of
+            the grid) or `"tube"` (the same places in every frame).
+        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and lambda_cos of eq. 6 in the tokenizer loss.
+        joint_tokenizer_weight (`float`): alpha of eq. 8.
+        cold_start (`bool`): the tokenizer is the frozen random projection of iteration 1; `BridleTokenizer.reset_` ends it.
+        cold_start_positions (`bool`): whether positions are added before that projection (the reference code does).
+        pooling (`str`): `"mean"` over patches or `"cls"`.
+        classifier_mask_ratio (`tuple[float]`): share of rows and columns of the grid hidden while a classifier trains.
+        quantizer_config (`dict` or `BridleQuantizerConfig`): the quantizer.
+    """
+
+    model_type = "bridle"
+    sub_configs_defaults = {"quantizer_config": BridleQuantizerConfig}
+
+    modality: str = "audio"
+    preset: str = "default"
+    input_size: list[int] | tuple[int, ...] | None = None
+    patch_size: list[int] | tuple[int, ...] | None = None
+    num_channels: int | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
+    use_cls_token: bool | None = None
+    position_layout: str | None = None
+    decoder_type: str | None = None
+    decoder_hidden_size: int | None = None
+    decoder_num_hidden_layers: int | None = None
+    decoder_num_attention_heads: int | None = None
+    decoder_window_size: list[int] | tuple[int, ...] = (4, 4)
+    decoder_shift_size: list[int] | tuple[int, ...] = (2, 0)
+    estimator_hidden_size: int | None = None
+    estimator_num_hidden_layers: int | None = None
+    estimator_num_attention_heads: int | None = None
+    mask_ratio: float | int | None = None
+    mask_type: str | None = None
+    codebook_loss_weight: float | int = 1.0
+    cosine_loss_weight: float | int = 1.0
+    joint_tokenizer_weight: float | int = 0.5
+    cold_start: bool = True
+    cold_start_positions: bool | None = None
+    pooling: str = "mean"
+    classifier_mask_ratio: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
+    quantizer_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        defaults = dict(MODALITY_DEFAULTS.get(self.modality, {}))
+        if self.preset == "official":
+            defaults.update(OFFICIAL_OVERRIDES.get(self.modality, {}))
+        defaults["intermediate_size"] = 4 * self.hidden_size
+        defaults["estimator_hidden_size"] = self.hidden_size
+        defaults["estimator_num_attention_heads"] = self.num_attention_heads
+        defaults["cold_start_positions"] = self.preset == "official"
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not isinstance(self.quantizer_config, PreTrainedConfig):
+            self.quantizer_config = BridleQuantizerConfig(**{"preset": self.preset, **(self.quantizer_config or {})})
+        super().__post_init__(**kwargs)
+
+    def validate_bridle(self):
+        _check_choices(self, CHOICES)
+        _check_positive(self, ("hidden_size", "num_hidden_layers", "num_channels", "decoder_num_hidden_layers"))
+        if len(self.input_size) != len(self.patch_size):
+            raise ValueError(
+                f"`patch_size` is {tuple(self.patch_size)} and `input_size` {tuple(self.input_size)}; "
+                "they take one number per axis of the input each."
+            )
+        if any(p < 1 or s < p or s % p for s, p in zip(self.input_size, self.patch_size, strict=True)):
+            raise ValueError(
+                f"`patch_size` {tuple(self.patch_size)} does not divide `input_size` {tuple(self.input_size)}."
+            )
+        for part in ("", "decoder_", "estimator_"):
+            size, heads = getattr(self, part + "hidden_size"), getattr(self, part + "num_attention_heads")
+            if size % heads:
+                raise ValueError(
+                    f"`{part}hidden_size` {size} is not a multiple of `{part}num_attention_heads` {heads}."
+                )
+            if self.position_layout != "table" and size % (2 * len(self.patch_size)):
+                raise ValueError(
+                    f"`{part}hidden_size` is {size}; sin-cos positions on a {len(self.patch_size)}-D grid take a "
+                    f"multiple of {2 * len(self.patch_size)}."
+                )
+        for name in ("decoder_window_size", "decoder_shift_size"):
+            if self.decoder_type == "swin" and len(getattr(self, name)) != len(self.patch_size):
+                raise ValueError(
+                    f"`{name}` is {tuple(getattr(self, name))}; it takes {len(self.patch_size)} numbers, one per axis."
+                )
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` is {self.mask_ratio}; it takes a number between 0 and 1.")
+        if self.mask_type == "tube" and len(self.patch_size) != 3:
+            raise ValueError("`mask_type` is 'tube'; that takes a (frames, height, width) grid. Use 'random' or '2d'.")
+        if any(not 0 <= r < 1 for r in self.classifier_mask_ratio):
+            raise ValueError(f"`classifier_mask_ratio` is {self.classifier_mask_ratio}; it takes numbers in [0, 1).")
+        if self.pooling == "cls" and not self.use_cls_token:
+            raise ValueError("`pooling` is 'cls' but `use_cls_token` is False; use pooling='mean'.")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis of an input of `input_size`."""
+        return tuple(s // p for s, p in zip(self.input_size, self.patch_size, strict=True))
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an input of `input_size`."""
+        return prod(self.grid)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch."""
+        return prod(self.patch_size) * self.num_channels
+
+    def to_dict(self):
+        # transformers writes a (slow, fast) pair into `auto_map` for every class whose name contains "Tokenizer" and
+        # cannot load it again; ours is a model, so the one name that is there is meant.
+        output = super().to_dict()
+        if isinstance(output.get("auto_map"), dict):
+            output["auto_map"] = {
+                key: value if isinstance(value, str) else next(name for name in value if name)
+                for key, value in output["auto_map"].items()
+            }
+        return output
+
+
+__all__ = ["BridleConfig", "BridleQuantizerConfig"]

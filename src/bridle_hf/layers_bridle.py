@@ -1,0 +1,398 @@
+"""Building blocks over a grid of patches: positions, patch embedding, ViT layers and Swin layers."""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sincos(position, width):
+    """(n,) positions -> (n, width): [sin, cos] of position / 10000^(i / (width / 2))."""
+    half = width // 2
+    rate = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=position.device) / half)
+    angle = position.to(torch.float32)[:, None] * rate  # (n, width / 2)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def grid_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
+    """Sin-cos table of a grid, patches numbered row-major.
+
+    The width is shared equally by the axes, last axis first; what does not divide is zero.
+
+    Returns:
+        `torch.Tensor` of shape (N, width), float32.
+    """
+    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
+    share = width // (2 * len(grid)) * 2
+    table = torch.cat([_sincos(axis.flatten(), share) for axis in reversed(axes)], dim=1)  # (N, share * axes)
+    return F.pad(table, (0, width - table.shape[1]))
+
+
+def wrapped_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
+    """The reference code's audio table: made for (mel, time) and read in (time, mel) order, so its rows wrap."""
+    return grid_positions(tuple(reversed(grid)), width, device)
+
+
+def flat_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
+    """The reference code's video table: sin and cos of the patch number in turn. (N, width), float32."""
+    number = torch.arange(prod(grid), dtype=torch.float32, device=device)
+    rate = 10000.0 ** (-2 * torch.arange(width // 2, dtype=torch.float32, device=device) / width)
+    angle = number[:, None] * rate  # (N, width / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+POSITION_TABLES = {"grid": grid_positions, "wrapped": wrapped_positions, "flat": flat_positions}
+
+
+class BridlePositions(nn.Module):
+    """Position embeddings of one part of the model, computed from the grid at hand or read from a stored table.
+
+    A stored table (`position_layout="table"`) belongs to `config.grid`; a shorter input takes its first rows.
+    """
+
+    def __init__(self, config, width: int):
+        super().__init__()
+        self.layout = config.position_layout
+        self.width = width
+        self.table_grid = tuple(config.grid)
+        if self.layout == "table":
+            # A buffer: loading a checkpoint would make a frozen parameter trainable again.
+            self.register_buffer("table", self.default_table())
+
+    def default_table(self) -> torch.Tensor:
+        return grid_positions(self.table_grid, self.width)  # (N, width)
+
+    def forward(self, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """(1, N, width) in the dtype and on the device of `like`."""
+        if self.layout != "table":
+            table = POSITION_TABLES[self.layout](grid, self.width, like.device)
+        elif grid[1:] == self.table_grid[1:] and grid[0] <= self.table_grid[0]:
+            table = self.table[: prod(grid)]
+        else:
+            raise ValueError(
+                f"The input has a grid of {grid} patches but the stored position table is for {self.table_grid}; "
+                "it takes inputs of that size or shorter along the first axis."
+            )
+        return table.to(device=like.device, dtype=like.dtype)[None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class BridlePatchEmbeddings(nn.Module):
+    """Cut an input into patches and project each, patches numbered row-major.
+
+    Patches do not overlap, so the convolution of the paper is a matrix product over the numbers of a patch, and masked
+    patches need not be projected at all.
+
+    Inputs as users hold them: audio (B, frames, mel), images (B, C, H, W), videos (B, T, C, H, W).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_size = tuple(config.patch_size)
+        self.num_channels = config.num_channels
+        self.name, self.layout, self.channel_dim = {
+            "audio": ("input_values", "(batch, frames, mel bins)", None),
+            "image": ("pixel_values", "(batch, channels, height, width)", 1),
+            "video": ("pixel_values", "(batch, frames, channels, height, width)", 2),
+        }[config.modality]
+        self.projection = nn.Linear(config.patch_dim, config.hidden_size)
+
+    def grid(self, values: torch.Tensor) -> tuple[int, ...]:
+        """Patches along each axis of an input.
+
+        Raises:
+            ValueError: the input has another layout or channel count, or the patch size does not divide it.
+        """
+        size, has_channels = list(values.shape[1:]), self.channel_dim is not None
+        if len(size) != len(self.patch_size) + has_channels:
+            raise ValueError(f"`{self.name}` has shape {tuple(values.shape)}; the model takes {self.layout}.")
+        channels = size.pop(self.channel_dim - 1) if has_channels else 1
+        if channels != self.num_channels:
+            raise ValueError(
+                f"`{self.name}` has {channels} channels; the model takes {self.num_channels}: {self.layout}."
+            )
+        if any(s < p or s % p for s, p in zip(size, self.patch_size, strict=True)):
+            raise ValueError(
+                f"`{self.name}` measures {tuple(size)}; the model takes whole patches of {self.patch_size}, at least one."
+            )
+        return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
+
+    def patchify(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, N, C * prod(patch_size)): the numbers of each patch, channel first."""
+        grid, axes = self.grid(values), len(self.patch_size)
+        values = values.unsqueeze(1) if self.channel_dim is None else values.movedim(self.channel_dim, 1)
+        split = [n for pair in zip(grid, self.patch_size, strict=True) for n in pair]
+        values = values.reshape(values.shape[0], self.num_channels, *split)  # (B, C, g1, p1, g2, p2, ...)
+        grid_dims, patch_dims = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+        patches = values.permute(0, *grid_dims, 1, *patch_dims)  # (B, g1, g2, ..., C, p1, p2, ...)
+        return patches.reshape(values.shape[0], prod(grid), -1)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(..., C * prod(patch_size)) -> (..., D)"""
+        return self.projection(patches.to(self.projection.weight.dtype))
+
+
+def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Pick tokens of each row: (B, N, D) and (C * B, k) -> (C * B, k, D), where row c * B + b picks from tokens[b]."""
+    batch_size, length, width = tokens.shape
+    row = torch.arange(index.shape[0], device=index.device) % batch_size
+    flat = (index + row[:, None] * length).flatten()
+    return tokens.reshape(-1, width).index_select(0, flat).view(*index.shape, width)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ViT layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Softmax attention in plain operations: (B, heads, n, d) each -> (B, n, heads, d) and the weights."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, heads, n, n)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class BridleAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        batch_size, length, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, n, d) each
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.proj(output.reshape(batch_size, length, width)), weights
+
+
+class BridleMLP(nn.Module):
+    def __init__(self, config, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states):
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class BridleDropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of a whole sample while training (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states):
+        if not self.training or self.rate == 0.0:
+            return hidden_states
+        keep = 1.0 - self.rate
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.dim() - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self):
+        return f"rate={self.rate}"
+
+
+class BridleLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer. Used by the encoder, the tokenizer, the estimator and the plain decoder."""
+
+    def __init__(self, config, hidden_size: int, num_heads: int, intermediate_size: int, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = BridleAttention(config, hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = BridleMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = BridleDropPath(drop_path)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        return hidden_states + self.drop_path(self.dropout(self.mlp(self.norm2(hidden_states))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Swin layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class BridleWindowAttention(nn.Module):
+    """Cosine attention inside a window with a bias from relative positions (Swin v2, arXiv 2111.09883).
+
+    scores = cos(q, k) / max(tau, 0.01) + MLP(sign(D) log(1 + |D|)), D the offset of query and key in the window.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, window: tuple[int, ...]):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.tau = nn.Parameter(torch.ones(num_heads))
+        self.bias_mlp = nn.Sequential(
+            nn.Linear(len(window), 384), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(384, num_heads)
+        )
+
+    def position_bias(self, like: torch.Tensor) -> torch.Tensor:
+        """(heads, w, w) bias of every pair of places in a window."""
+        axes = torch.meshgrid(*(torch.arange(n, device=like.device) for n in self.window), indexing="ij")
+        place = torch.stack([axis.flatten() for axis in axes], dim=1)  # (w, axes)
+        offset = (place[:, None] - place[None]).to(like.dtype)  # (w, w, axes): query minus key
+        return self.bias_mlp(offset.sign() * offset.abs().log1p()).permute(2, 0, 1)
+
+    def forward(self, hidden_states, mask=None):
+        """(B, windows, w, D) -> the same; `mask` (B or 1, windows, 1, w or 1, w) is added to the scores."""
+        *outer, length, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(*outer, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, w, d) each
+        # The reference divides q.k by max(|q||k|, 1e-6); unit vectors give the same and keep the product in low precision.
+        query, key = F.normalize(query, dim=-1, eps=1e-6), F.normalize(key, dim=-1, eps=1e-6)
+        scores = torch.matmul(query, key.transpose(-2, -1)) / self.tau.clamp(min=0.01)[:, None, None]
+        scores = scores + self.position_bias(self.tau)
+        if mask is not None:
+            scores = scores + mask
+        mixed = torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)  # (B, windows, heads, w, d)
+        return self.proj(mixed.transpose(2, 3).reshape(*outer, length, width))
+
+
+class BridleSwinLayer(GradientCheckpointingLayer):
+    """Post-norm Swin layer on a padded grid: x + norm(attention(x)), x + norm(mlp(x))."""
+
+    def __init__(self, config, hidden_size: int, num_heads: int, window: tuple[int, ...], shifted: bool):
+        super().__init__()
+        self.shifted = shifted
+        self.attention = BridleWindowAttention(hidden_size, num_heads, window)
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-5)
+        self.mlp = BridleMLP(config, hidden_size, 4 * hidden_size)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-5)
+
+    def forward(self, hidden_states, windows):
+        attended = self.attention(windows.split(hidden_states, self.shifted), windows.mask(self.shifted))
+        hidden_states = hidden_states + self.norm1(windows.join(attended, self.shifted))
+        return hidden_states + self.norm2(self.mlp(hidden_states))
+
+
+class BridleWindows:
+    """How one batch is cut into windows: padding to whole windows, the cyclic shift, and the masks both need.
+
+    Made once per forward and shared by all Swin layers.
+
+    Args:
+        grid: patches along each axis. window, shift: sizes along the same axes.
+        valid (`torch.BoolTensor` of shape (B, N), *optional*): False for padded patches, which nobody attends to.
+        like: a tensor whose device and dtype the masks take.
+    """
+
+    def __init__(self, grid, window, shift, valid, like):
+        self.grid, self.window, self.axes = grid, window, len(grid)
+        self.padded = tuple(-(-n // w) * w for n, w in zip(grid, window, strict=True))
+        # a window that spans the whole axis has nothing to shift to
+        self.shift = tuple(s if n > w else 0 for n, w, s in zip(self.padded, window, shift, strict=True))
+        if valid is None and self.padded != self.grid:
+            valid = torch.ones(1, prod(grid), dtype=torch.bool, device=like.device)
+        self._masks = [self._mask(valid, like, shifted) for shifted in (False, True)]
+
+    def mask(self, shifted: bool):
+        """What to add to the scores of a layer: (B or 1, windows, 1, w or 1, w), or None."""
+        return self._masks[shifted]
+
+    def split(self, tokens, shifted: bool):
+        """(B, N, D) -> (B, windows, w, D)"""
+        batch_size, _, width = tokens.shape
+        field = tokens.view(batch_size, *self.grid, width)
+        if self.padded != self.grid:
+            ends = [p - g for g, p in zip(self.grid, self.padded, strict=True)]
+            field = F.pad(field, [0, 0] + [n for end in reversed(ends) for n in (0, end)])
+        return self._cut(self._roll(field, -1) if shifted else field)
+
+    def join(self, windows, shifted: bool):
+        """(B, windows, w, D) -> (B, N, D), undoing `split`."""
+        batch_size, width = windows.shape[0], windows.shape[-1]
+        counts = [n // w for n, w in zip(self.padded, self.window, strict=True)]
+        field = windows.view(batch_size, *counts, *self.window, width)
+        order = [d for a in range(self.axes) for d in (1 + a, 1 + self.axes + a)]
+        field = field.permute(0, *order, 2 * self.axes + 1).reshape(batch_size, *self.padded, width)
+        field = self._roll(field, 1) if shifted else field
+        field = field[(slice(None), *(slice(n) for n in self.grid))]
+        return field.reshape(batch_size, prod(self.grid), width)
+
+    def _roll(self, field, direction):
+        if not any(self.shift):
+            return field
+        return field.roll([direction * s for s in self.shift], dims=list(range(1, 1 + self.axes)))
+
+    def _cut(self, field):
+        """(B, *padded, D) -> (B, windows, w, D)"""
+        batch_size, width = field.shape[0], field.shape[-1]
+        pairs = [n for p, w in zip(self.padded, self.window, strict=True) for n in (p // w, w)]
+        counts, places = range(1, 1 + 2 * self.axes, 2), range(2, 2 + 2 * self.axes, 2)
+        field = field.view(batch_size, *pairs, width).permute(0, *counts, *places, 2 * self.axes + 1)
+        return field.reshape(batch_size, -1, prod(self.window), width)
+
+    def _mask(self, valid, like, shifted):
+        mask = None
+        if shifted and any(self.shift):
+            region = self._cut(self._regions(like)[None, ..., None]).squeeze(-1)  # (1, windows, w)
+            apart = region[:, :, :, None] != region[:, :, None, :]
+            mask = (-100.0 * apart.to(like.dtype))[:, :, None]
+        if valid is not None:
+            real = self.split(valid[..., None].to(like.dtype), shifted).squeeze(-1)  # (B, windows, w); padding is 0
+            hidden = (real - 1.0)[:, :, None, None, :] * 1e4
+            mask = hidden if mask is None else mask + hidden
+        return mask
+
+    def _regions(self, like):
+        """(*padded) numbers that differ between places the cyclic shift brought together from different ends."""
+        region = torch.zeros(self.padded, device=like.device)
+        for axis, (n, w, s) in enumerate(zip(self.padded, self.window, self.shift, strict=True)):
+            if s:
+                place = torch.arange(n, device=like.device)
+                line = (place >= n - w).float() + (place >= n - s).float()
+                region = region * 3 + line.view([n if a == axis else 1 for a in range(self.axes)])
+        return region
+
+
+def swin_layers(config, hidden_size: int, num_heads: int, num_layers: int) -> nn.ModuleList:
+    """Swin layers, every other one shifted."""
+    layer = partial(BridleSwinLayer, config, hidden_size, num_heads, tuple(config.decoder_window_size))
+    return nn.ModuleList(layer(shifted=i % 2 == 1) for i in range(num_layers))

@@ -1,0 +1,663 @@
+"""BRIDLE: encoder, decoder, tokenizer and the pretraining objective over them, plus classification heads."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .codebook_bridle import Codebook
+from .configuration_bridle import BridleConfig
+from .layers_bridle import (
+    BridleAttention,
+    BridleLayer,
+    BridlePatchEmbeddings,
+    BridlePositions,
+    BridleWindowAttention,
+    BridleWindows,
+    swin_layers,
+    take,
+)
+from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
+from .quantization_bridle import QuantizerOutput, build_quantizer
+
+PHASES = ("encoder", "tokenizer", "joint")
+
+
+@dataclass
+class BridleTokenizerOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape (1,)): the codebook loss (eq. 5).
+        features (`torch.FloatTensor` of shape (B, N, D)): the estimator's guess of the encoder's features.
+        codes (`torch.LongTensor` of shape (B, N, M)).
+        quantizer_stats (`dict`): what `BridleTokenizer.update_` takes; `None` in evaluation.
+    """
+
+    loss: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    losses: dict | None = None
+    quantizer_stats: dict | None = None
+
+
+@dataclass
+class BridleForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape (1,)): what the phase minimises.
+        losses (`dict[str, torch.FloatTensor]`): its parts by name.
+        logits (`torch.FloatTensor` of shape (B, S, M, K)): predictions for the S masked patches of each row, ascending.
+        labels (`torch.LongTensor` of shape (B, S, M)): the codes they should be, -100 in empty slots.
+        codes (`torch.LongTensor` of shape (B, N, M)): the tokenizer's codes of all patches.
+        mask (`torch.LongTensor` of shape (B, N)): 1 where a patch was to be predicted.
+        quantizer_stats (`dict`): for `BridleTokenizer.update_`, where the tokenizer is training.
+    """
+
+    loss: torch.FloatTensor | None = None
+    losses: dict | None = None
+    logits: torch.FloatTensor | None = None
+    labels: torch.LongTensor | None = None
+    codes: torch.LongTensor | None = None
+    mask: torch.LongTensor | None = None
+    quantizer_stats: dict | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class BridlePreTrainedModel(PreTrainedModel):
+    config: BridleConfig
+    base_model_prefix = "bridle"
+    main_input_name = "input_values"
+    input_modalities = ("audio", "image", "video")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BridleEmbeddings", "BridleLayer", "BridleSwinLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": BridleLayer, "attentions": BridleAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        self.main_input_name = "input_values" if config.modality == "audio" else "pixel_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Xavier for every projection, as MAE and the reference code; codebooks and tables start from their defaults."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, BridleEmbeddings):
+            if module.cls_token is not None:
+                init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, BridleDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, BridleWindowAttention):
+            init.ones_(module.tau)
+        elif isinstance(module, BridlePositions):
+            if module.layout == "table":
+                init.copy_(module.table, module.default_table())
+        elif isinstance(module, BridleTokenizer):
+            init.copy_(module.cold_projection, module.default_cold_projection())
+        elif isinstance(module, Codebook):
+            for name, value in module.default_state().items():
+                init.copy_(getattr(module, name), value)
+        else:
+            super()._init_weights(module)
+
+
+class BridleEmbeddings(nn.Module):
+    """Patches with their positions, the masked ones dropped, the CLS token (position zero) in front."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_embeddings = BridlePatchEmbeddings(config)
+        self.positions = BridlePositions(config, config.hidden_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def patch_validity(self, grid, attention_mask):
+        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame, or None.
+
+        Raises:
+            ValueError: the mask does not have one number per frame of the input.
+        """
+        if attention_mask is None:
+            return None
+        size = self.patch_embeddings.patch_size[0]
+        if attention_mask.dim() != 2 or attention_mask.shape[1] != grid[0] * size:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}; it takes (batch, {grid[0] * size}): "
+                "one number per frame."
+            )
+        rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
+        return rows.repeat_interleave(prod(grid[1:]), dim=1)
+
+    def forward(self, values, attention_mask=None, patch_mask: PatchMask | None = None):
+        """(B, ...) -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
+        grid = self.patch_embeddings.grid(values)
+        if attention_mask is not None:
+            # what stands in padded frames must not reach the last real patch
+            values = values * attention_mask.to(values.dtype).view(*attention_mask.shape, *[1] * (values.dim() - 2))
+        patches = self.patch_embeddings.patchify(values)  # (B, N, C * prod(patch_size))
+        positions = self.positions(grid, self.patch_embeddings.projection.weight)  # (1, N, D)
+        if patch_mask is not None:
+            patches, positions = take(patches, patch_mask.kept), take(positions, patch_mask.kept)
+        hidden_states = self.patch_embeddings(patches) + positions
+        if self.cls_token is not None:
+            cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
+            hidden_states = torch.cat([cls_token, hidden_states], dim=1)
+        return self.dropout(hidden_states)
+
+
+class BridleModel(BridlePreTrainedModel):
+    """The ViT encoder over patches of a spectrogram, an image or a video.
+
+    Args:
+        config (`BridleConfig`)
+        use_final_norm (`bool`): classification heads normalise after pooling instead and leave it out.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^tokenizer\.", r"^classifier\.", r"^layernorm\."]
+
+    def __init__(self, config: BridleConfig, use_final_norm: bool = True):
+        super().__init__(config)
+        self.embeddings = BridleEmbeddings(config)
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            BridleLayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path=config.drop_path_rate * i / max(1, depth - 1),
+            )
+            for i in range(depth)
+        )
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = norm if use_final_norm else nn.Identity()
+        self.post_init()
+
+    def make_patch_mask(self, values, attention_mask=None, noise=None, bool_masked_pos=None) -> PatchMask | None:
+        """The mask that `noise` (rows, N) or `bool_masked_pos` (rows, N) stand for; `None` without either."""
+        chosen = {"noise": noise, "bool_masked_pos": bool_masked_pos}
+        chosen = {name: given for name, given in chosen.items() if given is not None}
+        if not chosen:
+            return None
+        if len(chosen) == 2:
+            raise ValueError("`noise` and `bool_masked_pos` are both given; a mask takes one of them.")
+        name, given = chosen.popitem()
+        grid = self.embeddings.patch_embeddings.grid(values)
+        patches = prod(grid)
+        if given.dim() != 2 or given.shape[1] != patches or given.shape[0] % values.shape[0]:
+            raise ValueError(
+                f"`{name}` has shape {tuple(given.shape)}; it takes ({values.shape[0]}, {patches}), one row per sample, "
+                "or a multiple of rows for several masks per sample."
+            )
+        valid = self.embeddings.patch_validity(grid, attention_mask)
+        if valid is not None:
+            valid = valid.repeat(given.shape[0] // values.shape[0], 1)
+        if bool_masked_pos is not None:
+            return mask_from_positions(bool_masked_pos, valid)
+        ratio, kind = self.config.mask_ratio, self.config.mask_type
+        return mask_from_noise(structured_noise(noise, grid, ratio, kind), num_kept(grid, ratio, kind), valid)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        patch_mask: PatchMask | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_values (`torch.FloatTensor` of shape (B, frames, mel)): a log-mel spectrogram.
+            pixel_values (`torch.FloatTensor` of shape (B, C, H, W) or (B, T, C, H, W)): an image or a video.
+            attention_mask (`torch.LongTensor` of shape (B, frames), *optional*): 1 for real frames, 0 for padding.
+            noise (`torch.FloatTensor` of shape (B, N), *optional*): drops the patches that are not among the smallest.
+                Several masks per sample: (C * B, N), row c * B + b masks sample b.
+            bool_masked_pos (`torch.BoolTensor` of shape (B, N), *optional*): drops the patches that are true.
+            patch_mask (`PatchMask`, *optional*): a mask made by `make_patch_mask`.
+        Returns:
+            `last_hidden_state` (B, 1 + N, D), the CLS token first where there is one; `pooler_output` (B, D), the mean
+            over real patches or the CLS token, as `config.pooling` says.
+        """
+        values = pick_input(self, input_values, pixel_values)
+        if patch_mask is None:
+            patch_mask = self.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
+        hidden_states = self.embeddings(values, attention_mask, patch_mask)
+        if patch_mask is None:
+            valid = self.embeddings.patch_validity(self.embeddings.patch_embeddings.grid(values), attention_mask)
+        else:
+            valid = patch_mask.kept_valid
+        prefix = int(self.embeddings.cls_token is not None)
+        layer_mask = None
+        if valid is not None:
+            layer_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=F.pad(valid, (prefix, 0), value=True)
+            )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, layer_mask, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        if self.config.pooling == "cls":
+            pooled = hidden_states[:, 0]
+        else:
+            pooled = masked_mean(hidden_states[:, prefix:], valid)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class BridleDecoder(nn.Module):
+    """Put the encoder's tokens back in place, mask tokens elsewhere, and predict the codes of the masked patches."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
+        codes = config.quantizer_config
+        self.code_shape = (codes.num_codebooks, codes.codebook_size)
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = BridlePositions(config, width)
+        self.is_swin = config.decoder_type == "swin"
+        if self.is_swin:
+            self.layers = swin_layers(config, width, heads, config.decoder_num_hidden_layers)
+        else:
+            self.layers = nn.ModuleList(
+                BridleLayer(config, width, heads, 4 * width) for _ in range(config.decoder_num_hidden_layers)
+            )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, codes.num_codebooks * codes.codebook_size)
+
+    def forward(self, hidden_states, patch_mask: PatchMask, grid, valid=None):
+        """Encoder output (B, prefix + k, D) -> one vector for every patch, (B, N, Dd).
+
+        Args:
+            valid (`torch.BoolTensor` of shape (B, N), *optional*): False for padded patches.
+        """
+        hidden_states = self.embed(hidden_states)
+        batch_size, num_patches = patch_mask.mask.shape
+        num_kept = patch_mask.kept.shape[1]
+        prefix = hidden_states.shape[1] - num_kept
+        # where each patch's token stands in [visible tokens, mask token]
+        slots = torch.arange(num_kept, device=hidden_states.device).expand(batch_size, -1)
+        if patch_mask.kept_valid is not None:
+            slots = slots.masked_fill(~patch_mask.kept_valid, num_kept)
+        place = torch.full((batch_size, num_patches), num_kept, device=hidden_states.device)
+        place = place.scatter(1, patch_mask.kept, slots)  # (B, N)
+        mask_token = self.mask_token.to(hidden_states.dtype).expand(batch_size, -1, -1)
+        tokens = take(torch.cat([hidden_states[:, prefix:], mask_token], dim=1), place)
+        tokens = tokens + self.positions(grid, self.mask_token)
+        if self.is_swin:
+            config = self.config
+            windows = BridleWindows(
+                grid, tuple(config.decoder_window_size), tuple(config.decoder_shift_size), valid, tokens
+            )
+            for layer in self.layers:
+                tokens = layer(tokens, windows)
+            return tokens
+        tokens = torch.cat([hidden_states[:, :prefix].to(tokens.dtype), tokens], dim=1)
+        layer_mask = None
+        if valid is not None:
+            layer_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=tokens, attention_mask=F.pad(valid, (prefix, 0), value=True)
+            )
+        for layer in self.layers:
+            tokens = layer(tokens, layer_mask)
+        return tokens[:, prefix:]
+
+    def predict(self, tokens):
+        """(B, n, Dd) -> logits (B, n, M, K)"""
+        return self.head(self.norm(tokens)).unflatten(-1, self.code_shape)
+
+    @torch.no_grad()
+    def reset_head_(self):
+        """Forget what the codes of the previous iteration were."""
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+class BridleEstimator(nn.Module):
+    """Guess the encoder's features from quantized vectors: (B, N, d) -> (B, N, D)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width = config.estimator_hidden_size
+        self.embed = nn.Linear(config.quantizer_config.codebook_dim, width)
+        self.positions = BridlePositions(config, width)
+        self.layers = nn.ModuleList(
+            BridleLayer(config, width, config.estimator_num_attention_heads, 4 * width)
+            for _ in range(config.estimator_num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, config.hidden_size)
+
+    def forward(self, quantized, grid, valid=None):
+        hidden_states = self.embed(quantized) + self.positions(grid, self.embed.weight)
+        layer_mask = None
+        if valid is not None:
+            layer_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=valid
+            )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, layer_mask)
+        return self.head(self.norm(hidden_states))
+
+
+class BridleTokenizer(BridlePreTrainedModel):
+    """Turns every patch into M codes.
+
+    While `config.cold_start` holds (iteration 1) the codes are those of a frozen random projection of the patches.
+    `reset_` ends that: from then on a transformer of the encoder's shape feeds the quantizer, and it has to be trained.
+    """
+
+    base_model_prefix = "tokenizer"
+    _keys_to_ignore_on_load_unexpected = [r"^bridle\.", r"^decoder\."]
+
+    def __init__(self, config: BridleConfig):
+        super().__init__(config)
+        width, dim = config.hidden_size, config.quantizer_config.codebook_dim
+        self.encoder = BridleModel(config)
+        self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
+        # frozen, hence a buffer
+        self.register_buffer("cold_projection", self.default_cold_projection())
+        self.quantizer = build_quantizer(config.quantizer_config)
+        self.estimator = BridleEstimator(config)
+        self.post_init()
+
+    def default_cold_projection(self) -> torch.Tensor:
+        """(d, D), the same in every process and every run."""
+        config = self.config
+        generator = torch.Generator().manual_seed(0)
+        shape = (config.quantizer_config.codebook_dim, config.hidden_size)
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) * config.hidden_size**-0.5
+
+    def project(self, values, attention_mask=None) -> torch.Tensor:
+        """What the quantizer receives: (B, N, d), in the ambient precision."""
+        if not self.config.cold_start:
+            hidden_states = run(self.encoder, values, attention_mask).last_hidden_state
+            return self.quantize_layer(hidden_states[:, int(self.config.use_cls_token) :])
+        embeddings = self.encoder.embeddings
+        with torch.autocast(values.device.type, enabled=False):  # cheap enough to be exact
+            patches = embeddings.patch_embeddings(embeddings.patch_embeddings.patchify(values))
+            if self.config.cold_start_positions:
+                patches = patches + embeddings.positions(embeddings.patch_embeddings.grid(values), patches)
+            return F.linear(patches, self.cold_projection.to(patches.dtype))
+
+    @torch.no_grad()
+    def encode(self, values, attention_mask=None) -> torch.Tensor:
+        """Codes of every patch: int64 (B, N, M). Computed without autocast, so they are the same under bf16 and fp32.
+
+        Args:
+            values: `input_values` or `pixel_values`.
+            attention_mask (`torch.LongTensor` of shape (B, frames), *optional*): padded patches get codes too, to be
+                ignored, and do not change those of the others.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            return self.quantizer.encode(self.project(values, attention_mask))
+
+    def decode(self, codes: torch.Tensor, grid: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The estimator's features of codes (B, N, M): (B, N, D). `grid` where it is not that of `config.input_size`."""
+        grid = tuple(self.config.grid if grid is None else grid)
+        return self.estimator(self.quantizer.decode(codes).to(self.estimator.embed.weight.dtype), grid)
+
+    def quantize(self, values, attention_mask=None) -> QuantizerOutput:
+        """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
+        return self.quantizer(self.project(values, attention_mask), mask=self._valid(values, attention_mask))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BridleTokenizerOutput:
+        values = pick_input(self, input_values, pixel_values)
+        output = self.quantize(values, attention_mask)
+        grid = self.encoder.embeddings.patch_embeddings.grid(values)
+        features = self.estimator(output.quantized, grid, self._valid(values, attention_mask))
+        return BridleTokenizerOutput(
+            loss=output.loss, features=features, codes=output.codes, losses=output.losses, quantizer_stats=output.stats
+        )
+
+    def update_(self, stats: dict):
+        """Move the codebooks (eq. 9-13) by the statistics of one optimizer step."""
+        self.quantizer.update_(stats)
+
+    @torch.no_grad()
+    def reset_(self):
+        """Start a tokenizer phase: new weights and codebooks from the global random state, no cold start any more."""
+        self.config.cold_start = False
+        fresh = BridleTokenizer(self.config)
+        self.load_state_dict(fresh.state_dict())
+
+    def _valid(self, values, attention_mask):
+        embeddings = self.encoder.embeddings
+        return embeddings.patch_validity(embeddings.patch_embeddings.grid(values), attention_mask)
+
+
+class BridleForPreTraining(BridlePreTrainedModel):
+    """Encoder, decoder and tokenizer with the losses of the three kinds of phase."""
+
+    def __init__(self, config: BridleConfig):
+        super().__init__(config)
+        self.bridle = BridleModel(config)
+        self.decoder = BridleDecoder(config)
+        self.tokenizer = BridleTokenizer(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        phase: str = "encoder",
+        **kwargs,
+    ) -> BridleForPreTrainingOutput:
+        r"""
+        Args:
+            noise, bool_masked_pos: as in `BridleModel`. Without either the mask is drawn while training, and is one
+                fixed mask in evaluation.
+            codes (`torch.LongTensor` of shape (B, N, M), *optional*): targets known already.
+            phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
+                `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5 and 6), `"joint"` adds both (eq. 8).
+        """
+        if phase not in PHASES:
+            raise ValueError(f"`phase` is {phase!r}; it takes one of {', '.join(map(repr, PHASES))}.")
+        values = pick_input(self, input_values, pixel_values)
+        output = BridleForPreTrainingOutput(losses={})
+        if phase != "encoder":
+            self._tokenizer_losses(output, values, attention_mask)
+            codes = output.codes
+        if phase != "tokenizer":
+            self._encoder_losses(output, values, attention_mask, noise, bool_masked_pos, codes, **kwargs)
+        output.loss = {
+            "encoder": lambda losses: losses["encoder"],
+            "tokenizer": lambda losses: losses["tokenizer"],
+            "joint": lambda losses: losses["encoder"] + self.config.joint_tokenizer_weight * losses["tokenizer"],
+        }[phase](output.losses)
+        return output
+
+    def _encoder_losses(self, output, values, attention_mask, noise, bool_masked_pos, codes, **kwargs):
+        embeddings = self.bridle.embeddings
+        grid = embeddings.patch_embeddings.grid(values)
+        valid = embeddings.patch_validity(grid, attention_mask)
+        if noise is None and bool_masked_pos is None:
+            noise = self._default_noise(values, grid)
+        patch_mask = self.bridle.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
+        if codes is None:
+            with torch.no_grad():
+                codes = self.tokenizer.quantizer.encode(self.tokenizer.project(values, attention_mask))
+        encoded = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
+        copies = patch_mask.mask.shape[0] // values.shape[0]
+        valid = None if valid is None else valid.repeat(copies, 1)
+        tokens = self.decoder(encoded.last_hidden_state, patch_mask, grid, valid)
+        output.logits = self.decoder.predict(take(tokens, patch_mask.masked))  # (B, S, M, K)
+        output.labels = take(codes, patch_mask.masked)  # (B, S, M)
+        if patch_mask.masked_valid is not None:
+            output.labels = output.labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
+        output.losses["encoder"] = masked_cross_entropy(output.logits, output.labels)
+        output.codes, output.mask = codes, patch_mask.mask
+        output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
+
+    def _tokenizer_losses(self, output, values, attention_mask):
+        with torch.no_grad():
+            teacher = run(self.bridle, values, attention_mask).last_hidden_state
+        teacher = teacher[:, int(self.config.use_cls_token) :]  # (B, N, D)
+        student = run(self.tokenizer, values, attention_mask)
+        valid = self.tokenizer._valid(values, attention_mask)
+        weights = self.config.codebook_loss_weight, self.config.cosine_loss_weight
+        output.losses.update(student.losses)
+        output.losses["codebook"] = student.loss
+        output.losses["cosine"] = cosine_loss(student.features, teacher, valid)
+        output.losses["tokenizer"] = weights[0] * student.loss + weights[1] * output.losses["cosine"]
+        output.codes, output.quantizer_stats = student.codes, student.quantizer_stats
+
+    def _default_noise(self, values, grid):
+        if self.training:
+            return torch.rand(values.shape[0], prod(grid), device=values.device)
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(1, prod(grid), generator=generator).to(values.device).expand(values.shape[0], -1)
+
+
+class BridleForClassification(BridlePreTrainedModel):
+    """Mean over patches (or CLS), norm, linear head. The three public heads differ in their first argument alone."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^bridle\.layernorm\.", r"^decoder\.", r"^tokenizer\."]
+    output_class = SequenceClassifierOutput
+
+    def __init__(self, config: BridleConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bridle = BridleModel(config, use_final_norm=False)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def _classify(self, values, attention_mask, labels, **kwargs):
+        noise_mask = self._training_mask(values) if self.training and any(self.config.classifier_mask_ratio) else None
+        outputs = run(self.bridle, values, attention_mask, patch_mask=noise_mask, **kwargs)
+        logits = self.classifier(self.layernorm(outputs.pooler_output))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return self.output_class(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _training_mask(self, values):
+        """Hide a share of the rows and columns of the grid (the paper's 2D masking while fine-tuning)."""
+        grid = self.bridle.embeddings.patch_embeddings.grid(values)
+        ratio = self.config.classifier_mask_ratio
+        if len(ratio) != len(grid):
+            raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")
+        keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
+        noise = torch.rand(values.shape[0], prod(grid), device=values.device)
+        return mask_from_noise(hide_lines(noise, grid, keep), prod(keep))
+
+
+class BridleForAudioClassification(BridleForClassification):
+    """Sound classification or tagging: `logits` (B, num_labels)."""
+
+    @can_return_tuple
+    def forward(self, input_values=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
+        return self._classify(input_values, attention_mask, labels, **kwargs)
+
+
+class BridleForImageClassification(BridleForClassification):
+    """Image classification: `logits` (B, num_labels)."""
+
+    main_input_name = "pixel_values"
+    output_class = ImageClassifierOutput
+
+    @can_return_tuple
+    def forward(self, pixel_values=None, labels=None, **kwargs) -> ImageClassifierOutput:
+        return self._classify(pixel_values, None, labels, **kwargs)
+
+
+class BridleForVideoClassification(BridleForClassification):
+    """Video classification: `logits` (B, num_labels)."""
+
+    main_input_name = "pixel_values"
+    output_class = ImageClassifierOutput
+
+    @can_return_tuple
+    def forward(self, pixel_values=None, labels=None, **kwargs) -> ImageClassifierOutput:
+        return self._classify(pixel_values, None, labels, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pick_input(model, input_values, pixel_values) -> torch.Tensor:
+    """The one input of the model's modality.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    values = input_values if model.config.modality == "audio" else pixel_values
+    if values is None:
+        raise ValueError(f"`{model.main_input_name}` is None; a model of modality {model.config.modality!r} takes it.")
+    return values
+
+
+def run(model, values, attention_mask=None, **kwargs):
+    """Call a model with `values` under the name its modality gives them."""
+    return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)
+
+
+def masked_mean(hidden_states, valid=None):
+    """Mean over the patches of (B, n, D) that are `valid` (B, n); all of them when that is None."""
+    if valid is None:
+        return hidden_states.mean(dim=1)
+    weight = valid.to(hidden_states.dtype)[..., None]  # (B, n, 1)
+    return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def masked_cross_entropy(logits, labels):
+    """Eq. 4 as a mean over masked patches and codebooks; float32. (B, S, M, K), (B, S, M) with -100 for empty slots."""
+    # an all-padding batch has a loss of zero, not NaN
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)
+
+
+def cosine_loss(features, teacher, valid=None):
+    """Eq. 6 as a mean of 1 - cos over real patches, float32. (B, N, D) each, `valid` (B, N)."""
+    distance = 1 - F.cosine_similarity(features.float(), teacher.float(), dim=-1)  # (B, N)
+    if valid is None:
+        return distance.mean()
+    weight = valid.to(distance.dtype)
+    return (distance * weight).sum() / weight.sum().clamp(min=1)
+
+
+__all__ = [
+    "BridleForAudioClassification",
+    "BridleForImageClassification",
+    "BridleForPreTraining",
+    "BridleForVideoClassification",
+    "BridleModel",
+    "BridlePreTrainedModel",
+    "BridleTokenizer",
+]
