@@ -109,9 +109,10 @@ class BridleQuantizerConfig(PreTrainedConfig):
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
         commitment_weight (`float`): beta of eq. 5.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
-        kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run and the vectors it gathers.
+        kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
-        reset_interval (`int`), reset_threshold (`float`): every how many steps, and below which share of the mean count.
+        reset_interval (`int`), reset_threshold (`float`): steps between resets, and the share of the mean count below
+            which a code is dead.
         soft_codes (`int`): 0 for the nearest code, k for a distance-weighted mean of the k nearest.
         preset (`str`): `"default"` or `"official"`: what `normalize` and `ema_mode` are when left out.
     """
@@ -167,8 +168,8 @@ class BridleConfig(PreTrainedConfig):
     Args:
         modality (`str`): `"audio"`, `"image"` or `"video"`.
         preset (`str`): `"default"` (the paper, read sensibly) or `"official"` (the reference code as it runs).
-        input_size (`tuple[int]`): (frames, mel bins), (height, width) or (frames, height, width). Inputs of another size
-            work wherever `patch_size` divides them: positions are computed from the grid.
+        input_size (`tuple[int]`): (frames, mel bins), (height, width) or (frames, height, width). Inputs of another
+            size work wherever `patch_size` divides them: positions are computed from the grid.
         patch_size (`tuple[int]`): size of one patch along the same axes.
         num_channels (`int`): input channels.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder, ViT-B by default.
@@ -182,9 +183,9 @@ class BridleConfig(PreTrainedConfig):
         estimator_hidden_size (`int`): width of the estimator, `hidden_size` when left out.
         mask_ratio (`float`), mask_type (`str`): share of masked patches; `"random"`, `"2d"` (whole rows and columns of
             the grid) or `"tube"` (the same places in every frame).
-        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and lambda_cos of eq. 6 in the tokenizer loss.
+        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
         joint_tokenizer_weight (`float`): alpha of eq. 8.
-        cold_start (`bool`): the tokenizer is the frozen random projection of iteration 1; `BridleTokenizer.reset_` ends it.
+        cold_start (`bool`): the tokenizer is a frozen random projection (iteration 1) until `BridleTokenizer.reset_`.
         cold_start_positions (`bool`): whether positions are added before that projection (the reference code does).
         pooling (`str`): `"mean"` over patches or `"cls"`.
         classifier_mask_ratio (`tuple[float]`): share of rows and columns of the grid hidden while a classifier trains.

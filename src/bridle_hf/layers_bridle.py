@@ -127,7 +127,7 @@ class BridlePatchEmbeddings(nn.Module):
             )
         if any(s < p or s % p for s, p in zip(size, self.patch_size, strict=True)):
             raise ValueError(
-                f"`{self.name}` measures {tuple(size)}; the model takes whole patches of {self.patch_size}, at least one."
+                f"`{self.name}` measures {tuple(size)}; the model takes one or more whole patches of {self.patch_size}."
             )
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
@@ -285,7 +285,7 @@ class BridleWindowAttention(nn.Module):
         *outer, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(*outer, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, w, d) each
-        # The reference divides q.k by max(|q||k|, 1e-6); unit vectors give the same and keep the product in low precision.
+        # q.k / max(|q||k|, 1e-6) in the reference; unit vectors give the same and keep the product in low precision
         query, key = F.normalize(query, dim=-1, eps=1e-6), F.normalize(key, dim=-1, eps=1e-6)
         scores = torch.matmul(query, key.transpose(-2, -1)) / self.tau.clamp(min=0.01)[:, None, None]
         scores = scores + self.position_bias(self.tau)

@@ -94,7 +94,7 @@ class BridlePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Xavier for every projection, as MAE and the reference code; codebooks and tables start from their defaults."""
+        """Xavier for every projection, as in MAE and the reference code; buffers start from their defaults."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -203,8 +203,8 @@ class BridleModel(BridlePreTrainedModel):
         patches = prod(grid)
         if given.dim() != 2 or given.shape[1] != patches or given.shape[0] % values.shape[0]:
             raise ValueError(
-                f"`{name}` has shape {tuple(given.shape)}; it takes ({values.shape[0]}, {patches}), one row per sample, "
-                "or a multiple of rows for several masks per sample."
+                f"`{name}` has shape {tuple(given.shape)}; it takes ({values.shape[0]}, {patches}), "
+                "one row per sample, or a multiple of rows for several masks per sample."
             )
         valid = self.embeddings.patch_validity(grid, attention_mask)
         if valid is not None:
@@ -414,7 +414,7 @@ class BridleTokenizer(BridlePreTrainedModel):
             return self.quantizer.encode(self.project(values, attention_mask))
 
     def decode(self, codes: torch.Tensor, grid: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The estimator's features of codes (B, N, M): (B, N, D). `grid` where it is not that of `config.input_size`."""
+        """The estimator's features of codes (B, N, M): (B, N, D). `grid` where it is not `config.grid`."""
         grid = tuple(self.config.grid if grid is None else grid)
         return self.estimator(self.quantizer.decode(codes).to(self.estimator.embed.weight.dtype), grid)
 
@@ -482,7 +482,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
                 fixed mask in evaluation.
             codes (`torch.LongTensor` of shape (B, N, M), *optional*): targets known already.
             phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
-                `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5 and 6), `"joint"` adds both (eq. 8).
+                `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does both (eq. 8).
         """
         if phase not in PHASES:
             raise ValueError(f"`phase` is {phase!r}; it takes one of {', '.join(map(repr, PHASES))}.")
