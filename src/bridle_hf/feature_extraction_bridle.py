@@ -230,10 +230,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"{name} contains NaN or inf; a clip takes finite samples only.")
         if max(-low, high) > LOUD:
             logger.warning_once(
-                f"{name} peaks at {max(-low, high):.0f}: float samples are taken to be in [-1, 1]. "
-                "Pass int16 samples as int16, or divide them by 32768."
+                f"raw_speech has a clip of floats that peaks above {LOUD:.0f}; floats are taken to be in [-1, 1]: pass "
+                "int16 samples as int16, or divide them by 32768."
             )
-        clip = clip - clip.mean()
+        clip = clip - clip.mean()  # as in the paper; only rounding differs, each window loses its own mean too
         if max_frames is not None and frames > max_frames:
             clip = clip[: window + (max_frames - 1) * hop]
         return kaldi_fbank(clip, self.sampling_rate, self.num_mel_bins)
