@@ -173,9 +173,9 @@ class Codebook(nn.Module):
         dim: d.
         decay: g of eq. 10 and 12.
         epsilon: eps of eq. 11, keeps a division by a zero count finite.
-        rule: how `update_` moves the codes. "counts": c = m / N^ (paper eq. 9-13). "blend": c <- g c + (1 - g) l2(l / n),
-            codes without input stay (reference code, residual). "blend_unit": the same, then scaled to length 1
-            (reference code, single codebook).
+        rule: how `update_` moves the codes. "counts": c = m / N^ (paper eq. 9-13). "blend", the reference code for
+            residuals: c <- g c + (1 - g) l2(l / n), codes without input stay. "blend_unit", the reference code for a
+            single codebook: the same, then scaled to length 1.
         seed: of the codes before any data.
     """
 

@@ -121,10 +121,13 @@ class ResidualQuantizer(nn.Module):
         """Whether every codebook was set from data."""
         return all(bool(book.initialized) for book in self.codebooks)
 
-    def flatten(self, z):
-        """(..., d) -> (n, d) float32, scaled where normalize is "once"."""
+    def flatten(self, z, valid=None):
+        """(..., d) -> (n, d) float32, zero where valid (n,) is False, scaled where normalize is "once"."""
         check_vectors(z, self.dim)
         rows = z.reshape(-1, self.dim).float()
+        if valid is not None:
+            # Before the scaling, whose gradient at a NaN would be NaN again.
+            rows = torch.where(valid[:, None], rows, 0.0)
         return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
 
     def search_key(self, residual):
@@ -173,16 +176,13 @@ class ResidualQuantizer(nn.Module):
                 stay out of losses and statistics.
         """
         with float32_island(z):
-            rows = self.flatten(z)
-            valid = None
-            if mask is not None:
-                if mask.shape != z.shape[:-1]:
-                    raise ValueError(
-                        f"mask is {tuple(mask.shape)}, must be {tuple(z.shape[:-1])} like z without last dim"
-                    )
-                valid = mask.reshape(-1).to(rows.dtype)  # (n,)
-                rows = torch.where(valid[:, None] > 0, rows, 0.0)
-            return self.quantize(rows, valid, z.shape[:-1])
+            if mask is None:
+                return self.quantize(self.flatten(z), None, z.shape[:-1])
+            if mask.shape != z.shape[:-1]:
+                raise ValueError(f"mask is {tuple(mask.shape)}, must be {tuple(z.shape[:-1])}, one per vector of z")
+            valid = (mask > 0).reshape(-1)  # (n,)
+            rows = self.flatten(z, valid)
+            return self.quantize(rows, valid.to(rows.dtype), z.shape[:-1])
 
     def quantize(self, rows, valid, shape):
         residual, total, codes, losses, counts, sums = rows, torch.zeros_like(rows), [], [], [], []
@@ -380,8 +380,8 @@ class RandomProjectionQuantizer(nn.Module):
 
 
 EMA_OPTIONS = (
-    "ema_decay ema_epsilon ema_mode commitment_weight normalize codebook_init kmeans_iterations kmeans_samples_per_code "
-    "reset_threshold soft_codes"
+    "ema_decay ema_epsilon ema_mode commitment_weight normalize codebook_init "
+    "kmeans_iterations kmeans_samples_per_code reset_threshold soft_codes"
 ).split()
 
 

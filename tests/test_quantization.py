@@ -1,0 +1,437 @@
+"""The quantizers against float64 numpy, the golden vectors, themselves in two processes, and their own contract."""
+
+import os
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from bridle_hf.quantization_bridle import (
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    build_quantizer,
+)
+
+DIM, BOOKS, CODES = 8, 3, 16
+
+
+def vectors(*shape, seed=0):
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def ready(cls=ResidualQuantizer, *sizes, seed=0, **options):
+    quantizer = cls(DIM, *(sizes or ((BOOKS, CODES) if cls is ResidualQuantizer else (CODES,))), **options)
+    quantizer.initialize_(vectors(400, seed=seed) * 3, generator=torch.Generator().manual_seed(seed))
+    return quantizer.eval()
+
+
+def same_state(quantizer, state):
+    return all(torch.equal(value, state[name]) for name, value in quantizer.state_dict().items())
+
+
+def copy_of_state(quantizer):
+    return {name: value.clone() for name, value in quantizer.state_dict().items()}
+
+
+# --- values ---------------------------------------------------------------------------------------
+def rq_in_float64(z, books, normalize, beta=0.25):
+    """Codes, q, stage losses and residuals by eq. 1-3, row by row."""
+    z = np.asarray(z, np.float64)
+    if normalize == "once":
+        z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    residual, total, codes, losses, residuals = z, np.zeros_like(z), [], [], []
+    for book in books:
+        key = residual / np.linalg.norm(residual, axis=-1, keepdims=True) if normalize == "per_stage" else residual
+        index = np.array([np.argmin([((row - code) ** 2).sum() for code in book]) for row in key])
+        codes.append(index)
+        losses.append((1 + beta) * ((residual - book[index]) ** 2).mean())
+        residual, total = residual - book[index], total + book[index]
+        residuals.append(residual)
+    return np.stack(codes, -1), total, losses, residuals
+
+
+@pytest.mark.parametrize("normalize", ["once", "per_stage", "none"])
+def test_residual_quantizer_equals_float64(normalize):
+    quantizer = ready(normalize=normalize)
+    z = vectors(5, 7, seed=9) * 2
+    books = [book.embed.double().numpy() for book in quantizer.codebooks]
+    codes, quantized, losses, _ = rq_in_float64(z.reshape(-1, DIM), books, normalize)
+    out = quantizer(z)
+    assert out.codes.shape == (5, 7, BOOKS) and out.codes.dtype == torch.int64
+    np.testing.assert_array_equal(out.codes.reshape(-1, BOOKS).numpy(), codes)
+    np.testing.assert_allclose(out.quantized.reshape(-1, DIM).numpy(), quantized, atol=1e-6)
+    assert out.loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert out.losses["codebook"].item() == out.loss.item()
+    assert [out.losses[f"codebook_{m}"].item() for m in (1, 2, 3)] == pytest.approx(losses, rel=1e-5)
+    assert torch.equal(quantizer.encode(z), out.codes)
+    assert torch.equal(quantizer.decode(out.codes), out.quantized)
+    assert out.stats is None
+
+
+def test_gradient_is_straight_through_and_commitment_of_every_stage():
+    quantizer = ready(normalize="none")
+    z, weight = vectors(10, seed=5).requires_grad_(), vectors(10, seed=6)
+    out = quantizer(z)
+    (gradient,) = torch.autograd.grad((out.quantized * weight).sum(), z, retain_graph=True)
+    assert torch.equal(gradient, weight)
+    (gradient,) = torch.autograd.grad(out.loss, z)
+    books = [book.embed.double().numpy() for book in quantizer.codebooks]
+    _, _, _, residuals = rq_in_float64(z.detach(), books, "none")
+    np.testing.assert_allclose(gradient.numpy(), 0.25 * 2 * np.sum(residuals, 0) / (10 * DIM * BOOKS), atol=1e-7)
+    for stage in (1, 2, 3):
+        (gradient,) = torch.autograd.grad(quantizer(z).losses[f"codebook_{stage}"], z)
+        np.testing.assert_allclose(gradient.numpy(), 0.25 * 2 * residuals[stage - 1] / (10 * DIM), atol=1e-7)
+
+
+def test_energy_left_falls_with_each_stage():
+    z = vectors(400) * 3
+    quantizer = ResidualQuantizer(DIM, 4, CODES)
+    quantizer.initialize_(z, generator=torch.Generator().manual_seed(0))
+    losses = [quantizer(z).losses[f"codebook_{m}"].item() for m in (1, 2, 3, 4)]
+    assert all(after < 0.8 * before for before, after in zip(losses, losses[1:], strict=False))
+
+
+def test_vector_quantizer_is_one_stage():
+    quantizer, residual = ready(VectorQuantizer), ready(ResidualQuantizer, 1, CODES)
+    z = vectors(20, seed=3)
+    assert quantizer(z).codes.shape == (20, 1)
+    assert torch.equal(quantizer(z).quantized, residual(z).quantized)
+
+
+def test_soft_codes_mix_the_nearest():
+    hard, soft, one = ready(normalize="none"), ready(normalize="none", soft_codes=3), ready(soft_codes=1)
+    soft.load_state_dict(hard.state_dict())
+    z = vectors(30, seed=4)
+    book = hard.codebooks[0].embed
+    distance = torch.cdist(z, book).square()
+    near = distance.argsort(-1)[:, :3]
+    weights = 1 / distance.gather(1, near)
+    first = ((weights / weights.sum(-1, keepdim=True))[..., None] * book[near]).sum(1)
+    stage_1 = soft(z).losses["codebook_1"].item()
+    assert stage_1 == pytest.approx(1.25 * (z - first).square().mean().item(), rel=1e-4)
+    assert torch.equal(soft(z).codes[:, 0], hard(z).codes[:, 0])
+    assert torch.equal(soft.encode(z), soft(z).codes)
+    # One soft code has all the weight.
+    torch.testing.assert_close(one(z).quantized, one.decode(one.encode(z)))
+
+
+# --- statistics and state -------------------------------------------------------------------------
+def test_forward_is_pure_and_update_follows_the_statistics():
+    quantizer = ready(normalize="none").train()
+    z, state = vectors(50, seed=7), copy_of_state(quantizer)
+    out = quantizer(z)
+    assert same_state(quantizer, state)
+    books = [book.embed.double().numpy() for book in quantizer.codebooks]
+    codes, _, _, residuals = rq_in_float64(z, books, "none")
+    keys = [z.double().numpy(), *residuals]
+    for stage in range(BOOKS):
+        for code in range(CODES):
+            mine = codes[:, stage] == code
+            assert out.stats["counts"][stage, code] == mine.sum()
+            np.testing.assert_allclose(out.stats["sums"][stage, code].numpy(), keys[stage][mine].sum(0), atol=1e-5)
+    given = {name: value.clone() for name, value in out.stats.items()}
+    quantizer.update_(out.stats)
+    assert all(torch.equal(out.stats[name], value) for name, value in given.items())
+    book = quantizer.codebooks[1]
+    before = state["codebooks.1.cluster_size"]
+    torch.testing.assert_close(book.cluster_size, 0.99 * before + 0.01 * given["counts"][1])
+
+
+@pytest.mark.parametrize("ema_mode", ["counts", "official"])
+def test_without_memory_update_gives_batch_means(ema_mode):
+    quantizer = ready(VectorQuantizer, ema_decay=0.0, ema_mode=ema_mode).train()
+    z = F.normalize(vectors(300, seed=8), dim=-1)
+    out = quantizer(z)
+    quantizer.update_(out.stats)
+    for code in out.codes.unique().tolist():
+        mean = z[out.codes[:, 0] == code].mean(0)
+        mean = mean if ema_mode == "counts" else mean / mean.norm()
+        torch.testing.assert_close(quantizer.codebooks[0].embed[code], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_micro_batches_add_up():
+    quantizer = ready().train()
+    z = vectors(60, seed=7)
+    whole, parts = quantizer(z).stats, [quantizer(part).stats for part in z.split(20)]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+@pytest.mark.parametrize("ema_mode", ["counts", "official"])
+def test_training_lowers_the_error_and_evaluation_changes_nothing(ema_mode):
+    quantizer = ready(codebook_init="sample", ema_decay=0.8, ema_mode=ema_mode).train()
+    z = vectors(400, seed=0)
+    before = quantizer.eval()(z).losses["codebook_1"]
+    for _ in range(15):
+        quantizer.update_(quantizer.train()(z).stats)
+    assert quantizer.eval()(z).losses["codebook_1"] < 0.95 * before
+
+
+def test_state_survives_a_save():
+    quantizer, other = ready(), ResidualQuantizer(DIM, BOOKS, CODES)
+    assert quantizer.initialized and not other.initialized
+    other.load_state_dict(quantizer.state_dict())
+    z = vectors(30)
+    assert other.initialized and torch.equal(other.encode(z), quantizer.encode(z))
+    assert not list(quantizer.parameters())
+
+
+def test_reset_dead_codes_counts_and_uses_stage_inputs():
+    quantizer = ready(normalize="none").train()
+    for book in quantizer.codebooks[1:]:
+        book.embed[4] = 1000.0
+        book.cluster_size[4] = 0
+    z = vectors(100, seed=2)
+    assert quantizer.reset_dead_codes_(z, torch.Generator().manual_seed(0)) >= 2
+    first = z - quantizer.codebooks[0].embed[quantizer.codebooks[0].nearest(z)]
+    assert (first == quantizer.codebooks[1].embed[4]).all(-1).any()
+    assert quantizer.codebooks[2].embed[4].norm() < 10
+    assert quantizer.reset_dead_codes_(z, torch.Generator().manual_seed(0)) == 0
+
+
+# --- padding, batches, precision ------------------------------------------------------------------
+@pytest.mark.parametrize("ema_mode", ["counts", "official"])
+def test_padding_counts_for_nothing(ema_mode):
+    quantizer = ready(ema_mode=ema_mode).train()
+    z, mask = vectors(2, 9, seed=1), torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 4:] = False
+    alone = quantizer(z[mask])
+    padded = z.clone()
+    padded[1, 4:] = float("nan")
+    for given in (mask, mask.long()):
+        out = quantizer(padded.requires_grad_(), mask=given)
+        assert torch.equal(out.codes[mask], alone.codes)
+        torch.testing.assert_close(out.loss, alone.loss)
+        for name, value in alone.stats.items():
+            torch.testing.assert_close(out.stats[name], value)
+        (gradient,) = torch.autograd.grad(out.loss + out.quantized.sum(), padded)
+        assert gradient.isfinite().all() and not gradient[1, 4:].any()
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 3)])
+def test_nothing_valid_gives_zero_loss(shape):
+    quantizer = ready().train()
+    z = vectors(*shape).requires_grad_()
+    out = quantizer(z, mask=torch.zeros(shape))
+    assert out.codes.shape == (*shape, BOOKS) and out.quantized.shape == (*shape, DIM)
+    assert out.loss == 0 and not out.stats["counts"].any()
+    out.loss.backward()
+    assert not z.grad.any()
+    state = copy_of_state(quantizer)
+    quantizer.update_(out.stats)
+    torch.testing.assert_close(quantizer.codebooks[0].embed, state["codebooks.0.embed"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["once", "per_stage", "none"])
+def test_codes_are_the_same_in_batch_and_alone(normalize):
+    quantizer, z = ready(normalize=normalize), vectors(6, 11, seed=3)
+    together = quantizer.encode(z)
+    assert torch.equal(torch.stack([quantizer.encode(one) for one in z]), together)
+    assert torch.equal(torch.stack([quantizer.encode(one) for one in z[0]]), together[0])
+
+
+@pytest.mark.parametrize("quantizer", [ready(), RandomProjectionQuantizer(DIM, 2, CODES)], ids=["residual", "random"])
+def test_autocast_changes_nothing(quantizer):
+    z = vectors(500, seed=4)
+    plain = quantizer(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = quantizer(z)
+        low = quantizer(z.bfloat16())
+        assert torch.equal(quantizer.encode(z), plain.codes)
+        assert quantizer.decode(plain.codes).dtype == torch.float32
+    assert torch.equal(out.codes, plain.codes) and torch.equal(out.quantized, plain.quantized)
+    assert low.quantized.dtype == low.loss.dtype == torch.float32
+    assert torch.equal(low.codes, quantizer(z.bfloat16().float()).codes)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+def test_errors_name_what_is_wrong():
+    quantizer = ready()
+    with pytest.raises(ValueError, match=r"z is \(3, 7\) torch.float32, must be floating point with last dimension 8"):
+        quantizer(torch.zeros(3, 7))
+    with pytest.raises(ValueError, match=r"mask is \(4,\), must be \(3,\)"):
+        quantizer(vectors(3), mask=torch.ones(4))
+    with pytest.raises(ValueError, match=r"codes is \(3, 2\) torch.int64, must be integer with last dimension 3"):
+        quantizer.decode(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"codes is in \[0, 16\], must be in \[0, 15\]"):
+        quantizer.decode(torch.tensor([[0, 1, 16]]))
+    with pytest.raises(ValueError, match="z holds 15 vectors over all processes, .* 16, better 1024"):
+        quantizer.initialize_(vectors(15))
+    with pytest.raises(ValueError, match="stats is None, must be the statistics of a forward in training mode"):
+        quantizer.update_(quantizer(vectors(3)).stats)
+    with pytest.raises(ValueError, match="normalize is 'l2', must be one of once, per_stage, none"):
+        ResidualQuantizer(DIM, normalize="l2")
+    with pytest.raises(ValueError, match="soft_codes is 17, must be from 0 to codebook_size 16"):
+        ResidualQuantizer(DIM, BOOKS, CODES, soft_codes=17)
+    with pytest.raises(ValueError, match="type is 'gumble', must be one of residual, vector, random_projection"):
+        build_quantizer(SimpleNamespace(type="gumble"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_input_shows_and_never_reaches_the_codes(value):
+    quantizer, z = ready().train(), vectors(40)
+    z[3, 2] = value
+    state = copy_of_state(quantizer)
+    for call in (quantizer.encode, quantizer.initialize_, quantizer.reset_dead_codes_):
+        with pytest.raises(ValueError, match="z holds NaN or inf, must be finite"):
+            call(z)
+    out = quantizer(z)
+    assert not out.loss.isfinite()
+    with pytest.raises(ValueError, match="stats holds NaN or inf"):
+        quantizer.update_(out.stats)
+    assert same_state(quantizer, state)
+
+
+# --- random projection and configuration ----------------------------------------------------------
+def test_random_projection_by_hand_and_frozen():
+    quantizer = RandomProjectionQuantizer(DIM, 2, CODES, projection_dim=4).train()
+    z = vectors(6, 5, seed=1) * 7 + 3
+    rows = z.double().numpy()
+    rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5)
+    for m in range(2):
+        codes = quantizer.embed[m].double().numpy()
+        np.testing.assert_allclose(np.linalg.norm(codes, axis=-1), 1, rtol=1e-6)
+        keys = rows @ quantizer.projection[m].double().numpy()
+        keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+        nearest = ((keys[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
+        np.testing.assert_array_equal(quantizer.encode(z)[..., m].numpy(), nearest)
+    state = copy_of_state(quantizer)
+    out = quantizer(z, mask=torch.ones(6, 5, dtype=torch.bool))
+    assert out.quantized.shape == z.shape and out.loss == 0 and out.stats is None
+    quantizer.initialize_(z)
+    quantizer.update_(None)
+    assert quantizer.reset_dead_codes_(z) == 0
+    assert same_state(quantizer, state) and not list(quantizer.parameters())
+    assert same_state(RandomProjectionQuantizer(DIM, 2, CODES, projection_dim=4), quantizer.state_dict())
+    assert same_state(quantizer, quantizer.default_state())
+
+
+def test_build_quantizer_reads_every_field():
+    from bridle_hf.configuration_bridle import BridleQuantizerConfig
+
+    config = BridleQuantizerConfig(
+        num_codebooks=2, codebook_size=8, codebook_dim=4, ema_decay=0.5, ema_epsilon=0.1, ema_mode="official",
+        commitment_weight=1.0, normalize="none", codebook_init="sample", kmeans_iterations=3,
+        kmeans_samples_per_code=5, reset_threshold=0.2, soft_codes=2,
+    )  # fmt: skip
+    quantizer = build_quantizer(config)
+    book = quantizer.codebooks[1]
+    assert type(quantizer) is ResidualQuantizer and len(quantizer.codebooks) == 2
+    assert (book.num_codes, book.dim, book.decay, book.epsilon, book.rule) == (8, 4, 0.5, 0.1, "blend")
+    assert (quantizer.commitment_weight, quantizer.normalize, quantizer.codebook_init) == (1.0, "none", "sample")
+    assert (quantizer.kmeans_iterations, quantizer.init_sample_size) == (3, 40)
+    assert (quantizer.reset_threshold, quantizer.soft_codes) == (0.2, 2)
+    vector = build_quantizer(BridleQuantizerConfig(type="vector", codebook_dim=4, ema_mode="official"))
+    assert type(vector) is VectorQuantizer and vector.codebooks[0].rule == "blend_unit"
+    random = build_quantizer(BridleQuantizerConfig(type="random_projection", codebook_dim=4))
+    assert random.encode(torch.randn(3, 4)).shape == (3, 4)
+
+
+# --- golden vectors of the reference implementation -----------------------------------------------
+def golden_z(golden, heads=4):
+    """What the reference's quantizer received: cold and full z (B, N, d), computed from the weights."""
+    weights = {name.removeprefix("weights/tokenizer."): value for name, value in golden.items()}
+
+    def linear(x, name):
+        return F.linear(x, weights[name + ".weight"], weights.get(name + ".bias"))
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], weights[name + ".weight"], weights[name + ".bias"], 1e-6)
+
+    images = golden["inputs/input_values"]
+    patches = F.conv2d(images, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=16)
+    x = patches.flatten(2).transpose(1, 2) + weights["pos_embed"][:, 1:]
+    cold = linear(x, "cold_start_encoder")
+    x = torch.cat([(weights["cls_token"] + weights["pos_embed"][:, :1]).expand(len(x), -1, -1), x], 1)
+    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    for block in (f"blocks.{layer}." for layer in range(depth)):
+        qkv = linear(norm(x, block + "norm1"), block + "attn.qkv").unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
+        x = x + linear(attended, block + "attn.proj")
+        x = x + linear(F.gelu(linear(norm(x, block + "norm2"), block + "mlp.fc1")), block + "mlp.fc2")
+    x = norm(x, "norm")[:, 1:]
+    full = linear(torch.tanh(linear(x, "quantize_layer.0")), "quantize_layer.2")
+    return {"cold": cold, "full": full}
+
+
+def golden_quantizer(golden, name):
+    prefix = "weights/tokenizer.quantizer."
+    if name == "audio_vq":
+        quantizer = VectorQuantizer(16, 64, ema_mode="official", normalize="per_stage")
+        quantizer.codebooks[0].set_(golden[prefix + "embedding.weight"], golden[prefix + "cluster_size"])
+        return quantizer.eval()
+    quantizer = ResidualQuantizer(16, 4, 16, ema_mode="official", normalize="per_stage")
+    for stage, book in enumerate(quantizer.codebooks):
+        book.set_(
+            golden[f"{prefix}codebooks.{stage}.weight"][:-1], golden[f"{prefix}codebooks.{stage}.cluster_size_ema"]
+        )
+    return quantizer.eval()
+
+
+@pytest.mark.parametrize("name", ["audio_rq", "audio_vq"])
+def test_golden_quantizers(golden_dir, name):
+    golden = load_file(golden_dir / f"{name}.safetensors")
+    quantizer, inputs = golden_quantizer(golden, name), golden_z(golden)
+    for path, z in inputs.items():
+        out = quantizer(z)
+        codes = golden[f"outputs/{path}_codes"].reshape(out.codes.shape)
+        assert (out.codes == codes).float().mean() >= 0.999
+        torch.testing.assert_close(out.quantized, golden[f"outputs/{path}_quantized"], atol=1e-4, rtol=0)
+        loss = golden[f"outputs/{path}_codebook_loss"].reshape(())
+        torch.testing.assert_close(out.loss, loss, atol=1e-5, rtol=0)
+    quantizer.update_(quantizer.train()(inputs["full"]).stats)
+    after = "outputs/after_ema/"
+    for stage, book in enumerate(quantizer.codebooks):
+        if name == "audio_vq":
+            embed, size = golden[after + "embedding.weight"], golden[after + "cluster_size"]
+        else:
+            embed = golden[f"{after}codebooks.{stage}.weight"][:-1]
+            size = golden[f"{after}codebooks.{stage}.cluster_size_ema"]
+        torch.testing.assert_close(book.embed, embed, atol=1e-5, rtol=0)
+        torch.testing.assert_close(book.cluster_size, size, atol=1e-4, rtol=0)
+
+
+# --- two processes --------------------------------------------------------------------------------
+def life(quantizer, z, share):
+    """Start, two steps and a reset on the rows of `share`; returns the number of moved codes."""
+    quantizer.initialize_(z[share], generator=torch.Generator().manual_seed(5))
+    for _ in range(2):
+        quantizer.update_(quantizer.train()(z[share]).stats)
+    quantizer.codebooks[0].cluster_size[2] = 0
+    return quantizer.reset_dead_codes_(z[share], generator=torch.Generator().manual_seed(6))
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    quantizer = ResidualQuantizer(DIM, BOOKS, CODES, ema_decay=0.5)
+    torch.manual_seed(rank)  # what the processes draw for themselves must not matter
+    share = slice(0, 250) if rank == 0 else slice(250, 400)  # not the same number of rows
+    moved = life(quantizer, vectors(400), share)
+    try:
+        quantizer.initialize_(vectors(400)[:6])
+    except ValueError as error:
+        message = str(error)
+    torch.save({"state": quantizer.state_dict(), "moved": moved, "message": message}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_and_equal_one_with_all_rows():
+    single = ResidualQuantizer(DIM, BOOKS, CODES, ema_decay=0.5)
+    moved = life(single, vectors(400), slice(None))
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(process, args=(folder,), nprocs=2)
+        results = [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in (0, 1)]
+    assert moved >= 1 and results[0]["moved"] == results[1]["moved"] == moved
+    for name, value in single.state_dict().items():
+        assert torch.equal(results[0]["state"][name], results[1]["state"][name])
+        torch.testing.assert_close(results[0]["state"][name], value, rtol=1e-4, atol=1e-5)
+    assert all("z holds 12 vectors" in result["message"] for result in results)
