@@ -5,6 +5,7 @@ from .augmentation import mixup, roll_magnitude, spec_augment
 from .decoding import BadClipError, decode_audio
 from .examples import Examples, load_examples
 from .streaming import ClipLoader, build_loader
+from .synthetic import write_sound_set
 
 __all__ = [
     "BadClipError",
@@ -17,4 +18,5 @@ __all__ = [
     "mixup",
     "roll_magnitude",
     "spec_augment",
+    "write_sound_set",
 ]

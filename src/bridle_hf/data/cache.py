@@ -1,7 +1,8 @@
 """Features computed once and kept on disk as a dataset of their own, which then streams like any other.
 
-A cache is a folder of Arrow files, which cost half of what parquet files do to read: `features`
-(frames x mel bins as raw float16 bytes), `clip_name`, and the source's other columns. It does not depend on `exclude`, crops or augmentation, so that folds and phases share it.
+A cache is a folder of Arrow files, which cost half of what parquet files do to read. Each row holds `features` (frames
+x mel bins as raw float16 bytes), `clip_name` and the source's other columns. The content does not depend on `exclude`,
+crops or augmentation, so that folds and phases share it.
 """
 
 import hashlib

@@ -1,4 +1,7 @@
-"""Audio bytes to a mono waveform without a system FFmpeg: soundfile for what it knows, PyAV (which bundles FFmpeg) for the rest."""
+"""Audio bytes to a mono waveform without a system FFmpeg.
+
+soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest.
+"""
 
 import io
 from functools import lru_cache

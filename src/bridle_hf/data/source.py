@@ -1,4 +1,4 @@
-"""A dataset read one shard at a time, with its audio undecoded: the raw material of streams, caches and example sets."""
+"""A dataset read shard by shard, its audio undecoded: the raw material of streams, caches and example sets."""
 
 import logging
 import os
@@ -101,6 +101,15 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
         )
 
 
+class RawAudio(datasets.Audio):
+    """An audio column that is passed on as it is. The library's own needs torchcodec even to pass on a path."""
+
+    def encode_example(self, value) -> dict:
+        if isinstance(value, (str, os.PathLike)):
+            return {"bytes": None, "path": os.fspath(value)}
+        return {"bytes": value, "path": None} if isinstance(value, bytes) else value
+
+
 def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
     """The builder of the dataset that `data` names. Its `cache_dir` identifies the state of the files."""
     if not data.dataset:
@@ -116,6 +125,9 @@ def open_source(data: DataArguments, feature_extractor) -> Source:
         ValueError: for a column that the dataset does not have.
     """
     dataset = load_builder(data).as_streaming_dataset(data.split).decode(False)
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            dataset = dataset.cast_column(column, RawAudio(decode=False))
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
     columns = dataset.column_names or list(next(iter(dataset)))
     for argument, column in [
