@@ -1,0 +1,169 @@
+"""Measures of discrete codes: pure functions of codes (n, M) or counts (M, K), in numpy float64.
+
+Everything is meant for held-out data and a frozen codebook. Entropies and mutual information are in bits.
+"""
+
+import numpy as np
+
+
+def _as_codes(codes, name="codes"):
+    """Codes of any leading shape as an int64 array (n, M)."""
+    codes = codes.detach().cpu().numpy() if hasattr(codes, "detach") else np.asarray(codes)
+    if codes.ndim < 2 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"{name}: got {codes.dtype} of shape {codes.shape}; it takes integers of shape (..., M)")
+    return codes.reshape(-1, codes.shape[-1]).astype(np.int64)
+
+
+def code_counts(codes, codebook_size):
+    """How often each code was chosen.
+
+    Args:
+        codes: integers (..., M) in [0, codebook_size).
+        codebook_size (`int`): K.
+
+    Returns:
+        int64 array (M, K).
+
+    Raises:
+        ValueError: if codes are not integers, are empty, or lie outside the codebook.
+    """
+    codes = _as_codes(codes)
+    if not len(codes):
+        raise ValueError("codes: got none; at least one row is needed")
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(f"codes: got values {codes.min()}..{codes.max()}; they must lie in [0, {codebook_size})")
+    return np.stack([np.bincount(stage, minlength=codebook_size) for stage in codes.T])  # (M, K)
+
+
+def entropy(counts, corrected=False):
+    """Entropy in bits of the distributions behind counts (..., K).
+
+    Args:
+        counts: non-negative counts (..., K).
+        corrected (`bool`): add the Miller-Madow term (used - 1) / (2 n), which removes the first-order bias of
+            the plug-in estimate.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum(-1, keepdims=True)
+    p = counts / total
+    bits = -(p * np.log2(np.where(p > 0, p, 1.0))).sum(-1)
+    if corrected:
+        bits = bits + ((counts > 0).sum(-1) - 1) / (2 * total[..., 0] * np.log(2))
+    return bits
+
+
+def usage(counts):
+    """Usage of each codebook (arXiv 2502.02118, eq. 31 for ECU).
+
+    Args:
+        counts: (M, K).
+
+    Returns:
+        dict of arrays (M,): `cur` = used / K; `entropy` UE in bits; `perplexity` = 2^UE; `ecu` = CUR UE / log2 K,
+        1 for uniform use; `ecu_table6`, see `ecu_table6`; `dead`, the number of codes never chosen.
+    """
+    counts = np.asarray(counts)
+    size = counts.shape[-1]
+    used = (counts > 0).sum(-1)
+    bits = entropy(counts)
+    return {
+        "cur": used / size,
+        "entropy": bits,
+        "perplexity": 2.0**bits,
+        "ecu": used / size * bits / np.log2(size),
+        "ecu_table6": ecu_table6(counts),
+        "dead": size - used,
+    }
+
+
+def ecu_table6(counts):
+    """The figure printed in the paper's table 6: CUR / (UE in bits * ln K). For comparison only.
+
+    It divides by the entropy where eq. 31 multiplies, and mixes two log bases: lower is more even, and the floor
+    depends on K (0.02254 for 256 codes, 0.01443 for 1024). Infinite when a single code is used.
+    """
+    counts = np.asarray(counts)
+    size = counts.shape[-1]
+    with np.errstate(divide="ignore"):
+        return (counts > 0).mean(-1) / (entropy(counts) * np.log(size))
+
+
+def mutual_information(a, b, corrected=True):
+    """Mutual information in bits of two integer sequences of one length.
+
+    Args:
+        a, b: integers (n,), e.g. the codes of two stages, or codes and positions.
+        corrected (`bool`): Miller-Madow correction of the three entropies. The plug-in estimate of independent
+            sequences is about (A - 1)(B - 1) / (2 n ln 2) bits, far from 0 unless n is much larger than A B.
+            The corrected value can be slightly negative.
+    """
+    a, b = np.unique(np.ravel(a), return_inverse=True)[1], np.unique(np.ravel(b), return_inverse=True)[1]
+    if a.shape != b.shape:
+        raise ValueError(f"a, b: got {a.size} and {b.size} values; both must have the same number")
+    joint = np.unique(a * (b.max() + 1) + b, return_counts=True)[1]
+    return float(
+        entropy(np.bincount(a), corrected) + entropy(np.bincount(b), corrected) - entropy(joint, corrected),
+    )
+
+
+def residual_energy(z, stages):
+    """Share of the energy of z that is left after each stage of a residual quantizer.
+
+    Args:
+        z: vectors (n, d), as the quantizer subtracts from them.
+        stages: the codewords chosen at each stage (n, M, d).
+
+    Returns:
+        array (M,): sum |z - c_1 - ... - c_m|^2 / sum |z|^2.
+    """
+    z, stages = (np.asarray(x, dtype=np.float64) for x in (z, stages))
+    left = z[:, None] - stages.cumsum(axis=1)  # (n, M, d)
+    return np.square(left).sum(axis=(0, 2)) / np.square(z).sum()
+
+
+def churn(before, after):
+    """Share of patches whose code differs between two checkpoints, per stage: (M,)."""
+    before, after = _as_codes(before, "before"), _as_codes(after, "after")
+    if before.shape != after.shape:
+        raise ValueError(f"before, after: got shapes {before.shape} and {after.shape}; they must agree")
+    return (before != after).mean(axis=0)
+
+
+def code_histograms(codes, valid, codebook_size):
+    """Bag of codes: for each clip the share of each code of each stage.
+
+    Args:
+        codes: (B, N, M).
+        valid: (B, N), true where a patch is no padding.
+        codebook_size (`int`): K.
+
+    Returns:
+        float array (B, M * K); each stage's K values sum to 1.
+    """
+    rows = [code_counts(clip[keep], codebook_size) / keep.sum() for clip, keep in zip(codes, valid, strict=True)]
+    return np.stack(rows).reshape(len(rows), -1)
+
+
+def bag_of_codes_accuracy(codes, valid, codebook_size, labels, folds):
+    """Accuracy of a linear SVM on per-clip code histograms, one value a fold: what the codes say about the clip.
+
+    Histograms are square-rooted (Hellinger kernel), so that a few frequent codes do not drown the rest.
+
+    Args:
+        codes, valid, codebook_size: as for `code_histograms`.
+        labels: (B,) classes.
+        folds: (B,) fold of each clip; each is the test set once.
+
+    Returns:
+        dict fold -> accuracy.
+    """
+    from sklearn.svm import LinearSVC
+
+    x = np.sqrt(code_histograms(codes, valid, codebook_size))  # (B, M K)
+    labels, folds = np.asarray(labels), np.asarray(folds)
+    accuracy = {}
+    for fold in np.unique(folds):
+        test = folds == fold
+        svm = LinearSVC(C=1.0, random_state=0).fit(x[~test], labels[~test])
+        accuracy[fold.item()] = float(svm.score(x[test], labels[test]))
+    return accuracy

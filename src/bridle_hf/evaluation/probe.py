@@ -1,0 +1,126 @@
+"""Linear probe: standardised frozen features, logistic regression, outer folds as given, nested search of C."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass
+class ProbeResult:
+    """Outcome of a linear probe.
+
+    Attributes:
+        accuracy (`float`): share of all examples predicted right, each while its fold was held out.
+        per_fold (`dict`): fold -> accuracy on that fold.
+        chosen_c (`dict`): fold -> the C its training folds chose.
+        correct (`np.ndarray`): (n,) bool, for paired tests.
+    """
+
+    accuracy: float
+    per_fold: dict
+    chosen_c: dict
+    correct: np.ndarray
+
+
+def outer_folds(labels, folds=None, seed=0, num_folds=5):
+    """The folds as given, or seeded stratified ones numbered from 1 where the data has none: (n,)."""
+    if folds is not None:
+        folds = np.asarray(folds)
+        if len(np.unique(folds)) < 2:
+            raise ValueError(f"folds: got only {np.unique(folds).tolist()}; at least two folds are needed")
+        return folds
+    folds = np.empty(len(labels), dtype=np.int64)
+    splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
+    for number, (_, test) in enumerate(splits, start=1):
+        folds[test] = number
+    return folds
+
+
+def _rotate(train, test):
+    """Standardise by the training rows; where there are more features than rows, keep the rows' span only.
+
+    The logistic loss with an L2 penalty does not change under rotation, and the weights lie in the span of the
+    training rows, so this changes the cost of a fit and not its result.
+    """
+    scaler = StandardScaler().fit(train)
+    train, test = scaler.transform(train), scaler.transform(test)
+    if train.shape[1] > train.shape[0]:
+        basis = np.linalg.qr(train.T)[0]  # (d, rows)
+        train, test = train @ basis, test @ basis
+    return train, test
+
+
+def _scores(x, y, train, test, grid):
+    """Predictions of the test rows for each C of the ascending grid: (len(grid), test rows)."""
+    x_train, x_test = _rotate(x[train], x[test])
+    model = LogisticRegression(solver="newton-cg", tol=1e-3, max_iter=1000, warm_start=True)
+    predictions = []
+    for c in grid:
+        model.set_params(C=c).fit(x_train, y[train])
+        predictions.append(model.predict(x_test))
+    return np.stack(predictions)
+
+
+def _choose_c(x, y, folds, grid, seed):
+    """C with the best accuracy over inner splits of the training rows; the smallest of equals."""
+    if len(np.unique(folds)) > 2:
+        # Folds often keep the clips of one recording together, and an inner split has to respect that, too.
+        splits = [(folds != fold, folds == fold) for fold in np.unique(folds)]
+    else:
+        splits = StratifiedKFold(4, shuffle=True, random_state=seed).split(x, y)
+    right = sum((_scores(x, y, train, test, grid) == y[test]).sum(axis=1) for train, test in splits)  # (len(grid),)
+    return grid[int(np.argmax(right))]
+
+
+def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0):
+    """Accuracy of a logistic regression on frozen features.
+
+    Each fold is the test set once. C is searched inside the other folds only: by leaving one of them out at a time,
+    or by seeded stratified splits where there are fewer than three.
+
+    Args:
+        features: (n, d).
+        labels: (n,) classes of any type.
+        folds: (n,) fold of each example; `None` draws five stratified folds from `seed`.
+        grid: ascending values of C.
+        seed (`int`): of the splits that are not given.
+
+    Returns:
+        `ProbeResult`.
+
+    Raises:
+        ValueError: if features are not a finite matrix with one row a label.
+    """
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    if x.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"features: got shape {x.shape} for {len(y)} labels; it takes (number of labels, d)")
+    if not np.isfinite(x).all():
+        raise ValueError("features: got NaN or inf; they must be finite")
+    folds = outer_folds(y, folds, seed)
+    correct, per_fold, chosen = np.zeros(len(y), dtype=bool), {}, {}
+    for fold in np.unique(folds):
+        test = folds == fold
+        c = _choose_c(x[~test], y[~test], folds[~test], grid, seed)
+        correct[test] = _scores(x, y, ~test, test, [c])[0] == y[test]
+        per_fold[fold.item()], chosen[fold.item()] = float(correct[test].mean()), c
+    return ProbeResult(float(correct.mean()), per_fold, chosen, correct)
+
+
+def mcnemar(correct_a, correct_b):
+    """Exact McNemar test of two classifiers on the same examples.
+
+    Args:
+        correct_a, correct_b: (n,) bool, as in `ProbeResult.correct`.
+
+    Returns:
+        two-sided p-value: how likely so uneven a split of the examples that only one of them gets right is by chance.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bridle_hf.evaluation.probe import linear_probe, mcnemar, outer_folds
+
+
+def clusters(n=200, dims=20, classes=4, noise=1.5, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    return rng.normal(size=(classes, dims))[labels] + noise * rng.normal(size=(n, dims)), labels, np.arange(n) // 4 % 5
+
+
+@pytest.mark.parametrize(("dims", "noise"), [(20, 3.0), (300, 9.0)])  # fewer and more features than rows
+def test_one_c_gives_scikit_learns_predictions(dims, noise):
+    x, y, folds = clusters(dims=dims, noise=noise)
+    x = x * np.geomspace(0.01, 100, dims) + 5  # the scaler has to undo this
+    result = linear_probe(x, y, folds, grid=(0.1,))
+    right = np.zeros(len(y), dtype=bool)
+    for fold in range(5):
+        test = folds == fold
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-6, max_iter=5000))
+        right[test] = model.fit(x[~test], y[~test]).predict(x[test]) == y[test]
+        assert result.per_fold[fold] == pytest.approx(right[test].mean(), abs=0.026)
+    assert (result.correct == right).mean() > 0.99  # but for a tie or two
+    assert 0.4 < right.mean() < 1  # a result the test could get wrong
+
+
+def test_c_is_chosen_by_the_other_folds_alone():
+    x, y, folds = clusters()
+    plain = linear_probe(x, y, folds)
+    shuffled = y.copy()
+    shuffled[folds == 2] = np.random.default_rng(0).permutation(y[folds == 2])
+    other = linear_probe(x, shuffled, folds)
+    assert other.chosen_c[2] == plain.chosen_c[2]  # labels of the test fold had no part in it
+    assert other.per_fold[2] < plain.per_fold[2]
+
+
+def test_c_is_what_scikit_learns_grouped_search_chooses():
+    rng = np.random.default_rng(0)
+    x, y, folds = clusters(noise=2.5)
+    noisy = np.concatenate([x, rng.normal(size=(200, 80))], axis=1)
+    grid = (0.001, 0.1, 100.0)
+    result = linear_probe(noisy, y, folds, grid=grid)
+    for fold in range(5):
+        rows = folds != fold
+        model = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-6, max_iter=5000))
+        search = GridSearchCV(model, {"logisticregression__C": grid}, cv=LeaveOneGroupOut(), refit=False)
+        search.fit(noisy[rows], y[rows], groups=folds[rows])
+        scores = dict(zip(grid, search.cv_results_["mean_test_score"], strict=True))
+        assert max(scores.values()) - min(scores.values()) > 0.03  # a wrong choice would show
+        assert scores[result.chosen_c[fold]] >= max(scores.values()) - 1.01 / rows.sum()  # one clip: rounding
+
+
+def test_labels_of_any_type_and_drawn_folds():
+    x, y, _ = clusters()
+    names = np.array(["dog", "rain", "sea", "saw"])[y]
+    result = linear_probe(x, names)
+    assert sorted(result.per_fold) == [1, 2, 3, 4, 5]
+    folds = outer_folds(names, seed=0)
+    assert all(np.unique(names[folds == fold], return_counts=True)[1].tolist() == [10] * 4 for fold in range(1, 6))
+    assert (outer_folds(names, seed=1) != folds).any()
+
+
+def test_two_folds_search_by_seeded_splits():
+    x, y, folds = clusters()
+    assert linear_probe(x, y, folds % 2, seed=0).accuracy > 0.7
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    a = np.array([1] * 9 + [0] * 1 + [1] * 30, dtype=bool)
+    b = np.array([0] * 9 + [1] * 1 + [1] * 30, dtype=bool)
+    assert mcnemar(a, b) == pytest.approx(2 * binom.cdf(1, 10, 0.5))
+    assert mcnemar(a, a) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("x", "folds", "message"),
+    [
+        (np.full((8, 2), np.nan), np.arange(8) % 2, "NaN or inf"),
+        (np.zeros((7, 2)), np.arange(8) % 2, r"\(7, 2\) for 8 labels"),
+        (np.zeros((8, 2)), np.zeros(8), "at least two folds"),
+    ],
+)
+def test_bad_input_is_named(x, folds, message):
+    with pytest.raises(ValueError, match=message):
+        linear_probe(x, np.arange(8) % 2, folds)
