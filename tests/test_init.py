@@ -1,0 +1,42 @@
+"""What `import bridle_hf` gives: the public names, and transformers' Auto classes that find them."""
+
+import pytest
+import transformers
+
+import bridle_hf
+
+TINY = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "decoder_hidden_size": 24, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "estimator_num_hidden_layers": 1, "estimator_num_attention_heads": 2,
+    "quantizer_config": {"codebook_size": 8, "codebook_dim": 8},
+}  # fmt: skip
+
+
+def test_every_public_name_is_there():
+    missing = [name for name in bridle_hf.__all__ if not hasattr(bridle_hf, name)]
+    assert not missing and sorted(bridle_hf.__all__) == bridle_hf.__all__
+
+
+@pytest.mark.parametrize(
+    ("auto", "modality", "name"),
+    [
+        ("AutoModel", "audio", "BridleModel"),
+        ("AutoModelForPreTraining", "audio", "BridleForPreTraining"),
+        ("AutoModelForAudioClassification", "audio", "BridleForAudioClassification"),
+        ("AutoModelForImageClassification", "image", "BridleForImageClassification"),
+        ("AutoModelForVideoClassification", "video", "BridleForVideoClassification"),
+    ],
+)
+def test_auto_models_load_what_was_saved(auto, modality, name, tmp_path):
+    config = bridle_hf.BridleConfig(modality=modality, **TINY)
+    getattr(bridle_hf, name)(config).save_pretrained(tmp_path)
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is bridle_hf.BridleConfig
+    assert type(getattr(transformers, auto).from_pretrained(tmp_path)) is getattr(bridle_hf, name)
+
+
+def test_auto_feature_extractor_loads_what_was_saved(tmp_path):
+    bridle_hf.BridleConfig(modality="audio", **TINY).save_pretrained(tmp_path)
+    bridle_hf.BridleFeatureExtractor(num_mel_bins=64).save_pretrained(tmp_path)
+    loaded = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(loaded) is bridle_hf.BridleFeatureExtractor and loaded.num_mel_bins == 64
