@@ -1,0 +1,141 @@
+"""What a recipe may say: the dataclasses of a pretraining run."""
+
+import inspect
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from ..configuration_bridle import BridleConfig
+from ..data.arguments import DataArguments
+from ..feature_extraction_bridle import BridleFeatureExtractor
+
+Kind = Literal["encoder", "tokenizer", "joint"]
+
+
+def config_keys(cls: type) -> dict:
+    """Field names of a config class, each with the names below it where it is a config of its own. The config takes
+    unknown keys without a word (they become attributes), so they have to be caught here."""
+    below = cls.sub_configs
+    return {f.name: config_keys(below[f.name]) if f.name in below else None for f in fields(cls)}
+
+
+def signature_keys(cls: type) -> dict:
+    """Names of the keyword arguments of a class."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"}
+
+
+@dataclass
+class PhaseArguments:
+    """What can be said about a phase. What an entry of `phases` leaves out is taken from the section of its kind.
+
+    Attributes:
+        steps, epochs: length in optimizer steps, or in passes over `training.examples_per_epoch`. `steps` wins.
+        learning_rate: peak of the cosine schedule (paper, table 5: 5e-4 encoder, 2e-4 tokenizer).
+        warmup_steps, warmup_epochs: linear warm-up; a tenth of the phase when both are left out. `warmup_steps` wins.
+        min_learning_rate: where the cosine ends.
+        from_scratch: encoder phases after the first draw the encoder anew; otherwise it stays warm.
+        tokenizer_update_every: joint phases update the tokenizer every so many steps (paper: 5).
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    min_learning_rate: float | None = None
+    from_scratch: bool | None = None
+    tokenizer_update_every: int | None = None
+
+
+@dataclass
+class PhaseEntry(PhaseArguments):
+    """One entry of `phases`: its kind, and what it says differently from the section of that kind."""
+
+    kind: Kind = "encoder"
+
+
+@dataclass
+class TrainingArguments:
+    """How a step is taken; the same for every phase.
+
+    Attributes:
+        batch_size: clips a process takes in one forward pass.
+        gradient_accumulation_steps: forward passes of one optimizer step.
+        masks_per_sample: masks drawn for a clip; they share one tokenization.
+        max_steps_per_phase: no phase is longer than this (smoke tests); also the length of a phase that has none.
+        examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
+        mixed_precision: "no", "bf16" or "fp16". The quantizer computes in float32 in any case.
+        max_grad_norm: gradients are scaled down to this norm; null never clips.
+        logging_steps: a record is written for the first, every so many and the last step of a phase.
+        checkpoint_steps, keep_checkpoints: how often a checkpoint is written, and how many of the newest are kept.
+        compile: compile the model with torch.compile.
+        tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard"; null for none.
+    """
+
+    batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    masks_per_sample: int = 1
+    max_steps_per_phase: int | None = None
+    examples_per_epoch: int | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float | None = 1.0
+    logging_steps: int = 10
+    checkpoint_steps: int = 500
+    keep_checkpoints: int = 2
+    compile: bool = False
+    tracker: str | None = "tensorboard"
+
+    def __post_init__(self):
+        for name in ("batch_size", "gradient_accumulation_steps", "masks_per_sample", "logging_steps"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("checkpoint_steps", "keep_checkpoints", "max_steps_per_phase", "examples_per_epoch"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+
+
+@dataclass
+class PretrainRecipe:
+    """A whole pretraining run.
+
+    Attributes:
+        output_dir: receives checkpoints/, encoder-iterK/, final/, metrics.jsonl and recipe.yaml.
+        resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
+        model: keyword arguments of `BridleConfig`.
+        feature_extractor: keyword arguments of `BridleFeatureExtractor`; its sizes follow `model.input_size`.
+        phases: the schedule, in order. `encoder`, `tokenizer` and `joint` say what phases of a kind have in common.
+    """
+
+    output_dir: str
+    data: DataArguments
+    seed: int = 0
+    resume: str = "auto"
+    model: dict = field(default_factory=dict, metadata={"keys": lambda: config_keys(BridleConfig)})
+    feature_extractor: dict = field(
+        default_factory=dict, metadata={"keys": lambda: signature_keys(BridleFeatureExtractor)}
+    )
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    phases: list[PhaseEntry] = field(default_factory=list)
+    encoder: PhaseArguments = field(default_factory=PhaseArguments)
+    tokenizer: PhaseArguments = field(default_factory=PhaseArguments)
+    joint: PhaseArguments = field(default_factory=PhaseArguments)
+
+    def __post_init__(self):
+        if not self.phases:
+            raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
+        if self.seed < 0:
+            raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
+        self.config()
+
+    def config(self) -> BridleConfig:
+        """The model's config; the values are checked by `BridleConfig` itself."""
+        try:
+            return BridleConfig(**self.model)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`model`: {error}") from error
+
+
+def _at_least_one(key: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{key}` is {value}; it takes a whole number of at least 1.")

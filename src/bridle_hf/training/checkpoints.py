@@ -1,0 +1,199 @@
+"""Checkpoints: one folder each, complete or not there at all, with a manifest that tells a damaged one.
+
+    checkpoints/phase-00-step-00000500/
+        model.safetensors     weights and codebooks
+        optimizer.pt          moments of AdamW, by parameter name
+        rank-0.pt, ...        of every process: position in the data, state of the random generators
+        state.json            phase, step, learning rate, number of processes, cold start
+        recipe.yaml           the recipe of the run
+        manifest.json         size and sha256 of the files above
+
+Nothing in them is pickled code: tensors, numbers, strings and containers of these. The learning rate and the random
+numbers of a step follow from (seed, phase, step), so phase and step are the whole state of the scheduler.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+# Whole tensors on the CPU of the first process, under the names of the bare model, however the model is wrapped.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An intact checkpoint folder and the place in the schedule it was taken at: `step` steps of `phase` are done."""
+
+    path: Path
+    phase: int
+    step: int
+    state: dict
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path / "model.safetensors")
+
+    def rank_state(self, rank: int) -> dict:
+        return torch.load(self.path / f"rank-{rank}.pt", weights_only=True)
+
+    def load_optimizer_(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        state = torch.load(self.path / "optimizer.pt", weights_only=True)
+        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+
+
+def checkpoint_name(phase: int, step: int) -> str:
+    return f"phase-{phase:02d}-step-{step:08d}"
+
+
+def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state, data, recipe, keep) -> Path:
+    """Writes a checkpoint. Every process must call it; processes share the file system.
+
+    Args:
+        folder: `checkpoints/` of the run.
+        model, optimizer: as prepared by the accelerator.
+        state: further JSON values for state.json.
+        data: this process's position in the data.
+        recipe: the recipe as YAML.
+        keep: how many of the newest checkpoints stay.
+    """
+    target = Path(folder) / checkpoint_name(phase, step)
+    weights = get_model_state_dict(model, options=WHOLE)
+    moments = get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE)
+    with folder_written_beside(target, accelerator, manifest=True) as beside:
+        torch.save({"data": data, "random": random_state()}, beside / f"rank-{accelerator.process_index}.pt")
+        if accelerator.is_main_process:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "model.safetensors")
+            torch.save(moments, beside / "optimizer.pt")
+            state = {"phase": phase, "step": step, "num_processes": accelerator.num_processes, **state}
+            (beside / "state.json").write_text(json.dumps(state, indent=1))
+            (beside / "recipe.yaml").write_text(recipe)
+    if accelerator.is_main_process:
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return target
+
+
+@contextmanager
+def folder_written_beside(target: Path, accelerator, manifest: bool = False) -> Iterator[Path]:
+    """A folder to write into that takes the place of `target`, flushed to disk, once the block ends without an error.
+
+    Every process must enter it. `manifest` adds size and sha256 of every file.
+    """
+    beside = target.with_name(f".{target.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    yield beside
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        files = sorted(path for path in beside.rglob("*") if path.is_file())
+        if manifest:
+            entries = {str(path.relative_to(beside)): _fingerprint(path) for path in files}
+            (beside / MANIFEST).write_text(json.dumps(entries, indent=1))
+            files.append(beside / MANIFEST)
+        for path in (*files, beside):
+            _flush(path)
+        retired = target.with_name(f".{target.name}.old")
+        shutil.rmtree(retired, ignore_errors=True)
+        if target.exists():
+            os.replace(target, retired)
+        os.replace(beside, target)
+        _flush(target.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(path for path in Path(folder).glob("phase-*-step-*") if path.is_dir())
+
+
+def find_checkpoint(folder: str | Path) -> Checkpoint | None:
+    """The newest intact checkpoint of a run. Damaged ones are named in the log and passed over."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return open_checkpoint(path)
+        except ValueError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+    return None
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Checks a checkpoint against its manifest.
+
+    Raises:
+        ValueError: not a checkpoint, or a file of it is missing or not what was written.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
+    for name, expected in manifest.items():
+        found = _fingerprint(path / name) if (path / name).is_file() else None
+        if found != expected:
+            raise ValueError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
+    state = json.loads((path / "state.json").read_text())
+    return Checkpoint(path, state["phase"], state["step"], state)
+
+
+def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned."""
+    for path in list_checkpoints(folder):
+        if path.name > checkpoint_name(checkpoint.phase, checkpoint.step):
+            shutil.rmtree(path)
+
+
+def random_state() -> dict:
+    """State of the random generators of this process, in plain containers."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "accelerator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def set_random_state_(state: dict) -> None:
+    """Puts back what `random_state` returned."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["accelerator"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["accelerator"])
+
+
+def _fingerprint(path: Path) -> dict:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    """To disk, so that a power cut cannot leave a renamed folder of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

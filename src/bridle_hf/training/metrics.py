@@ -1,0 +1,97 @@
+"""What a training step is like: a record a logged step, in metrics.jsonl and in the trackers."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from ..evaluation.codebooks import usage
+from .phases import project, valid_patches
+
+
+def mean_losses(outputs: list, accelerator: Accelerator) -> dict[str, float]:
+    """Named losses of a step: mean over its micro-batches and over processes."""
+    names = sorted(outputs[0].losses)
+    losses = torch.stack([torch.stack([o.losses[name].detach().float() for name in names]) for o in outputs]).mean(0)
+    return dict(zip(names, accelerator.reduce(losses, "mean").tolist(), strict=True))
+
+
+@torch.no_grad()
+def stage_predictions(output, accelerator: Accelerator) -> dict[str, list[float]]:
+    """Cross-entropy and accuracy of the masked patches' codes, codebook by codebook. Empty without predictions."""
+    if output.logits is None:
+        return {}
+    logits, labels = output.logits.flatten(0, 1).float(), output.labels.flatten(0, 1)  # (n, M, K), (n, M)
+    valid = labels != -100
+    entropy = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(0)  # (M,)
+    correct = ((logits.argmax(-1) == labels) & valid).sum(0)
+    sums = accelerator.reduce(torch.stack([entropy, correct, valid.sum(0)]), "sum")
+    return {"cross_entropy": (sums[0] / sums[2]).tolist(), "accuracy": (sums[1] / sums[2]).tolist()}
+
+
+@torch.no_grad()
+def codebook_metrics(model, output, batch: dict, accelerator: Accelerator) -> dict[str, list[float]]:
+    """CUR, ECU and perplexity of each codebook over the codes of a batch, and the share of energy left after it."""
+    valid = valid_patches(model, batch)
+    codes = output.codes.flatten(0, 1) if valid is None else output.codes[valid]  # (n, M)
+    size = model.config.quantizer_config.codebook_size
+    counts = torch.stack([codes[:, stage].bincount(minlength=size) for stage in range(codes.shape[1])])
+    measured = usage(accelerator.reduce(counts, "sum").cpu().numpy())
+    metrics = {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}
+    quantizer = model.tokenizer.quantizer
+    if hasattr(quantizer, "codebooks"):
+        with accelerator.autocast():
+            tokens = project(model, batch)
+        left = quantizer.flatten(tokens)  # (n, d)
+        energy = [left.square().sum()]
+        for stage, book in enumerate(quantizer.codebooks):
+            left = left - book.embed[codes[:, stage]]
+            energy.append(left.square().sum())
+        energy = accelerator.reduce(torch.stack(energy), "sum")
+        metrics["residual"] = (energy[1:] / energy[0]).tolist()
+    return metrics
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line. Every line is on its way to disk before the next step."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def rewind(self, phase: int, step: int) -> None:
+        """Forgets the records after `step` steps of phase number `phase`, and a line that was cut off."""
+        kept = [r for r in read_metrics(self.path) if (r["phase_index"], r["step"]) <= (phase, step)]
+        beside = self.path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(beside, self.path)
+
+    def append(self, record: dict) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: str | Path) -> Iterable[dict]:
+    """Records of a metrics.jsonl; a last line that is not complete is left out."""
+    lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def flat(record: dict, prefix: str = "") -> dict[str, float]:
+    """Numbers of a record under one-level names (`codebooks/cur/0`), as trackers take them."""
+    numbers = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            numbers |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            numbers[f"{prefix}{name}"] = value
+    return numbers

@@ -1,0 +1,206 @@
+"""Recipes: typed dataclasses filled from YAML files, overlays and `key=value` overrides. An unknown key is an error."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from .arguments import PretrainRecipe
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read: names the key, what it got, what it takes and where it was written."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
+    """Reads a recipe file into `cls`.
+
+    Args:
+        path: YAML file. Its key `base` names another file, relative to this one, that it is laid over: sections are
+            merged, lists and values replaced.
+        overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value.
+        cls: dataclass to fill.
+
+    Raises:
+        RecipeError: unknown key, wrong type or missing value, named with the file or override it came from.
+    """
+    values, origins = _read(Path(path), ())
+    for override in overrides:
+        _override(values, origins, override)
+    return _build(cls, values, "", lambda key: _origin(origins, key, str(path)))
+
+
+def recipe_to_yaml(recipe: Any) -> str:
+    """The recipe as YAML that `load_recipe` reads back: defaults and overrides included, nothing left to look up."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
+    """Values of a file laid over its base, and for every dotted key the file that said it."""
+    path = path.resolve()
+    if path in children:
+        raise RecipeError(f"{path}: `base` leads back to the file itself.")
+    if not path.is_file():
+        raise RecipeError(f"no recipe file at {path}" + (f" (base of {children[-1]})" if children else ""))
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds {type(values).__name__}; a recipe is a mapping of keys to values.")
+    base = values.pop("base", None)
+    merged, origins = _read(path.parent / base, (*children, path)) if base else ({}, {})
+    _merge(merged, values, origins, str(path), "")
+    return merged, origins
+
+
+def _merge(target: dict, update: dict, origins: dict, origin: str, prefix: str) -> None:
+    for key, value in update.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value, origins, origin, f"{dotted}.")
+        else:
+            target[key] = value
+            origins[dotted] = origin
+
+
+def _override(values: dict, origins: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form key=value, such as training.batch_size=8.")
+    *parents, last = key.split(".")
+    target = values
+    for parent in parents:
+        if isinstance(target, list):
+            target = target[_index(target, parent, override)]
+        else:
+            if not isinstance(target.get(parent), dict | list):
+                target[parent] = {}
+            target = target[parent]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
+    target[_index(target, last, override) if isinstance(target, list) else last] = value
+    origins[key] = f"override {override!r}"
+
+
+def _index(target: list, text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(target):
+        raise RecipeError(f"override {override!r}: {text!r} is no place in a list of {len(target)} entries.")
+    return int(text)
+
+
+def _origin(origins: dict, key: str, fallback: str) -> str:
+    """Where a key, or else the section around it, was written."""
+    parts = key.split(".")
+    candidates = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((origins[c] for c in candidates if c in origins), fallback)
+
+
+def _build(cls: type, values: Any, prefix: str, origin: Callable[[str], str]) -> Any:
+    """An instance of dataclass `cls` from a mapping, each value converted to its field's type."""
+    where = prefix.rstrip(".")
+    if not isinstance(values, dict):
+        raise RecipeError(_mismatch(where, values, "a mapping of keys to values", origin(where)))
+    known = {f.name: f for f in fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if key not in known:
+            raise RecipeError(_unknown(dotted, str(key), known, origin(dotted)))
+        if (keys := known[key].metadata.get("keys")) is not None:
+            _check_keys(value, keys(), dotted, origin)
+        arguments[key] = _convert(hints[key], value, dotted, origin)
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if name not in arguments and required:
+            raise RecipeError(f"`{prefix}{name}` is missing from the recipe; it has no default ({origin(where)}).")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise RecipeError(f"{f'`{where}`: ' if where else ''}{error} ({origin(where)})") from error
+
+
+def _check_keys(value: Any, keys: dict, dotted: str, origin: Callable[[str], str]) -> None:
+    for key, below in (value or {}).items() if isinstance(value, dict) else ():
+        if key not in keys:
+            raise RecipeError(_unknown(f"{dotted}.{key}", str(key), keys, origin(f"{dotted}.{key}")))
+        if keys[key] is not None:
+            _check_keys(below, keys[key], f"{dotted}.{key}", origin)
+
+
+def _convert(hint: Any, value: Any, key: str, origin: Callable[[str], str]) -> Any:
+    """`value` as `hint` wants it, or a RecipeError."""
+    kind, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if kind in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for option in options:
+            try:
+                return _convert(option, value, key, origin)
+            except RecipeError:
+                if option is options[-1] and len(options) == 1:
+                    raise
+        raise RecipeError(_mismatch(key, value, " or ".join(_name(a) for a in args), origin(key)))
+    if kind is Literal:
+        # YAML reads the bare word `no` as false.
+        value = "no" if value is False and "no" in args else value
+        if value in args:
+            return value
+        raise RecipeError(_mismatch(key, value, "one of " + ", ".join(map(repr, args)), origin(key)))
+    if is_dataclass(hint):
+        return _build(hint, {} if value is None else value, f"{key}.", origin)
+    if kind in (list, tuple) and isinstance(value, list | tuple):
+        variable = kind is list or args[-1] is Ellipsis
+        if variable or len(args) == len(value):
+            each = [args[0]] * len(value) if variable else args
+            pairs = zip(each, value, strict=True)
+            return kind(_convert(a, v, f"{key}.{i}", origin) for i, (a, v) in enumerate(pairs))
+    if (kind or hint) is dict and (value is None or isinstance(value, dict)):
+        return value or {}
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:
+            # A string, because YAML 1.1 reads 1e-3 (no point) as one.
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    if hint is str and isinstance(value, str):
+        return value
+    raise RecipeError(_mismatch(key, value, _name(hint), origin(key)))
+
+
+def _name(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _mismatch(key: str, value: Any, wanted: str, origin: str) -> str:
+    return f"`{key}` is {value!r} ({type(value).__name__}); it takes {wanted} ({origin})."
+
+
+def _unknown(dotted: str, key: str, known: typing.Iterable[str], origin: str) -> str:
+    close = difflib.get_close_matches(key, list(known), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known keys here: {', '.join(sorted(known))}."
+    return f"unknown key `{dotted}` ({origin}); {hint}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
