@@ -27,7 +27,7 @@ from .layers_bridle import (
     take,
 )
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
-from .quantization_bridle import QuantizerOutput, build_quantizer
+from .quantization_bridle import QuantizerOutput, RandomProjectionQuantizer, build_quantizer
 
 PHASES = ("encoder", "tokenizer", "joint")
 
@@ -111,7 +111,7 @@ class BridlePreTrainedModel(PreTrainedModel):
                 init.copy_(module.table, module.default_table())
         elif isinstance(module, BridleTokenizer):
             init.copy_(module.cold_projection, module.default_cold_projection())
-        elif isinstance(module, Codebook):
+        elif isinstance(module, (Codebook, RandomProjectionQuantizer)):
             for name, value in module.default_state().items():
                 init.copy_(getattr(module, name), value)
         else:
