@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CLIPS_PER_FILE = 256
 CLIPS_PER_CHUNK = 32
+SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
 FORMAT = 1  # part of the fingerprint: raise it when the content of a cache changes
 PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention_mask", "auto_map", "processor_class")
 
@@ -41,7 +42,8 @@ def open_clips(data: DataArguments, feature_extractor) -> Source:
     def featurize(example: dict) -> np.ndarray:
         return np.frombuffer(example["features"], dtype=np.float16).reshape(-1, feature_extractor.num_mel_bins)
 
-    return replace(source, dataset=cached, featurize=featurize, audio_column=None)
+    skipped = json.loads((folder / SKIPPED).read_text())
+    return replace(source, dataset=cached, featurize=featurize, audio_column=None, skipped=skipped)
 
 
 def write_cache(data: DataArguments, feature_extractor) -> Path:
@@ -87,3 +89,4 @@ def _write_files(source: Source, data: DataArguments, folder: Path) -> None:
         table = pa.Table.from_pylist(clips, schema=schema)
         with pa.ipc.new_stream(str(folder / f"{number:05d}.arrow"), table.schema) as file:
             file.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
+    (folder / SKIPPED).write_text(json.dumps(source.skipped))

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import datasets
@@ -26,6 +26,7 @@ class Source:
     """Raw examples by shard, and the function that makes features of one.
 
     `featurize(example)` returns normalised features (frames, mel bins) and raises `BadClipError` for a clip to skip.
+    `skipped` names the clips that could not be used when all of them were decoded: name -> reason.
     """
 
     dataset: datasets.IterableDataset
@@ -33,6 +34,7 @@ class Source:
     audio_column: str | None
     exclude: dict[str, list]
     description: str
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -74,6 +76,7 @@ class Source:
                     features = future.result()
                 except BadClipError as error:
                     bad += 1
+                    self.skipped[example["clip_name"]] = str(error)
                     logger.warning("skipped %s: %s", example["clip_name"], error)
                     check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
                 else:

@@ -1,6 +1,7 @@
 """Endless training batches from a streamed dataset, with a position that can be saved and restored exactly."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 
@@ -126,11 +127,13 @@ class ClipLoader:
     state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read ahead.
 
     Attributes:
-        skipped: name -> reason of every clip that could not be used so far.
+        skipped: name -> reason of every clip that could not be used so far, or when the cache was written.
     """
 
     def __init__(self, stream: ClipStream, num_workers: int):
-        self._loader = StatefulDataLoader(stream, batch_size=None, num_workers=num_workers)
+        with warnings.catch_warnings():  # torchdata 0.11 calls a function that torch 2.14 deprecates
+            warnings.filterwarnings("ignore", message=".*set_vital")
+            self._loader = StatefulDataLoader(stream, batch_size=None, num_workers=num_workers)
         self._batches = None
         self._layout = {
             "batch_size": stream.batch_size,
@@ -141,7 +144,7 @@ class ClipLoader:
             "shuffle_buffer": stream.data.shuffle_buffer,
             "num_shards": stream.source.num_shards,
         }
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, str] = dict(stream.source.skipped)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return self

@@ -1,0 +1,101 @@
+import io
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from bridle_hf.data import BadClipError, decode_audio
+from bridle_hf.data.decoding import clip_features
+
+
+def sine(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+
+
+def encoded(waveform: np.ndarray, rate: int, form: str, **options) -> dict:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, rate, format=form, **options)
+    return {"bytes": buffer.getvalue(), "path": f"clip.{form.lower()}"}
+
+
+def encoded_with_av(waveform: np.ndarray, rate: int, container: str, codec: str) -> dict:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(waveform.astype("float32")[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def loudest(waveform: np.ndarray, rate: int) -> float:
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return spectrum.argmax() * rate / len(waveform)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_common_formats(form):
+    waveform = decode_audio(encoded(sine(440, 16000), 16000, form), 16000)
+    assert waveform.dtype == np.float32
+    assert abs(len(waveform) - 16000) <= 1152 * (form == "MP3")
+    assert loudest(waveform, 16000) == pytest.approx(440, abs=2)
+
+
+def test_aac_goes_through_pyav():
+    waveform = decode_audio(encoded_with_av(sine(440, 44100), 44100, "adts", "aac"), 16000)
+    assert loudest(waveform, 16000) == pytest.approx(440, abs=2)
+    assert np.abs(waveform[4000:12000]).max() == pytest.approx(0.5, abs=0.02)
+    assert 0.95 < len(waveform) / 16000 < 1.1
+
+
+def test_resampling_keeps_the_waveform():
+    waveform = decode_audio(encoded(sine(440, 44100), 44100, "WAV", subtype="FLOAT"), 16000)
+    assert len(waveform) == 16000
+    np.testing.assert_allclose(waveform[200:-200], sine(440, 16000)[200:-200], atol=2e-3)
+
+
+def test_channels_are_averaged():
+    stereo = np.stack([sine(440, 16000), 0 * sine(440, 16000)], axis=1)
+    waveform = decode_audio(encoded(stereo, 16000, "WAV", subtype="FLOAT"), 16000)
+    np.testing.assert_allclose(waveform, sine(440, 16000) / 2, atol=1e-6)
+
+
+def test_path_alone(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(440, 16000), 16000, subtype="FLOAT")
+    for audio in (str(tmp_path / "a.wav"), {"bytes": None, "path": str(tmp_path / "a.wav")}):
+        np.testing.assert_allclose(decode_audio(audio, 16000), sine(440, 16000), atol=1e-6)
+
+
+def test_truncated_wav_is_too_short():
+    whole = encoded(sine(440, 16000), 16000, "WAV")
+    whole["bytes"] = whole["bytes"][:200]
+    with pytest.raises(BadClipError, match=r"too short: 0\.00. s, at least 0.2 s"):
+        decode_audio(whole, 16000, min_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    "audio, message",
+    [
+        ({"bytes": b"no audio at all", "path": "a.wav"}, "cannot be decoded"),
+        ({"bytes": b"", "path": "a.wav"}, "cannot be decoded"),
+        ({"bytes": None, "path": "missing/file.wav"}, "cannot be decoded.*file.wav"),
+        ({"bytes": None, "path": None}, "neither bytes nor a path"),
+        (None, "neither bytes nor a path"),
+        (encoded(np.zeros(0), 16000, "WAV"), "too short"),
+        (encoded(np.array([0.0, np.nan] * 4000), 16000, "WAV", subtype="FLOAT"), "NaN or infinite"),
+    ],
+)
+def test_bad_clips_say_why(audio, message):
+    with pytest.raises(BadClipError, match=message):
+        decode_audio(audio, 16000)
+
+
+def test_what_the_feature_extractor_refuses_is_a_bad_clip(extractor):
+    with pytest.raises(BadClipError, match="samples"):
+        clip_features(encoded(sine(440, 16000, seconds=0.05), 16000, "WAV"), extractor)
+
+
+def test_features_are_neither_padded_nor_cut(extractor):
+    features = clip_features(encoded(sine(440, 8000, seconds=0.8), 8000, "WAV"), extractor)
+    assert features.shape == (1 + (12800 - 400) // 160, 32)

@@ -1,0 +1,125 @@
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sound_files import flac, write_parquet
+
+from bridle_hf.data import DataArguments, build_loader, cache, load_examples, source
+
+
+def expected_features(extractor, waveforms):
+    return np.stack([extractor(w, sampling_rate=16000)["input_values"][0] for w in waveforms])
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_examples_are_the_dataset_in_order(parquet_folder, extractor, waveforms, num_workers):
+    data = DataArguments(parquet_folder, label_column="class", fold_column="index", num_workers=num_workers)
+    examples = load_examples(data, extractor)
+    np.testing.assert_allclose(examples.features, expected_features(extractor, waveforms), atol=0.02)  # 16-bit files
+    assert examples.features.dtype == np.float32 and len(examples) == 24
+    assert examples.labels.tolist() == [0, 1] * 12 and examples.label_names == ["deep", "high"]
+    assert examples.folds.tolist() == list(range(24))
+    assert examples.clip_names[3] == "clip-3.flac"
+    assert (examples.attention_mask.sum(1) == 1 + (16000 // 3 - 400) // 160).all()
+
+
+def test_integer_labels_become_contiguous(parquet_folder, extractor):
+    data = DataArguments(parquet_folder, label_column="index", exclude={"fold": ["0", 2]})
+    examples = load_examples(data, extractor)
+    assert examples.labels.tolist() == list(range(8))
+    assert examples.label_names == [str(i) for i in range(1, 24, 3)]
+    assert examples.folds is None
+
+
+def test_long_clips_keep_their_beginning(parquet_folder, extractor):
+    whole = load_examples(DataArguments(parquet_folder), extractor)
+    short = load_examples(DataArguments(parquet_folder, max_frames=16), extractor)
+    np.testing.assert_array_equal(short.features, whole.features[:, :16])
+    assert short.attention_mask.all() and short.labels is None
+
+
+def test_real_clips(esc10_dir, extractor):
+    data = DataArguments(str(esc10_dir), label_column="target", fold_column="fold", exclude={"fold": [2, 3, 4, 5]})
+    examples = load_examples(data, extractor)
+    assert examples.features.shape == (80, 32, 32) and set(examples.folds) == {1}
+    assert examples.label_names == ["0", "1", "10", "11", "12", "20", "21", "38", "40", "41"]
+    targets = [int(name.rsplit("-", 1)[1].split(".")[0]) for name in examples.clip_names]  # fold-source-take-target.ogg
+    assert [int(examples.label_names[label]) for label in examples.labels] == targets
+    assert np.bincount(examples.labels).tolist() == [8] * 10
+
+
+def test_cache_holds_the_same_features_and_is_read_instead(parquet_folder, extractor, tmp_path, monkeypatch):
+    data = DataArguments(parquet_folder, label_column="class", fold_column="fold")
+    direct = load_examples(data, extractor)
+    cached = replace(data, cache=True, cache_dir=str(tmp_path))
+    load_examples(cached, extractor)
+
+    def refuse(*_):
+        raise AssertionError("a clip was decoded although its features are kept")
+
+    monkeypatch.setattr(source, "clip_features", refuse)
+    again = load_examples(cached, extractor)
+    np.testing.assert_allclose(again.features, direct.features, atol=2e-3)  # half precision
+    np.testing.assert_array_equal(again.attention_mask, direct.attention_mask)
+    assert (again.labels == direct.labels).all() and (again.folds == direct.folds).all()
+    assert again.clip_names == direct.clip_names and again.label_names == direct.label_names
+    assert len(load_examples(replace(cached, exclude={"fold": [0]}, max_frames=16), extractor)) == 16
+
+
+def test_cache_is_written_anew_when_something_changes(waveforms, extractor, tmp_path):
+    dataset = write_parquet(tmp_path / "set", [flac(w) for w in waveforms[:4]], shards=1)
+    data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
+    folder = cache.write_cache(data, extractor)
+    assert cache.write_cache(data, extractor) == folder
+    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=64)) == folder  # padding is not kept
+    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=32, mean=-6.0)) != folder
+    write_parquet(tmp_path / "set", [flac(w) for w in waveforms[4:8]], shards=1)
+    os.utime(tmp_path / "set" / "train-00000-of-00001.parquet", (0, 0))
+    assert cache.write_cache(data, extractor) != folder
+    other = load_examples(data, extractor)
+    np.testing.assert_allclose(other.features, expected_features(extractor, waveforms[4:8]), atol=0.02)
+
+
+def test_interrupted_cache_is_not_taken_for_whole(waveforms, extractor, tmp_path, monkeypatch):
+    dataset = write_parquet(tmp_path / "set", [flac(w) for w in waveforms[:4]], shards=1)
+    data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cache.write_cache(data, extractor)
+    assert len(load_examples(data, extractor)) == 4
+
+
+def test_bad_clips_are_left_out_of_the_cache(waveforms, extractor, tmp_path, caplog):
+    clips = [flac(w) for w in waveforms[:3]] + [b"not audio"]
+    dataset = write_parquet(tmp_path / "set", clips, shards=1)
+    data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
+    assert load_examples(data, extractor).clip_names == ["clip-0.flac", "clip-1.flac", "clip-2.flac"]
+    assert "clip-3.flac" in caplog.text
+    assert "cannot be decoded" in build_loader(data, extractor, batch_size=2, seed=0).skipped["clip-3.flac"]
+    with pytest.raises(RuntimeError, match="1 of 4 clips could not be used"):
+        load_examples(replace(data, cache=False, max_bad_share=0.0), extractor)
+
+
+def test_class_labels_keep_their_names(waveforms, extractor, tmp_path):
+    (tmp_path / "train" / "deep").mkdir(parents=True)
+    (tmp_path / "train" / "high").mkdir()
+    for index, waveform in enumerate(waveforms[:6]):
+        (tmp_path / "train" / ("high" if index % 2 else "deep") / f"{index}.flac").write_bytes(flac(waveform))
+    examples = load_examples(DataArguments(str(tmp_path), label_column="label"), extractor)
+    assert examples.label_names == ["deep", "high"]
+    assert sorted(examples.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert all(
+        (name.split("/")[-2] == "high") == bool(label)
+        for name, label in zip(examples.clip_names, examples.labels, strict=True)
+    )
+
+
+def test_several_labels_a_clip_are_refused(waveforms, extractor, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.flac").write_bytes(flac(waveforms[0]))
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.flac", "label": ["a", "b"]}))
+    with pytest.raises(ValueError, match="'label' must hold one integer or string a clip"):
+        load_examples(DataArguments(str(tmp_path), label_column="label"), extractor)

@@ -1,0 +1,186 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sound_files import clip, flac, write_audiofolder, write_parquet
+
+from bridle_hf.data import DataArguments, build_loader
+
+PLAIN = {"roll": False, "gain": False}
+
+
+def take(loader, count: int) -> list[dict]:
+    return [next(loader) for _ in range(count)]
+
+
+def same(batches: list[dict], others: list[dict]) -> bool:
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        for a, b in zip(batches, others, strict=True)
+    )
+
+
+@pytest.fixture(params=["parquet", "folder", "cache"])
+def source(request, parquet_folder, audio_folder, tmp_path) -> dict:
+    """Four shards, one shard, and the feature cache of either."""
+    if request.param == "cache":
+        return {"dataset": parquet_folder, "cache": True, "cache_dir": str(tmp_path)}
+    return {"dataset": parquet_folder if request.param == "parquet" else audio_folder}
+
+
+def test_batches(parquet_folder, extractor):
+    batch = next(build_loader(DataArguments(parquet_folder), extractor, batch_size=5, seed=0))
+    assert batch["input_values"].shape == (5, 32, 32) and batch["input_values"].dtype == torch.float32
+    assert batch["attention_mask"].shape == (5, 32) and batch["attention_mask"].dtype == torch.int64
+    frames = 1 + (16000 // 3 - 400) // 160
+    assert (batch["attention_mask"].sum(1) == frames).all()
+    assert (batch["input_values"][:, frames:] == 0).all() and (batch["input_values"][:, :frames] != 0).all()
+    assert set(batch) == {"input_values", "attention_mask"}
+
+
+def test_each_epoch_is_a_new_permutation(source, extractor, identify):
+    data = DataArguments(**source, shuffle_buffer=10, **PLAIN)
+    loader = build_loader(data, extractor, batch_size=4, seed=0)
+    epochs = [[index for batch in take(loader, 6) for index in identify(batch)] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(24))
+    again = build_loader(data, extractor, batch_size=4, seed=0)
+    assert [index for batch in take(again, 6) for index in identify(batch)] == epochs[0]
+    other = build_loader(data, extractor, batch_size=4, seed=1)
+    assert [index for batch in take(other, 6) for index in identify(batch)] != epochs[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_is_exact(source, num_workers, extractor):
+    # 7 batches of 5 out of 24 clips: stops lie inside a block, in a later epoch, and between two workers' turns.
+    data = DataArguments(**source, shuffle_buffer=7, num_workers=num_workers, frequency_mask=0.3, time_mask=0.3)
+
+    def fresh():
+        return build_loader(data, extractor, batch_size=5, seed=3)
+
+    reference = fresh()
+    states, batches = [json.loads(json.dumps(reference.state_dict()))], []
+    for _ in range(12):
+        batches.append(next(reference))
+        states.append(json.loads(json.dumps(reference.state_dict())))
+    assert not same(batches[:5], batches[5:10])
+    for stop in (0, 1, 7):
+        resumed = fresh()
+        resumed.load_state_dict(states[stop])
+        assert same(take(resumed, 2), batches[stop : stop + 2])
+        twice = fresh()
+        twice.load_state_dict(resumed.state_dict())
+        assert same(take(twice, 3), batches[stop + 2 : stop + 5])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_and_workers_are_disjoint_and_complete(source, num_workers, extractor, identify):
+    data = DataArguments(**source, num_workers=num_workers, **PLAIN)
+    for epoch_starts in (0, 12):
+        seen = []
+        for rank in range(2):
+            loader = build_loader(data, extractor, batch_size=1, seed=0, rank=rank, world_size=2)
+            seen += [index for batch in take(loader, epoch_starts + 12)[epoch_starts:] for index in identify(batch)]
+        assert sorted(seen) == list(range(24))
+
+
+def test_single_examples_change_hands_between_epochs(audio_folder, extractor, identify):
+    loader = build_loader(DataArguments(audio_folder, **PLAIN), extractor, batch_size=12, seed=0, world_size=2)
+    first, second = (set(identify(batch)) for batch in take(loader, 2))
+    assert first != second
+
+
+def test_exclude_leaves_out(parquet_folder, extractor, identify):
+    data = DataArguments(parquet_folder, exclude={"fold": [1], "index": [0, 3]}, **PLAIN)
+    loader = build_loader(data, extractor, batch_size=14, seed=0)
+    assert sorted(identify(next(loader))) == [i for i in range(24) if i % 3 != 1 and i not in (0, 3)]
+
+
+def test_long_clips_are_cropped_at_random(tmp_path, extractor):
+    time = np.arange(16000) / 16000
+    sweep = 0.3 * np.sin(2 * np.pi * 3000 * time**2) + 0.01 * np.random.default_rng(0).standard_normal(16000)
+    dataset = write_parquet(tmp_path / "long", [flac(sweep.astype("float32"))], shards=1)
+    batch = next(build_loader(DataArguments(dataset, **PLAIN), extractor, batch_size=8, seed=0))
+    whole = extractor(sweep, sampling_rate=16000, max_length=112)["input_values"][0][:98]
+    starts = [
+        min(range(98 - 32 + 1), key=lambda start: np.abs(whole[start : start + 32] - values).mean())
+        for values in batch["input_values"].numpy()
+    ]
+    assert batch["attention_mask"].all() and len(set(starts)) > 3
+    for start, values in zip(starts, batch["input_values"].numpy(), strict=True):
+        assert np.abs(whole[start : start + 32] - values).mean() < 0.02
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_clips_are_skipped_counted_and_named(tmp_path, num_workers, extractor, identify, caplog):
+    clips = [flac(clip(i)) for i in range(24)]
+    clips[5], clips[20] = b"not audio", flac(clip(20)[:100])
+    dataset = write_parquet(tmp_path / "bad", clips, shards=2)
+    data = DataArguments(dataset, num_workers=num_workers, **PLAIN)
+    loader = build_loader(data, extractor, batch_size=11, seed=0)
+    with caplog.at_level(logging.WARNING):
+        seen = [index for batch in take(loader, 4) for index in identify(batch)]
+    assert set(seen) == set(range(24)) - {5, 20}
+    assert set(loader.skipped) == {"clip-5.flac", "clip-20.flac"}
+    assert "too short" in loader.skipped["clip-20.flac"] and "clip-5.flac" in caplog.text
+    resumed = build_loader(data, extractor, batch_size=11, seed=0)
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.skipped == loader.skipped
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_bad_clips_stop_the_run(tmp_path, num_workers, extractor):
+    clips = [flac(clip(i)) for i in range(4)] + [b"not audio"]
+    dataset = write_audiofolder(tmp_path / "bad", clips)
+    data = DataArguments(dataset, max_bad_share=0.1, num_workers=num_workers)
+    loader = build_loader(data, extractor, batch_size=4, seed=0)
+    with pytest.raises(RuntimeError, match=r"11 of \d+ clips.*max_bad_share=0.1.*clip-4.flac: cannot be decoded"):
+        take(loader, 100)
+
+
+@pytest.mark.parametrize("argument", ["audio_column", "label_column", "fold_column"])
+def test_missing_column_is_named_with_those_there_are(parquet_folder, extractor, argument):
+    data = DataArguments(parquet_folder, **{argument: "sound"})
+    with pytest.raises(ValueError, match=rf"data.{argument}.*no column 'sound'.*\['audio', 'index', 'fold', 'class'\]"):
+        build_loader(data, extractor, batch_size=1, seed=0)
+
+
+def test_missing_exclude_column(parquet_folder, extractor):
+    with pytest.raises(ValueError, match="data.exclude.split.*no column 'split'"):
+        build_loader(DataArguments(parquet_folder, exclude={"split": [1]}), extractor, batch_size=1, seed=0)
+
+
+def test_nothing_left_is_an_error(parquet_folder, extractor):
+    data = DataArguments(parquet_folder, exclude={"fold": [0, 1, 2]})
+    with pytest.raises(ValueError, match="finds no example in .*exclude={'fold': "):
+        next(build_loader(data, extractor, batch_size=1, seed=0))
+
+
+def test_no_dataset_is_an_error(extractor):
+    with pytest.raises(ValueError, match="data.dataset is empty"):
+        build_loader(DataArguments(), extractor, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 3}, {"seed": 1}, {"world_size": 2}])
+def test_a_position_of_another_layout_is_refused(parquet_folder, extractor, change):
+    arguments = {"batch_size": 2, "seed": 0, "world_size": 1}
+    state = build_loader(DataArguments(parquet_folder), extractor, **arguments).state_dict()
+    (key,) = change
+    with pytest.raises(ValueError, match=f"{key}={arguments[key]}, this run has {change[key]}"):
+        build_loader(DataArguments(parquet_folder), extractor, **arguments | change).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"shuffle_buffer": 0}, "data.shuffle_buffer must be at least 1, got 0"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0"),
+        ({"max_bad_share": 2}, "data.max_bad_share must be between 0 and 1"),
+        ({"exclude": {"fold": 1}}, "data.exclude.fold must be a list"),
+    ],
+)
+def test_settings_are_checked(setting, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments("somewhere", **setting)
