@@ -16,10 +16,10 @@ class ProbeResult:
     """Outcome of a linear probe.
 
     Attributes:
-        accuracy (`float`): share of all examples predicted right, each while its fold was held out.
+        accuracy (`float`): share of the tested examples predicted right, each while its fold was held out.
         per_fold (`dict`): fold -> accuracy on that fold.
         chosen_c (`dict`): fold -> the C its training folds chose.
-        correct (`np.ndarray`): (n,) bool, for paired tests.
+        correct (`np.ndarray`): (n,) bool, for paired tests; false where an example was not tested.
     """
 
     accuracy: float
@@ -78,7 +78,7 @@ def _choose_c(x, y, folds, grid, seed):
     return grid[int(np.argmax(right))]
 
 
-def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0):
+def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_folds=None):
     """Accuracy of a logistic regression on frozen features.
 
     Each fold is the test set once. C is searched inside the other folds only: by leaving one of them out at a time,
@@ -90,6 +90,7 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0):
         folds: (n,) fold of each example; `None` draws five stratified folds from `seed`.
         grid: ascending values of C.
         seed (`int`): of the splits that are not given.
+        test_folds: folds to test on, each with all others for training; `None` is every fold.
 
     Returns:
         `ProbeResult`.
@@ -104,12 +105,15 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0):
         raise ValueError("features: got NaN or inf; they must be finite")
     folds = outer_folds(y, folds, seed)
     correct, per_fold, chosen = np.zeros(len(y), dtype=bool), {}, {}
-    for fold in np.unique(folds):
+    tested = np.unique(folds) if test_folds is None else np.asarray(test_folds)
+    if not np.isin(tested, folds).all():
+        raise ValueError(f"test_folds: got {tested.tolist()}; the folds are {np.unique(folds).tolist()}")
+    for fold in tested:
         test = folds == fold
         c = _choose_c(x[~test], y[~test], folds[~test], grid, seed)
         correct[test] = _scores(x, y, ~test, test, [c])[0] == y[test]
         per_fold[fold.item()], chosen[fold.item()] = float(correct[test].mean()), c
-    return ProbeResult(float(correct.mean()), per_fold, chosen, correct)
+    return ProbeResult(float(correct[np.isin(folds, tested)].mean()), per_fold, chosen, correct)
 
 
 def mcnemar(correct_a, correct_b):

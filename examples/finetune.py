@@ -1,0 +1,34 @@
+"""Fine-tune a pretrained encoder on a labelled set, one model a fold, and test each after its last epoch.
+
+    python examples/finetune.py --recipe examples/recipes/audio/esc50_finetune.yaml model=runs/esc50/final
+    python examples/finetune.py --recipe ... model=runs/esc50/final from_scratch=true output_dir=runs/scratch
+
+The last line of standard output is one JSON object with the accuracy and the mean average precision over the folds;
+`output_dir`/fold-K holds the models, as `pipeline("audio-classification")` loads them.
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+from bridle_hf.evaluation.finetuning import FinetuneRecipe, finetune
+from bridle_hf.training import RecipeError, load_recipe
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.epochs=20")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bridle_hf").setLevel(logging.INFO)
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides, FinetuneRecipe)
+    except RecipeError as error:
+        parser.error(str(error))
+    sys.stdout.write(json.dumps(finetune(recipe)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

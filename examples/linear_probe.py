@@ -1,0 +1,105 @@
+"""Linear probe of a frozen encoder: logistic regression on pooled features, five folds, nested search of C.
+
+    python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR --label-column target --fold-column fold
+    python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR ... --baseline random --pooling mean_std
+    python examples/linear_probe.py --dataset DIR ... --baseline logmel
+
+Baselines under the same protocol: `random`, the model's architecture with random weights; `logmel`, mean and standard
+deviation of the log-mel bins; `logmel-delta`, with mean absolute differences of neighbouring frames as well. The last
+line of standard output is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import torch
+
+from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleModel
+from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.evaluation.features import POOLINGS, encoder_features, logmel_features
+from bridle_hf.evaluation.probe import linear_probe
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of a labelled dataset")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--label-column", required=True)
+    parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
+    parser.add_argument("--folds", nargs="+", type=int, help="test folds, all by default; needed with {fold}")
+    parser.add_argument("--baseline", choices=("logmel", "logmel-delta", "random"))
+    parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of random weights and drawn folds")
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+    if not arguments.model and arguments.baseline in (None, "random"):
+        parser.error("--model is missing; it is needed for everything but --baseline logmel or logmel-delta")
+    if arguments.model and "{fold}" in arguments.model and not (arguments.folds and arguments.fold_column):
+        parser.error("--model has {fold} in it, one model a test fold; give --fold-column and --folds, too")
+    return arguments
+
+
+def features_of(arguments, source, examples, seed):
+    """(n, features) of the frozen model at `source`, or of the baseline."""
+    if arguments.baseline in ("logmel", "logmel-delta"):
+        return logmel_features(examples, deltas=arguments.baseline == "logmel-delta")
+    if arguments.baseline == "random":
+        torch.manual_seed(seed)
+        model = BridleModel(BridleConfig.from_pretrained(source))
+    else:
+        model = BridleModel.from_pretrained(source)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    which = arguments.layer, arguments.pooling
+    return encoder_features(model, examples, which[:1], which[1:], arguments.batch_size)[which]
+
+
+def main():
+    arguments = parse_arguments()
+    data = DataArguments(
+        dataset=arguments.dataset,
+        split=arguments.split,
+        audio_column=arguments.audio_column,
+        label_column=arguments.label_column,
+        fold_column=arguments.fold_column,
+    )
+    # One model for all test folds, or one for each of them.
+    sources = {arguments.model: arguments.folds}
+    if arguments.model and "{fold}" in arguments.model:
+        sources = {arguments.model.replace("{fold}", str(fold)): [fold] for fold in arguments.folds}
+    # Features of a trained model under given folds hold nothing random.
+    drawn = arguments.baseline == "random" or not arguments.fold_column
+    seeds = arguments.seeds if drawn else arguments.seeds[:1]
+    per_fold = {seed: {} for seed in seeds}
+    chosen = {seed: {} for seed in seeds}
+    for source, test_folds in sources.items():
+        extractor = BridleFeatureExtractor.from_pretrained(source) if source else BridleFeatureExtractor()
+        examples = load_examples(data, extractor)
+        for seed in seeds:
+            features = features_of(arguments, source, examples, seed)
+            result = linear_probe(features, examples.labels, examples.folds, seed=seed, test_folds=test_folds)
+            per_fold[seed] |= result.per_fold
+            chosen[seed] |= result.chosen_c
+    accuracy = np.array([list(folds.values()) for folds in per_fold.values()])  # (seeds, folds)
+    report = {
+        "accuracy": accuracy.mean(),
+        "per_fold": accuracy.mean(axis=0).tolist(),
+        "folds": list(per_fold[seeds[0]]),
+        "per_seed": accuracy.mean(axis=1).tolist(),
+        "seeds": seeds,
+        "C": [list(folds.values()) for folds in chosen.values()],
+        "features": arguments.baseline or arguments.model,
+        "layer": arguments.layer,
+        "pooling": arguments.pooling,
+        "dimensions": features.shape[1],
+        "clips": len(features),
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How good tokens are, on held-out clips: everything the codes say without training an encoder on them."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .codebooks import bag_of_codes_accuracy, churn, code_counts, mutual_information, residual_energy, usage
+from .features import batches, patch_validity
+
+
+@torch.no_grad()
+def tokenize(tokenizer, examples, batch_size=32):
+    """Codes of all clips.
+
+    Args:
+        tokenizer: `BridleTokenizer`; it is put in evaluation mode and not changed otherwise.
+        examples: object with `features` (n, T, F) and `attention_mask` (n, T).
+
+    Returns:
+        codes int64 array (n, N, M) and validity bool array (n, N), false where a patch is padding.
+    """
+    tokenizer.eval()
+    codes, valid = [], []
+    for values, mask in batches(examples, batch_size, tokenizer.device, "codes"):
+        codes.append(tokenizer.encode(values, attention_mask=mask).cpu().numpy())
+        valid.append(patch_validity(tokenizer.encoder, values, mask).cpu().numpy())
+    return np.concatenate(codes), np.concatenate(valid)
+
+
+@torch.no_grad()
+def initialize_codebooks_(tokenizer, examples, batch_size=32, seed=0):
+    """Sets a tokenizer's codebooks from clips, as the first step of pretraining does (k-means by default)."""
+    tokenizer.eval()
+    rows = [vectors for vectors, _ in _projected(tokenizer, examples, batch_size)]
+    z, generator = torch.cat(rows), torch.Generator().manual_seed(seed)
+    wanted = tokenizer.quantizer.init_sample_size
+    if wanted < len(z):
+        z = z[torch.randperm(len(z), generator=generator)[:wanted].to(z.device)]
+    tokenizer.quantizer.initialize_(z, generator=torch.Generator(z.device).manual_seed(seed))
+
+
+def _projected(tokenizer, examples, batch_size):
+    """What the quantizer receives for the valid patches of each batch (n, d), and their validity (B, N)."""
+    for values, mask in batches(examples, batch_size, tokenizer.device, "projections"):
+        valid = patch_validity(tokenizer.encoder, values, mask)
+        yield tokenizer.project(values, attention_mask=mask)[valid], valid
+
+
+@torch.no_grad()
+def energy_left(tokenizer, examples, codes, valid, batch_size=32):
+    """Share of the energy left after each stage (M,), in the space where the quantizer subtracts.
+
+    None where the quantizer does not subtract.
+    """
+    quantizer = tokenizer.quantizer
+    if not hasattr(quantizer, "codebooks"):
+        return None
+    tokenizer.eval()
+    left, total, start = 0.0, 0.0, 0
+    for vectors, keep in _projected(tokenizer, examples, batch_size):
+        z = quantizer.flatten(vectors).cpu()  # (n, d)
+        rows = torch.as_tensor(codes[start : start + len(keep)][keep.cpu().numpy()])  # (n, M)
+        stages = [F.embedding(rows[:, m], book.embed.cpu()) for m, book in enumerate(quantizer.codebooks)]
+        energy = z.double().square().sum().item()
+        left = left + energy * residual_energy(z, torch.stack(stages, dim=1))
+        total, start = total + energy, start + len(keep)
+    return left / total
+
+
+def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32):
+    """All measures of a tokenizer with a frozen codebook.
+
+    Args:
+        tokenizer: `BridleTokenizer`.
+        examples: held-out clips: `features` (n, T, F), `attention_mask` (n, T), and for the bag of codes `labels` (n,)
+            and `folds` (n,), each of which may be None.
+        previous_codes: codes (n, N, M) of an earlier checkpoint for the same clips, for the churn.
+
+    Returns:
+        dict of JSON types. One value a codebook: `cur`, `entropy` (bits), `perplexity`, `ecu`, `ecu_table6`, `dead`,
+        `residual_energy` (None for a quantizer without residuals), `position_information` and `first_code_information`
+        (bits shared with the patch's position and with the first code, bias-corrected), `churn` (None without
+        `previous_codes`). And `bag_of_codes` (mean accuracy) with `bag_of_codes_per_fold` (None without labels and
+        folds), `patches` (number of patches measured).
+    """
+    codes, valid = tokenize(tokenizer, examples, batch_size)
+    size = tokenizer.config.quantizer_config.codebook_size
+    rows = codes[valid]  # (n, M)
+    position = np.broadcast_to(np.arange(codes.shape[1]), valid.shape)[valid]
+    quality = {"patches": len(rows)} | {name: _finite(v) for name, v in usage(code_counts(rows, size)).items()}
+    left = energy_left(tokenizer, examples, codes, valid, batch_size)
+    quality["residual_energy"] = None if left is None else left.tolist()
+    quality["position_information"] = [mutual_information(stage, position) for stage in rows.T]
+    quality["first_code_information"] = [mutual_information(stage, rows[:, 0]) for stage in rows.T]
+    quality["churn"] = None if previous_codes is None else churn(previous_codes[valid], rows).tolist()
+    quality["bag_of_codes"] = quality["bag_of_codes_per_fold"] = None
+    if examples.labels is not None and examples.folds is not None:
+        per_fold = bag_of_codes_accuracy(codes, valid, size, examples.labels, examples.folds)
+        quality["bag_of_codes"], quality["bag_of_codes_per_fold"] = float(np.mean(list(per_fold.values()))), per_fold
+    return quality
+
+
+@torch.no_grad()
+def predictor_quality(model, examples, batch_size=32, seed=0):
+    """How well a pretrained model predicts the codes of masked patches.
+
+    Args:
+        model: `BridleForPreTraining`.
+        examples: held-out clips with `features` (n, T, F) and `attention_mask` (n, T).
+        seed (`int`): of the masks, one a clip.
+
+    Returns:
+        dict with one value a codebook: `cross_entropy` (bits), `accuracy`, and `explained`, the share of the codes'
+        entropy that the predictor saves: 1 - cross-entropy / entropy of the same masked codes.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.quantizer_config.codebook_size
+    nats, correct, counts = 0.0, 0.0, 0
+    for values, mask in batches(examples, batch_size, model.device, "predictions"):
+        noise = torch.rand(patch_validity(model.bridle, values, mask).shape, generator=generator)
+        output = model(input_values=values, attention_mask=mask, noise=noise.to(values.device), phase="encoder")
+        keep = output.labels[..., 0] != -100  # (B, S)
+        logits, labels = output.logits[keep].float(), output.labels[keep]  # (n, M, K), (n, M)
+        nats = nats + F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(0).cpu().numpy()
+        correct = correct + (logits.argmax(-1) == labels).sum(0).cpu().numpy()
+        counts = counts + code_counts(labels, size)
+    number = counts[0].sum()
+    bits = nats / number / np.log(2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = 1 - bits / usage(counts)["entropy"]
+    return {
+        "cross_entropy": bits.tolist(),
+        "accuracy": (correct / number).tolist(),
+        "explained": _finite(explained),
+    }
+
+
+def _finite(values):
+    """A list for JSON, which has no infinity and no NaN: None stands for both."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]
