@@ -129,7 +129,7 @@ class BridleEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def patch_validity(self, grid, attention_mask):
-        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame, or None.
+        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame; None where all have.
 
         Raises:
             ValueError: the mask does not have one number per frame of the input.
@@ -143,6 +143,8 @@ class BridleEmbeddings(nn.Module):
                 "one number per frame."
             )
         rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
+            return None  # padding that fills no patch costs nothing; on other devices a look would wait for them
         return rows.repeat_interleave(prod(grid[1:]), dim=1)
 
     def forward(self, values, attention_mask=None, patch_mask: PatchMask | None = None):
