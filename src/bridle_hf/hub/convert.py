@@ -1,0 +1,367 @@
+"""Checkpoints of the BRIDLE reference code into our models, with every key accounted for."""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isqrt, prod
+
+import torch
+from safetensors.torch import load_file
+
+from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
+from ..layers_bridle import POSITION_TABLES
+from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
+from . import key_maps
+
+logger = logging.getLogger(__name__)
+
+PATCH_WEIGHT = "embeddings.patch_embeddings.projection.weight"
+TABLE = "positions.table"
+
+
+@dataclass
+class ConversionReport:
+    """Where everything went.
+
+    Attributes:
+        used: reference key -> the name in our model it became, or became a part of.
+        dropped: reference key -> why nothing was made of it.
+        initialised: name in our model the file has nothing for -> what it holds instead.
+    """
+
+    used: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    initialised: dict[str, str] = field(default_factory=dict)
+
+
+def load_official(state_dict_or_path, cls=BridleForPreTraining, modality="audio", return_report=False, **overrides):
+    """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
+
+    Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
+    `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
+    `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
+    Whether its tokenizer is still the cold start of iteration 1 is not in a file either: pass `cold_start=False` for a
+    checkpoint made during or after a tokenizer phase.
+
+    Stored position tables are carried as they are (`position_layout="table"`), so the rows of a shorter clip keep their
+    meaning, unless they are the sin-cos table of the true grid, which is computed for any size (`"grid"`). Passing
+    `position_layout="wrapped"` replaces the reference's audio tables by the same ones computed. A stored position of
+    the CLS token is added to the token.
+
+    A file without any tokenizer key gives a fresh tokenizer (cold start), a warning, and an entry in the report; the
+    sizes of its codebooks are then M = 4 and K from the width of the decoder's output, or `quantizer_config`.
+
+    Args:
+        state_dict_or_path: a `{name: tensor}` mapping, or the path of a `.safetensors` or a torch file (`.pth`, read
+            with `weights_only=True`). Both may be wrapped in `model` or `module`, and names may start with `module.`.
+        cls: `BridleForPreTraining`, `BridleModel`, `BridleTokenizer` or a classification class (for fine-tuned files).
+        modality (`str`): `"audio"`, `"image"` or `"video"`.
+        return_report (`bool`): also return a `ConversionReport`.
+        overrides: fields of `BridleConfig`; `quantizer_config` a dict of some fields of `BridleQuantizerConfig`.
+
+    Returns:
+        the model, or (model, report).
+
+    Raises:
+        ValueError: keys that are unknown or missing (all are listed), an override that is no field of the configuration
+            or contradicts the weights.
+    """
+    if modality not in MODALITY_DEFAULTS:
+        raise ValueError(f"`modality` is {modality!r}; it takes one of {', '.join(map(repr, MODALITY_DEFAULTS))}.")
+    report = ConversionReport()
+    state = _fuse_biases(_read(state_dict_or_path, report))
+    names = _choose_map(state, modality)
+    found, unknown = _rename(state, names, report)
+    if unknown:
+        raise ValueError(f"The checkpoint has unknown keys for modality {modality!r}: {_listed(unknown)}.")
+    model = cls(_infer_config(found, names, modality, overrides))
+    model.load_state_dict(_values(model, found, names, report))
+    model.eval()
+    return (model, report) if return_report else model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _listed(names) -> str:
+    return ", ".join(sorted(names))
+
+
+def _read(source, report) -> dict[str, torch.Tensor]:
+    """The weights of a mapping or a file, without wrappers and prefixes."""
+    if not isinstance(source, Mapping):
+        if os.fspath(source).endswith(".safetensors"):
+            source = load_file(source)
+        else:
+            # the reference saves its parsed command line beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
+    while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
+        report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
+        source = source[wrapper]
+    others = [name for name, value in source.items() if not isinstance(value, torch.Tensor)]
+    if others or not source:
+        raise ValueError(
+            "`state_dict_or_path` takes named tensors, alone or under 'model' or 'module'; "
+            + (f"these are none: {_listed(map(str, others))}." if others else "it is empty.")
+        )
+    if all(name.startswith("module.") for name in source):
+        source = {name.removeprefix("module."): value for name, value in source.items()}
+    return dict(source)
+
+
+def _fuse_biases(state: dict) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
+    """name -> (tensor, the keys it came from). Video attention has biases for queries and values but none for keys."""
+    fused = {name: (tensor, (name,)) for name, tensor in state.items() if not name.endswith((".q_bias", ".v_bias"))}
+    for name in state:
+        if name.endswith((".q_bias", ".v_bias")):
+            block = name.rsplit(".", 1)[0]
+            parts = (f"{block}.q_bias", f"{block}.v_bias")
+            if missing := [part for part in parts if part not in state]:
+                raise ValueError(f"The checkpoint lacks the key {missing[0]} beside {name}.")
+            query, value = (state[part] for part in parts)
+            fused[f"{block}.qkv.bias"] = (torch.cat([query, torch.zeros_like(query), value]), parts)
+    return fused
+
+
+def _choose_map(state: dict, modality: str) -> dict[str, str]:
+    if not any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in state):
+        return key_maps.CLASSIFICATION
+    quantizer = "vector" if any(".quantizer.embedding." in name for name in state) else "residual"
+    if modality == "video":
+        return key_maps.video_pretraining(quantizer)
+    return key_maps.pretraining("swin" if any(".meta_mlp." in name for name in state) else "plain", quantizer)
+
+
+def _rename(state, names, report):
+    """Our name -> (tensor, keys), and the keys nobody knows."""
+    found, unknown = {}, []
+    for name, (tensor, keys) in state.items():
+        if (ours := key_maps.rename(name, names)) is not None:
+            found[ours] = (tensor, keys)
+        elif reason := key_maps.DROPPED.get(name):
+            report.dropped[name] = reason
+        else:
+            unknown += keys
+    return found, unknown
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Shapes(dict):
+    """Our name -> shape in the file; asking for one it lacks is the error the user should read."""
+
+    def __init__(self, found, names):
+        super().__init__((name, tuple(tensor.shape)) for name, (tensor, _) in found.items())
+        self.names = names
+
+    def __missing__(self, name):
+        raise ValueError(f"The checkpoint has no key {_theirs(name, self.names)}.")
+
+    def count(self, prefix) -> int:
+        """How many layers or codebooks are numbered after `prefix`."""
+        return len({name[len(prefix) :].split(".")[0] for name in self if name.startswith(prefix)})
+
+
+def _infer_config(found: dict, names: dict, modality: str, overrides: dict) -> BridleConfig:
+    shapes = _Shapes(found, names)
+    root = "bridle." if shapes.count("bridle.") or not shapes.count("tokenizer.") else "tokenizer.encoder."
+    hidden_size, num_channels, *patch_size = shapes[root + PATCH_WEIGHT]
+    if len(patch_size) != len(MODALITY_DEFAULTS[modality]["patch_size"]):
+        raise ValueError(f"`modality` is {modality!r}; the checkpoint's patches have {len(patch_size)} axes.")
+    sizes = {
+        "hidden_size": hidden_size,
+        "num_channels": num_channels,
+        "patch_size": tuple(patch_size),
+        "num_hidden_layers": shapes.count(root + "layers."),
+        "intermediate_size": shapes[root + "layers.0.mlp.fc1.weight"][0],
+        "use_cls_token": root + "embeddings.cls_token" in shapes,
+    }
+    defaults = {"preset": "official"}
+    if shapes.count("decoder."):
+        sizes["decoder_hidden_size"] = shapes["decoder.embed.weight"][0]
+        sizes["decoder_num_hidden_layers"] = shapes.count("decoder.layers.")
+        tau = shapes.get("decoder.layers.0.attention.tau")
+        sizes["decoder_type"] = "swin" if tau else "plain"
+        if tau:
+            sizes["decoder_num_attention_heads"] = tau[0]
+    if shapes.count("tokenizer."):
+        sizes["estimator_hidden_size"] = shapes["tokenizer.estimator.embed.weight"][0]
+        sizes["estimator_num_hidden_layers"] = shapes.count("tokenizer.estimator.layers.")
+        if modality == "video":  # the reference builds its video estimator as it builds its video decoder
+            defaults["estimator_num_attention_heads"] = MODALITY_DEFAULTS["video"]["decoder_num_attention_heads"]
+    if "classifier.weight" in shapes and "id2label" not in overrides:
+        defaults["num_labels"] = shapes["classifier.weight"][0]
+    _check_overrides("", overrides, BridleConfig, sizes)
+    if (tables := _tables(found, sizes)) or modality != "video":
+        defaults |= _infer_positions(tables, shapes[root + "embeddings." + TABLE], sizes, modality, overrides)
+    quantizer = overrides.get("quantizer_config") or {}
+    quantizer_sizes = _infer_quantizer(found, shapes, quantizer)
+    _check_overrides("quantizer_config.", quantizer, BridleQuantizerConfig, quantizer_sizes)
+    overrides = {**overrides, "quantizer_config": {**quantizer_sizes, **quantizer}}
+    return BridleConfig(**{"modality": modality, **defaults, **sizes, **overrides})
+
+
+def _check_overrides(where: str, overrides: dict, config_class, sizes: dict):
+    known = {entry.name for entry in fields(config_class)} | {"num_labels"}
+    if extra := set(overrides) - known:
+        raise ValueError(f"`{where}{min(extra)}` is no field of {config_class.__name__}.")
+    for name, size in sizes.items():
+        given = overrides.get(name, size)
+        if (tuple(given) if isinstance(given, list) else given) != size:
+            raise ValueError(f"`{where}{name}` is {given!r}; the checkpoint's weights say {size!r}.")
+
+
+def _tables(found: dict, sizes: dict) -> dict[str, torch.Tensor]:
+    """Our name -> (N, D): the stored position tables without the row of the CLS token, which the estimator has not."""
+    return {
+        name: tensor[0, int(sizes["use_cls_token"] and not name.startswith("tokenizer.estimator.")) :]
+        for name, (tensor, _) in found.items()
+        if name.endswith(TABLE)
+    }
+
+
+def _infer_positions(tables, shape, sizes, modality, overrides) -> dict:
+    """`input_size` and `position_layout` from the stored tables and the shape (1, 1 + N, D) of the encoder's."""
+    patches, patch = shape[1] - int(sizes["use_cls_token"]), sizes["patch_size"]
+    if "input_size" in overrides:
+        grid = tuple(s // p for s, p in zip(overrides["input_size"], patch, strict=True))
+    elif modality == "audio":
+        bins = MODALITY_DEFAULTS["audio"]["input_size"][1] // patch[1]
+        grid = (patches // bins, bins)
+    elif modality == "image":
+        grid = (isqrt(patches), isqrt(patches))
+    else:
+        grid = ()
+    if prod(grid) != patches:
+        raise ValueError(
+            f"`input_size` is {overrides.get('input_size')}; it must make {patches} patches of {patch}, "
+            "as many as the checkpoint has positions for."
+        )
+    wanted = overrides.get("position_layout")
+    layout = wanted or "grid"
+    if layout != "table" and not all(_is_computed(table, layout, grid) for table in tables.values()):
+        if wanted is not None:
+            raise ValueError(f"`position_layout` is {wanted!r}; the stored position tables are others: use 'table'.")
+        layout = "table"
+    return {"input_size": tuple(g * p for g, p in zip(grid, patch, strict=True)), "position_layout": layout}
+
+
+def _is_computed(table, layout, grid) -> bool:
+    # equal but for the rounding of the sines and cosines of large angles
+    return torch.allclose(table.float(), POSITION_TABLES[layout](grid, table.shape[1]), rtol=0, atol=1e-5)
+
+
+def _infer_quantizer(found, shapes, chosen) -> dict:
+    if shapes.count("tokenizer."):
+        rows, dim = shapes["tokenizer.quantizer.codebooks.0.embed"]
+        is_vector = found["tokenizer.quantizer.codebooks.0.embed"][1][0].endswith("quantizer.embedding.weight")
+        return {
+            "type": "vector" if is_vector else "residual",
+            "num_codebooks": shapes.count("tokenizer.quantizer.codebooks."),
+            "codebook_size": rows if is_vector else rows - 1,  # a residual codebook ends with a row for padding
+            "codebook_dim": dim,
+        }
+    if shapes.count("decoder."):
+        logits = shapes["decoder.head.weight"][0]
+        books = chosen.get("num_codebooks") or BridleQuantizerConfig(type=chosen.get("type", "residual")).num_codebooks
+        if logits % books:
+            raise ValueError(
+                f"`quantizer_config.num_codebooks` is {books}; it must divide the decoder's {logits} logits."
+            )
+        return {"num_codebooks": books, "codebook_size": logits // books}
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _values(model, found: dict, names: dict, report: ConversionReport) -> dict[str, torch.Tensor]:
+    """The model's state dict from what was found; every key gets its entry in the report."""
+    prefix = "bridle." if isinstance(model, BridleModel) else "tokenizer." if isinstance(model, BridleTokenizer) else ""
+    wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    values, faults = {}, []
+    for name, (tensor, keys) in found.items():
+        if name in wanted:
+            values[name] = _convert(name, tensor, found, model.config)
+            report.used.update(dict.fromkeys(keys, name.removeprefix(prefix)))
+            if values[name].shape != wanted[name].shape:
+                faults.append(f"{keys[0]} is {tuple(tensor.shape)} where {tuple(wanted[name].shape)} is wanted")
+        elif reason := _why_unwanted(name, type(model).__name__, wanted):
+            report.dropped.update(dict.fromkeys(keys, reason))
+        else:
+            faults += [f"{key} is unknown" for key in keys]
+    has_tokenizer = any(name.startswith("tokenizer.") for name in found)
+    for name in [name for name in wanted if name not in values]:
+        if (filled := _fill(name, wanted[name], has_tokenizer, model.config)) is None:
+            faults.append(f"{_theirs(name, names)} is missing")
+        else:
+            values[name], report.initialised[name.removeprefix(prefix)] = filled
+    if faults:
+        raise ValueError(f"The checkpoint does not fit {type(model).__name__}: {'; '.join(sorted(faults))}.")
+    if not has_tokenizer and any(name.startswith("tokenizer.") for name in wanted):
+        logger.warning("The checkpoint holds no tokenizer: that of %s is fresh.", type(model).__name__)
+    if has_tokenizer and model.config.quantizer_config.ema_mode == "counts":
+        _restart_averages(values)
+    return {name.removeprefix(prefix): value for name, value in values.items()}
+
+
+def _theirs(name: str, names: dict) -> str:
+    """The reference's name for one of ours, for messages."""
+    return key_maps.rename(name, {ours: theirs for theirs, ours in names.items()}) or name
+
+
+def _why_unwanted(name: str, model_name: str, wanted: dict) -> str | None:
+    if name.split(".")[0] not in {other.split(".")[0] for other in wanted}:
+        return f"no part of {model_name}"
+    if name.endswith(TABLE):
+        return "the same table is computed from the grid"
+    if name.startswith("bridle.layernorm."):
+        return f"{model_name} normalises after pooling instead"
+    return None
+
+
+def _fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConfig):
+    """(value, reason) for a tensor that the file has no key for, `None` if there must be one."""
+    if name.startswith("tokenizer.") and not has_tokenizer:
+        return fresh, "fresh: the file holds no tokenizer"
+    if config.modality == "video" and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
+        return torch.zeros_like(fresh), "zero: the reference has no bias here"
+    if name.endswith(".initialized"):
+        return torch.ones_like(fresh), "one: the file holds codebooks"
+    return None
+
+
+def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig) -> torch.Tensor:
+    """The reference's tensor as ours: the same numbers in our shape."""
+    if name.endswith(PATCH_WEIGHT):
+        return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
+    if name.endswith(TABLE):
+        if name.startswith("decoder.") and config.decoder_type == "plain" and tensor[0, 0].any():
+            raise ValueError("`decoder_pos_embed` has a position for the CLS token; our decoder takes zero there.")
+        return _tables({name: (tensor, ())}, {"use_cls_token": config.use_cls_token})[name]
+    if name.endswith("embeddings.cls_token"):
+        table, _ = found[name.replace("cls_token", TABLE)]
+        return tensor + table[:, :1]
+    if name.endswith(".embed") and config.quantizer_config.type == "residual":
+        return tensor[:-1]  # without the row for padding
+    if name.endswith(".initialized"):
+        return tensor.reshape(())
+    return tensor
+
+
+def _restart_averages(values: dict):
+    """Start the averages of eq. 10 and 12 at N c: the reference's obey another rule. No N may be zero."""
+    for name in [name for name in values if name.endswith(".cluster_size")]:
+        book = name.removesuffix(".cluster_size")
+        values[name] = values[name].clamp(min=1.0)
+        values[f"{book}.embed_sum"] = values[f"{book}.embed"] * values[name][:, None]
