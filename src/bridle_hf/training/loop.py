@@ -61,6 +61,8 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     first = checkpoint.step if resumed else 0
 
     model = run.build_model(phase, checkpoint).to(accelerator.device)
+    if training.attention is not None:
+        model.set_attn_implementation(training.attention)
     phase.set_modes_(model)
     batches = Batches(run.loader, accelerator.device)
     if not resumed:
@@ -77,15 +79,14 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     bar = tqdm(total=phase.steps, initial=first, desc=phase.name, disable=not accelerator.is_main_process)
     clock = Clock(batches, first)
     for step in range(first, phase.steps):
-        # Dropout and masks differ between processes; what is drawn for all of them does not.
-        torch.manual_seed(seed_from(seed, phase.index, step, accelerator.process_index))
-        generator = torch.Generator().manual_seed(seed_from(seed, phase.index, step))
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate_at(step)
 
         outputs = []
         for micro in range(training.gradient_accumulation_steps):
             batch = next(batches)
+            # After the batch: a loader that has just been opened takes a number for itself.
+            torch.manual_seed(seed_from(seed, phase.index, step, micro, accelerator.process_index))
             noise = draw_noise(bare, batch, training.masks_per_sample)
             last = micro + 1 == training.gradient_accumulation_steps
             with nullcontext() if last else accelerator.no_sync(model):
@@ -105,6 +106,7 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
         optimizer.zero_grad()
         if outputs[-1].quantizer_stats is not None:
             bare.tokenizer.update_(add_up([output.quantizer_stats for output in outputs]))
+        generator = torch.Generator().manual_seed(seed_from(seed, phase.index, step))  # the same on all processes
         codes_reset = phase.after_step_(bare, batch, step, generator)
 
         done = step + 1
