@@ -16,6 +16,7 @@ from transformers import (
 
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
+from .hub.convert import load_official
 from .modeling_bridle import (
     BridleForAudioClassification,
     BridleForImageClassification,
@@ -49,6 +50,7 @@ __all__ = [
     "ResidualQuantizer",
     "VectorQuantizer",
     "build_quantizer",
+    "load_official",
 ]
 
 AutoConfig.register("bridle", BridleConfig, exist_ok=True)
