@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint bench
 
 demo: .venv/.installed
-	$(BIN)/python examples/demo.py --recipe examples/recipes/$(MODALITY)/demo.yaml
+	$(BIN)/python examples/study.py --recipe examples/recipes/$(MODALITY)/demo.yaml
 
 test: .venv/.tested
 	$(BIN)/python -m pytest

@@ -1,0 +1,115 @@
+"""The front page and the model cards say what is so: Python blocks run, commands exist with their options."""
+
+import configparser
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
+from bridle_hf.evaluation.finetuning import FinetuneRecipe
+from bridle_hf.training import load_recipe
+from bridle_hf.training.arguments import PretrainRecipe
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ["README.md", *sorted(f"model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.md"))]
+BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall((ROOT / page).read_text())]
+
+
+def blocks(language: str) -> list:
+    chosen = [(page, text) for page, found, text in BLOCKS if found == language]
+    return [pytest.param(text, id=f"{page}-{number}") for number, (page, text) in enumerate(chosen)]
+
+
+def commands() -> list[str]:
+    """Every command of the pages' shell blocks, lines joined where a backslash ends them."""
+    texts = [text.replace("\\\n", " ") for _, language, text in BLOCKS if language == "bash"]
+    return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_every_block_is_of_a_kind_that_is_checked_here():
+    assert {language for _, language, _ in BLOCKS} <= {"bash", "python", "bibtex"}
+    assert len(commands()) >= 5 and len(blocks("python")) >= 2
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_runs_as_written(text, tmp_path, monkeypatch):
+    """In a folder that holds, tiny and untrained, the checkpoints which the block loads."""
+    small = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+        "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "estimator_num_hidden_layers": 1, "estimator_num_attention_heads": 2,
+        "quantizer_config": {"codebook_size": 8, "codebook_dim": 8},
+    }  # fmt: skip
+    model_class = BridleForAudioClassification if "pipeline(" in text else BridleForPreTraining
+    for folder in set(re.findall(r'"(runs/[^"]+)"', text)):
+        model_class(BridleConfig(modality="audio", **small)).save_pretrained(tmp_path / folder)
+        BridleFeatureExtractor().save_pretrained(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "README.md", "exec"), {})
+
+
+def options_of(script: Path, monkeypatch, capsys) -> str:
+    """What a script prints for `--help`."""
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def check_script(words: list[str], monkeypatch, capsys) -> None:
+    script, *arguments = words
+    usage = options_of(ROOT / script, monkeypatch, capsys)
+    for flag in (word for word in arguments if word.startswith("--")):
+        assert re.search(rf"{flag}\b", usage), f"{script} has no {flag}"
+    if "--recipe" in arguments:
+        path = ROOT / arguments[arguments.index("--recipe") + 1]
+        overrides = [word for word in arguments if "=" in word]
+        load_recipe(path, overrides, FinetuneRecipe if script == "examples/finetune.py" else PretrainRecipe)
+
+
+def check_make(words: list[str], *_) -> None:
+    assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def check_pip(words: list[str], *_) -> None:
+    """The extras a page installs are extras of the package."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert words[:2] == ["install", "-e"]
+    for extra in words[2].removeprefix(".").strip("[]").split(","):
+        assert extra in setup["options.extras_require"]
+
+
+def check_pytest(words: list[str], *_) -> None:
+    assert set(words) <= {"-m", "slow"}
+
+
+# the longest prefix first: what is left of a command goes to its check
+CHECKS = {
+    "python -m pytest": check_pytest,
+    "python": check_script,
+    "accelerate launch": check_script,
+    "make": check_make,
+    "pip": check_pip,
+}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_can_be_given_as_written(command, monkeypatch, capsys):
+    prefix = next((prefix for prefix in CHECKS if f"{command} ".startswith(f"{prefix} ")), None) or command
+    assert prefix in CHECKS, f"no check for `{command}`"
+    CHECKS[prefix](shlex.split(command.removeprefix(prefix)), monkeypatch, capsys)
+
+
+def test_the_table_of_recipes_is_complete_and_links_lead_somewhere():
+    readme = (ROOT / "README.md").read_text()
+    recipes = {path.name for path in (ROOT / "examples" / "recipes" / "audio").glob("*.yaml")}
+    assert set(re.findall(r"^\| `([\w.]+\.yaml)`", readme, re.MULTILINE)) == recipes
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
+        assert (ROOT / path).exists(), path
