@@ -10,7 +10,8 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -129,31 +130,30 @@ class BridleEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def patch_validity(self, grid, attention_mask):
-        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame; None where all have.
-
-        Raises:
-            ValueError: the mask does not have one number per frame of the input.
-        """
+        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame; None where all have."""
         if attention_mask is None:
             return None
         size = self.patch_embeddings.patch_size[0]
-        if attention_mask.dim() != 2 or attention_mask.shape[1] != grid[0] * size:
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)}; it takes (batch, {grid[0] * size}): "
-                "one number per frame."
-            )
+        check_attention_mask(attention_mask, len(attention_mask), grid[0] * size)
         rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
         if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
             return None  # padding that fills no patch costs nothing; on other devices a look would wait for them
         return rows.repeat_interleave(prod(grid[1:]), dim=1)
 
+    def patchify(self, values, attention_mask=None):
+        """(B, ...) -> (B, N, C * prod(patch_size)), padded frames zero: they must not reach the last real patch."""
+        if attention_mask is not None:
+            if self.patch_embeddings.channel_dim == 1:
+                raise ValueError("`attention_mask` is given; images have no frames to pad and take none.")
+            check_attention_mask(attention_mask, *values.shape[:2])
+            real = attention_mask.bool().view(*attention_mask.shape, *[1] * (values.dim() - 2))
+            values = values.masked_fill(~real, 0.0)
+        return self.patch_embeddings.patchify(values)
+
     def forward(self, values, attention_mask=None, patch_mask: PatchMask | None = None):
         """(B, ...) -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
         grid = self.patch_embeddings.grid(values)
-        if attention_mask is not None:
-            # what stands in padded frames must not reach the last real patch
-            values = values * attention_mask.to(values.dtype).view(*attention_mask.shape, *[1] * (values.dim() - 2))
-        patches = self.patch_embeddings.patchify(values)  # (B, N, C * prod(patch_size))
+        patches = self.patchify(values, attention_mask)  # (B, N, C * prod(patch_size))
         positions = self.positions(grid, self.patch_embeddings.projection.weight)  # (1, N, D)
         if patch_mask is not None:
             patches, positions = take(patches, patch_mask.kept), take(positions, patch_mask.kept)
@@ -226,7 +226,7 @@ class BridleModel(BridlePreTrainedModel):
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         patch_mask: PatchMask | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -398,7 +398,7 @@ class BridleTokenizer(BridlePreTrainedModel):
             return self.quantize_layer(hidden_states[:, int(self.config.use_cls_token) :])
         embeddings = self.encoder.embeddings
         with torch.autocast(values.device.type, enabled=False):  # cheap enough to be exact
-            patches = embeddings.patch_embeddings(embeddings.patch_embeddings.patchify(values))
+            patches = embeddings.patch_embeddings(embeddings.patchify(values, attention_mask))
             if self.config.cold_start_positions:
                 patches = patches + embeddings.positions(embeddings.patch_embeddings.grid(values), patches)
             return F.linear(patches, self.cold_projection.to(patches.dtype))
@@ -476,7 +476,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         phase: str = "encoder",
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BridleForPreTrainingOutput:
         r"""
         Args:
@@ -489,20 +489,18 @@ class BridleForPreTraining(BridlePreTrainedModel):
         if phase not in PHASES:
             raise ValueError(f"`phase` is {phase!r}; it takes one of {', '.join(map(repr, PHASES))}.")
         values = pick_input(self, input_values, pixel_values)
-        output = BridleForPreTrainingOutput(losses={})
+        losses, fields = {}, {}
         if phase != "encoder":
-            self._tokenizer_losses(output, values, attention_mask)
-            codes = output.codes
+            fields |= self._tokenizer_losses(losses, values, attention_mask)
+            codes = fields["codes"]
         if phase != "tokenizer":
-            self._encoder_losses(output, values, attention_mask, noise, bool_masked_pos, codes, **kwargs)
-        output.loss = {
-            "encoder": lambda losses: losses["encoder"],
-            "tokenizer": lambda losses: losses["tokenizer"],
-            "joint": lambda losses: losses["encoder"] + self.config.joint_tokenizer_weight * losses["tokenizer"],
-        }[phase](output.losses)
-        return output
+            fields |= self._encoder_losses(losses, values, attention_mask, noise, bool_masked_pos, codes, **kwargs)
+        loss = losses["tokenizer" if phase == "tokenizer" else "encoder"]
+        if phase == "joint":
+            loss = loss + self.config.joint_tokenizer_weight * losses["tokenizer"]
+        return BridleForPreTrainingOutput(loss=loss, losses=losses, **fields)
 
-    def _encoder_losses(self, output, values, attention_mask, noise, bool_masked_pos, codes, **kwargs):
+    def _encoder_losses(self, losses, values, attention_mask, noise, bool_masked_pos, codes, **kwargs):
         embeddings = self.bridle.embeddings
         grid = embeddings.patch_embeddings.grid(values)
         valid = embeddings.patch_validity(grid, attention_mask)
@@ -516,26 +514,30 @@ class BridleForPreTraining(BridlePreTrainedModel):
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)
         tokens = self.decoder(encoded.last_hidden_state, patch_mask, grid, valid)
-        output.logits = self.decoder.predict(take(tokens, patch_mask.masked))  # (B, S, M, K)
-        output.labels = take(codes, patch_mask.masked)  # (B, S, M)
+        logits = self.decoder.predict(take(tokens, patch_mask.masked))  # (B, S, M, K)
+        labels = take(codes, patch_mask.masked)  # (B, S, M)
         if patch_mask.masked_valid is not None:
-            output.labels = output.labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
-        output.losses["encoder"] = masked_cross_entropy(output.logits, output.labels)
-        output.codes, output.mask = codes, patch_mask.mask
-        output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
+            labels = labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
+        losses["encoder"] = masked_cross_entropy(logits, labels)
+        return {
+            "logits": logits,
+            "labels": labels,
+            "codes": codes,
+            "mask": patch_mask.mask,
+            "hidden_states": encoded.hidden_states,
+            "attentions": encoded.attentions,
+        }
 
-    def _tokenizer_losses(self, output, values, attention_mask):
+    def _tokenizer_losses(self, losses, values, attention_mask):
         with torch.no_grad():
             teacher = run(self.bridle, values, attention_mask).last_hidden_state
         teacher = teacher[:, int(self.config.use_cls_token) :]  # (B, N, D)
         student = run(self.tokenizer, values, attention_mask)
         valid = self.tokenizer._valid(values, attention_mask)
         weights = self.config.codebook_loss_weight, self.config.cosine_loss_weight
-        output.losses.update(student.losses)
-        output.losses["codebook"] = student.loss
-        output.losses["cosine"] = cosine_loss(student.features, teacher, valid)
-        output.losses["tokenizer"] = weights[0] * student.loss + weights[1] * output.losses["cosine"]
-        output.codes, output.quantizer_stats = student.codes, student.quantizer_stats
+        losses.update(student.losses, cosine=cosine_loss(student.features, teacher, valid))
+        losses["tokenizer"] = weights[0] * student.loss + weights[1] * losses["cosine"]
+        return {"codes": student.codes, "quantizer_stats": student.quantizer_stats}
 
     def _default_noise(self, values, grid):
         if self.training:
@@ -559,30 +561,43 @@ class BridleForClassification(BridlePreTrainedModel):
         self.post_init()
 
     def _classify(self, values, attention_mask, labels, **kwargs):
-        noise_mask = self._training_mask(values) if self.training and any(self.config.classifier_mask_ratio) else None
-        outputs = run(self.bridle, values, attention_mask, patch_mask=noise_mask, **kwargs)
+        values = pick_input(self, values, values)
+        patch_mask = None
+        if self.training and any(self.config.classifier_mask_ratio):
+            patch_mask = self._training_mask(values, attention_mask)
+        outputs = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
         logits = self.classifier(self.layernorm(outputs.pooler_output))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _training_mask(self, values):
-        """Hide a share of the rows and columns of the grid (the paper's 2D masking while fine-tuning)."""
+    def _training_mask(self, values, attention_mask):
+        """Hide a share of the rows and columns of the grid (the paper's 2D masking while fine-tuning).
+
+        A padded clip keeps the same share of its own patches, so its pattern is only nearly whole rows and columns.
+        """
         grid = self.bridle.embeddings.patch_embeddings.grid(values)
         ratio = self.config.classifier_mask_ratio
         if len(ratio) != len(grid):
             raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")
         keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
         noise = torch.rand(values.shape[0], prod(grid), device=values.device)
-        return mask_from_noise(hide_lines(noise, grid, keep), prod(keep))
+        valid = self.bridle.embeddings.patch_validity(grid, attention_mask)
+        return mask_from_noise(hide_lines(noise, grid, keep), prod(keep), valid)
 
 
 class BridleForAudioClassification(BridleForClassification):
     """Sound classification or tagging: `logits` (B, num_labels)."""
 
     @can_return_tuple
-    def forward(self, input_values=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
         return self._classify(input_values, attention_mask, labels, **kwargs)
 
 
@@ -593,7 +608,12 @@ class BridleForImageClassification(BridleForClassification):
     output_class = ImageClassifierOutput
 
     @can_return_tuple
-    def forward(self, pixel_values=None, labels=None, **kwargs) -> ImageClassifierOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
         return self._classify(pixel_values, None, labels, **kwargs)
 
 
@@ -604,7 +624,12 @@ class BridleForVideoClassification(BridleForClassification):
     output_class = ImageClassifierOutput
 
     @can_return_tuple
-    def forward(self, pixel_values=None, labels=None, **kwargs) -> ImageClassifierOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
         return self._classify(pixel_values, None, labels, **kwargs)
 
 
@@ -623,6 +648,15 @@ def pick_input(model, input_values, pixel_values) -> torch.Tensor:
     if values is None:
         raise ValueError(f"`{model.main_input_name}` is None; a model of modality {model.config.modality!r} takes it.")
     return values
+
+
+def check_attention_mask(attention_mask, batch_size, frames):
+    """Raise a `ValueError` for a mask that does not have one number per frame of the input."""
+    if tuple(attention_mask.shape) != (batch_size, frames):
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(attention_mask.shape)}; it takes ({batch_size}, {frames}): "
+            "one number per frame."
+        )
 
 
 def run(model, values, attention_mask=None, **kwargs):
