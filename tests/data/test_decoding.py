@@ -1,6 +1,6 @@
 import io
+import sys
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -20,6 +20,7 @@ def encoded(waveform: np.ndarray, rate: int, form: str, **options) -> dict:
 
 
 def encoded_with_av(waveform: np.ndarray, rate: int, container: str, codec: str) -> dict:
+    av = pytest.importorskip("av")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="mono")
@@ -47,6 +48,23 @@ def test_aac_goes_through_pyav():
     assert loudest(waveform, 16000) == pytest.approx(440, abs=2)
     assert np.abs(waveform[4000:12000]).max() == pytest.approx(0.5, abs=0.02)
     assert 0.95 < len(waveform) / 16000 < 1.1
+
+
+def test_other_formats_without_pyav_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BadClipError, match=r"pip install bridle-hf\[av\]"):
+        decode_audio({"bytes": b"no audio at all", "path": None}, 16000)
+
+
+def test_video_without_sound_is_a_bad_clip():
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        file.mux([*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode(None)])
+    with pytest.raises(BadClipError, match="cannot be decoded"):
+        decode_audio({"bytes": buffer.getvalue(), "path": "silent.mp4"}, 16000)
 
 
 def test_resampling_keeps_the_waveform():
@@ -79,7 +97,7 @@ def test_truncated_wav_is_too_short():
     [
         ({"bytes": b"no audio at all", "path": "a.wav"}, "cannot be decoded"),
         ({"bytes": b"", "path": "a.wav"}, "cannot be decoded"),
-        ({"bytes": None, "path": "missing/file.wav"}, "cannot be decoded.*file.wav"),
+        ({"bytes": None, "path": "missing/file.wav"}, "cannot be read.*file.wav"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
         (None, "neither bytes nor a path"),
         (encoded(np.zeros(0), 16000, "WAV"), "too short"),

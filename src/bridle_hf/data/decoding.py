@@ -1,12 +1,11 @@
 """Audio bytes to a mono waveform without a system FFmpeg.
 
-soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest.
+soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (the extra `av`).
 """
 
 import io
 from functools import lru_cache
 
-import av
 import fsspec
 import numpy as np
 import soundfile
@@ -34,12 +33,11 @@ def decode_audio(audio: dict | str | None, sampling_rate: int, min_seconds: floa
     """
     try:
         content = _read(audio)
-        try:
-            samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)  # (samples, channels)
-        except soundfile.LibsndfileError:
-            samples, rate = _decode_with_av(content)
-    except (OSError, RuntimeError, IndexError, av.FFmpegError) as error:
-        raise BadClipError(f"cannot be decoded: {error}") from error
+        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)  # (samples, channels)
+    except soundfile.LibsndfileError as error:
+        samples, rate = _decode_with_av(content, str(error))
+    except OSError as error:
+        raise BadClipError(f"cannot be read: {error}") from error
     waveform = samples.mean(axis=1)
     if len(waveform) == 0 or len(waveform) < min_seconds * rate:
         raise BadClipError(f"too short: {len(waveform) / rate:.3f} s, at least {min_seconds} s are needed")
@@ -61,16 +59,22 @@ def _read(audio: dict | str | None) -> bytes:
         return file.read()
 
 
-def _decode_with_av(content: bytes) -> tuple[np.ndarray, int]:
+def _decode_with_av(content: bytes, reason: str) -> tuple[np.ndarray, int]:
     """Decode the first audio stream of any container FFmpeg reads: ((samples, channels) float32, rate)."""
-    with av.open(io.BytesIO(content)) as container:
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp")  # the sample format only: rate and channels stay
-        frames = [frame for raw in container.decode(stream) for frame in resampler.resample(raw)]
-        frames += resampler.resample(None)
-        if not frames:
-            raise BadClipError("holds no audio frames")
-        return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).T, frames[0].sample_rate
+    try:
+        import av
+    except ImportError:
+        raise BadClipError(
+            f"cannot be decoded by soundfile ({reason}); for more formats `pip install bridle-hf[av]`"
+        ) from None
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            resampler = av.AudioResampler(format="fltp")  # changes the sample format only, neither rate nor channels
+            frames = [frame for raw in container.decode(audio=0) for frame in resampler.resample(raw)]
+            frames += resampler.resample(None)
+            return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).T, frames[0].sample_rate
+    except (av.FFmpegError, IndexError, ValueError) as error:  # no audio stream, or no frame in it
+        raise BadClipError(f"cannot be decoded: {error}") from error
 
 
 @lru_cache(maxsize=16)

@@ -67,7 +67,7 @@ class Source:
         examples = (example for shard in range(self.num_shards) for example in self.read(shard) if self.keeps(example))
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
         total = splits[split].num_examples if split in splits and not self.exclude else None
-        bar = tqdm(examples, desc=f"decoding {self.description}", unit=" clips", total=total)
+        bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total)
         seen = bad = 0
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):

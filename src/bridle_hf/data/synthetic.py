@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 RATE = 16000  # Hz
@@ -22,6 +23,7 @@ PEAK_DB = (-20.0, -3.0)
 MICROPHONE_DB = 2.0  # ripples of each clip's frequency response; larger is harder
 ECHO_SECONDS = (0.05, 0.4)
 FOLDS = 5
+RECEIPT = ".sound_set"  # file that says what a finished set holds
 
 Rng = np.random.Generator
 Event = Callable[[int], np.ndarray]  # samples -> waveform
@@ -159,28 +161,34 @@ def write_sound_set(folder: str | os.PathLike, seed: int = 0, clips_per_class: i
         FileExistsError: where `folder` holds anything else.
     """
     folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     receipt = json.dumps({"seed": seed, "clips_per_class": clips_per_class})
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / ".sound_set").is_file():
-            raise FileExistsError(f"{folder} holds something else than a sound set: name a new folder.")
-        if (folder / ".sound_set").read_text() == receipt:
-            return folder
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "train").mkdir(parents=True)
+    with FileLock(f"{folder}.lock"):  # the processes of a run all ask for the set; one of them writes it
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / RECEIPT).is_file():
+                raise FileExistsError(f"{folder} holds something else than a sound set: name a new folder.")
+            if (folder / RECEIPT).read_text() == receipt:
+                return folder
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write_clips(unfinished / "train", seed, clips_per_class)
+        (unfinished / RECEIPT).write_text(receipt)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    return folder
+
+
+def _write_clips(folder: Path, seed: int, clips_per_class: int) -> None:
+    folder.mkdir(parents=True)
     order = np.random.default_rng(seed).permutation(len(CLASSES) * clips_per_class)
-    with open(unfinished / "train" / "metadata.jsonl", "w") as metadata:
+    with open(folder / "metadata.jsonl", "w") as metadata:
         for number, place in enumerate(tqdm(order, desc="synthesizing", unit=" clips")):
             take, label = divmod(int(place), len(CLASSES))
             clip = synthesize(CLASSES[label], np.random.default_rng([seed, label, take]))
             name = f"{number:05d}.flac"
-            soundfile.write(unfinished / "train" / name, clip, RATE, subtype="PCM_16")
+            soundfile.write(folder / name, clip, RATE, subtype="PCM_16")
             row = {"file_name": name, "label": label, "label_name": CLASSES[label].__name__, "fold": take % FOLDS + 1}
             metadata.write(json.dumps(row) + "\n")
-    (unfinished / ".sound_set").write_text(receipt)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
-    return folder
 
 
 def _log_uniform(rng: Rng, low: float, high: float) -> float:
