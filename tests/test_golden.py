@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bridle_hf.hub import load_official
+from bridle_hf import load_official
 from bridle_hf.modeling_bridle import BridleForAudioClassification, BridleModel
 
 AUDIO, IMAGE, VIDEO, FINETUNE = ("audio_rq", "audio_vq"), ("image",), ("video_rq",), ("finetune_audio",)

@@ -4,21 +4,17 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from math import isqrt, prod
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load_file
 
-from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
-from ..layers_bridle import POSITION_TABLES
+from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
 from . import key_maps
+from .sizes import PATCH_WEIGHT, TABLE, infer_config, position_tables
 
 logger = logging.getLogger(__name__)
-
-PATCH_WEIGHT = "embeddings.patch_embeddings.projection.weight"
-TABLE = "positions.table"
 
 
 @dataclass
@@ -76,7 +72,7 @@ def load_official(state_dict_or_path, cls=BridleForPreTraining, modality="audio"
     found, unknown = _rename(state, names, report)
     if unknown:
         raise ValueError(f"The checkpoint has unknown keys for modality {modality!r}: {_listed(unknown)}.")
-    model = cls(_infer_config(found, names, modality, overrides))
+    model = cls(infer_config(found, names, modality, overrides))
     model.load_state_dict(_values(model, found, names, report))
     model.eval()
     return (model, report) if return_report else model
@@ -151,136 +147,6 @@ def _rename(state, names, report):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sizes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class _Shapes(dict):
-    """Our name -> shape in the file; asking for one it lacks is the error the user should read."""
-
-    def __init__(self, found, names):
-        super().__init__((name, tuple(tensor.shape)) for name, (tensor, _) in found.items())
-        self.names = names
-
-    def __missing__(self, name):
-        raise ValueError(f"The checkpoint has no key {_theirs(name, self.names)}.")
-
-    def count(self, prefix) -> int:
-        """How many layers or codebooks are numbered after `prefix`."""
-        return len({name[len(prefix) :].split(".")[0] for name in self if name.startswith(prefix)})
-
-
-def _infer_config(found: dict, names: dict, modality: str, overrides: dict) -> BridleConfig:
-    shapes = _Shapes(found, names)
-    root = "bridle." if shapes.count("bridle.") or not shapes.count("tokenizer.") else "tokenizer.encoder."
-    hidden_size, num_channels, *patch_size = shapes[root + PATCH_WEIGHT]
-    if len(patch_size) != len(MODALITY_DEFAULTS[modality]["patch_size"]):
-        raise ValueError(f"`modality` is {modality!r}; the checkpoint's patches have {len(patch_size)} axes.")
-    sizes = {
-        "hidden_size": hidden_size,
-        "num_channels": num_channels,
-        "patch_size": tuple(patch_size),
-        "num_hidden_layers": shapes.count(root + "layers."),
-        "intermediate_size": shapes[root + "layers.0.mlp.fc1.weight"][0],
-        "use_cls_token": root + "embeddings.cls_token" in shapes,
-    }
-    defaults = {"preset": "official"}
-    if shapes.count("decoder."):
-        sizes["decoder_hidden_size"] = shapes["decoder.embed.weight"][0]
-        sizes["decoder_num_hidden_layers"] = shapes.count("decoder.layers.")
-        tau = shapes.get("decoder.layers.0.attention.tau")
-        sizes["decoder_type"] = "swin" if tau else "plain"
-        if tau:
-            sizes["decoder_num_attention_heads"] = tau[0]
-    if shapes.count("tokenizer."):
-        sizes["estimator_hidden_size"] = shapes["tokenizer.estimator.embed.weight"][0]
-        sizes["estimator_num_hidden_layers"] = shapes.count("tokenizer.estimator.layers.")
-        if modality == "video":  # the reference builds its video estimator as it builds its video decoder
-            defaults["estimator_num_attention_heads"] = MODALITY_DEFAULTS["video"]["decoder_num_attention_heads"]
-    if "classifier.weight" in shapes and "id2label" not in overrides:
-        defaults["num_labels"] = shapes["classifier.weight"][0]
-    _check_overrides("", overrides, BridleConfig, sizes)
-    if (tables := _tables(found, sizes)) or modality != "video":
-        defaults |= _infer_positions(tables, shapes[root + "embeddings." + TABLE], sizes, modality, overrides)
-    quantizer = overrides.get("quantizer_config") or {}
-    quantizer_sizes = _infer_quantizer(found, shapes, quantizer)
-    _check_overrides("quantizer_config.", quantizer, BridleQuantizerConfig, quantizer_sizes)
-    overrides = {**overrides, "quantizer_config": {**quantizer_sizes, **quantizer}}
-    return BridleConfig(**{"modality": modality, **defaults, **sizes, **overrides})
-
-
-def _check_overrides(where: str, overrides: dict, config_class, sizes: dict):
-    known = {entry.name for entry in fields(config_class)} | {"num_labels"}
-    if extra := set(overrides) - known:
-        raise ValueError(f"`{where}{min(extra)}` is no field of {config_class.__name__}.")
-    for name, size in sizes.items():
-        given = overrides.get(name, size)
-        if (tuple(given) if isinstance(given, list) else given) != size:
-            raise ValueError(f"`{where}{name}` is {given!r}; the checkpoint's weights say {size!r}.")
-
-
-def _tables(found: dict, sizes: dict) -> dict[str, torch.Tensor]:
-    """Our name -> (N, D): the stored position tables without the row of the CLS token, which the estimator has not."""
-    return {
-        name: tensor[0, int(sizes["use_cls_token"] and not name.startswith("tokenizer.estimator.")) :]
-        for name, (tensor, _) in found.items()
-        if name.endswith(TABLE)
-    }
-
-
-def _infer_positions(tables, shape, sizes, modality, overrides) -> dict:
-    """`input_size` and `position_layout` from the stored tables and the shape (1, 1 + N, D) of the encoder's."""
-    patches, patch = shape[1] - int(sizes["use_cls_token"]), sizes["patch_size"]
-    if "input_size" in overrides:
-        grid = tuple(s // p for s, p in zip(overrides["input_size"], patch, strict=True))
-    elif modality == "audio":
-        bins = MODALITY_DEFAULTS["audio"]["input_size"][1] // patch[1]
-        grid = (patches // bins, bins)
-    elif modality == "image":
-        grid = (isqrt(patches), isqrt(patches))
-    else:
-        grid = ()
-    if prod(grid) != patches:
-        raise ValueError(
-            f"`input_size` is {overrides.get('input_size')}; it must make {patches} patches of {patch}, "
-            "as many as the checkpoint has positions for."
-        )
-    wanted = overrides.get("position_layout")
-    layout = wanted or "grid"
-    if layout != "table" and not all(_is_computed(table, layout, grid) for table in tables.values()):
-        if wanted is not None:
-            raise ValueError(f"`position_layout` is {wanted!r}; the stored position tables are others: use 'table'.")
-        layout = "table"
-    return {"input_size": tuple(g * p for g, p in zip(grid, patch, strict=True)), "position_layout": layout}
-
-
-def _is_computed(table, layout, grid) -> bool:
-    # equal but for the rounding of the sines and cosines of large angles
-    return torch.allclose(table.float(), POSITION_TABLES[layout](grid, table.shape[1]), rtol=0, atol=1e-5)
-
-
-def _infer_quantizer(found, shapes, chosen) -> dict:
-    if shapes.count("tokenizer."):
-        rows, dim = shapes["tokenizer.quantizer.codebooks.0.embed"]
-        is_vector = found["tokenizer.quantizer.codebooks.0.embed"][1][0].endswith("quantizer.embedding.weight")
-        return {
-            "type": "vector" if is_vector else "residual",
-            "num_codebooks": shapes.count("tokenizer.quantizer.codebooks."),
-            "codebook_size": rows if is_vector else rows - 1,  # a residual codebook ends with a row for padding
-            "codebook_dim": dim,
-        }
-    if shapes.count("decoder."):
-        logits = shapes["decoder.head.weight"][0]
-        books = chosen.get("num_codebooks") or BridleQuantizerConfig(type=chosen.get("type", "residual")).num_codebooks
-        if logits % books:
-            raise ValueError(
-                f"`quantizer_config.num_codebooks` is {books}; it must divide the decoder's {logits} logits."
-            )
-        return {"num_codebooks": books, "codebook_size": logits // books}
-    return {}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Weights
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -303,7 +169,7 @@ def _values(model, found: dict, names: dict, report: ConversionReport) -> dict[s
     has_tokenizer = any(name.startswith("tokenizer.") for name in found)
     for name in [name for name in wanted if name not in values]:
         if (filled := _fill(name, wanted[name], has_tokenizer, model.config)) is None:
-            faults.append(f"{_theirs(name, names)} is missing")
+            faults.append(f"{key_maps.reference_name(name, names)} is missing")
         else:
             values[name], report.initialised[name.removeprefix(prefix)] = filled
     if faults:
@@ -313,11 +179,6 @@ def _values(model, found: dict, names: dict, report: ConversionReport) -> dict[s
     if has_tokenizer and model.config.quantizer_config.ema_mode == "counts":
         _restart_averages(values)
     return {name.removeprefix(prefix): value for name, value in values.items()}
-
-
-def _theirs(name: str, names: dict) -> str:
-    """The reference's name for one of ours, for messages."""
-    return key_maps.rename(name, {ours: theirs for theirs, ours in names.items()}) or name
 
 
 def _why_unwanted(name: str, model_name: str, wanted: dict) -> str | None:
@@ -346,12 +207,13 @@ def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig)
     if name.endswith(PATCH_WEIGHT):
         return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
     if name.endswith(TABLE):
-        if name.startswith("decoder.") and config.decoder_type == "plain" and tensor[0, 0].any():
+        takes_cls = config.use_cls_token and config.decoder_type == "plain"
+        if name.startswith("decoder.") and takes_cls and tensor[0, 0].any():
             raise ValueError("`decoder_pos_embed` has a position for the CLS token; our decoder takes zero there.")
-        return _tables({name: (tensor, ())}, {"use_cls_token": config.use_cls_token})[name]
+        return position_tables({name: (tensor, ())}, config.use_cls_token)[name]
     if name.endswith("embeddings.cls_token"):
-        table, _ = found[name.replace("cls_token", TABLE)]
-        return tensor + table[:, :1]
+        table = found.get(name.replace("cls_token", TABLE))
+        return tensor if table is None else tensor + table[0][:, :1]
     if name.endswith(".embed") and config.quantizer_config.type == "residual":
         return tensor[:-1]  # without the row for padding
     if name.endswith(".initialized"):

@@ -130,3 +130,8 @@ def rename(name: str, names: dict) -> str | None:
         if match:
             return target.replace("*", "{}").format(*match.groups())
     return None
+
+
+def reference_name(ours: str, names: dict) -> str:
+    """The reference's name for one of ours, for messages."""
+    return rename(ours, {target: pattern for pattern, target in names.items()}) or ours
