@@ -136,7 +136,7 @@ class PretrainRecipe:
     def config(self) -> BridleConfig:
         """The model's config; the values are checked by `BridleConfig` itself."""
         try:
-            return BridleConfig(**self.model)
+            return BridleConfig(**self.model, attn_implementation=self.training.attention)
         except StrictDataclassError as error:
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 

@@ -61,8 +61,6 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     first = checkpoint.step if resumed else 0
 
     model = run.build_model(phase, checkpoint).to(accelerator.device)
-    if training.attention is not None:
-        model.set_attn_implementation(training.attention)
     phase.set_modes_(model)
     batches = Batches(run.loader, accelerator.device)
     if not resumed:
