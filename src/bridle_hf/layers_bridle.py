@@ -11,11 +11,6 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Positions
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _sincos(position, width):
     """(n,) positions -> (n, width): [sin, cos] of position / 10000^(i / (width / 2))."""
     half = width // 2
@@ -86,11 +81,6 @@ class BridlePositions(nn.Module):
         return table.to(device=like.device, dtype=like.dtype)[None]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Patches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class BridlePatchEmbeddings(nn.Module):
     """Cut an input into patches and project each, patches numbered row-major.
 
@@ -152,11 +142,6 @@ def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     row = torch.arange(index.shape[0], device=index.device) % batch_size
     flat = (index + row[:, None] * length).flatten()
     return tokens.reshape(-1, width).index_select(0, flat).view(*index.shape, width)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# ViT layer
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -252,11 +237,6 @@ class BridleLayer(GradientCheckpointingLayer):
         attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended))
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.norm2(hidden_states))))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Swin layer
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class BridleWindowAttention(nn.Module):
