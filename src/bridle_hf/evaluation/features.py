@@ -1,5 +1,7 @@
 """Frozen features of clips: pooled layers of an encoder, and hand-made statistics of the log-mel spectrogram."""
 
+from math import prod
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -83,8 +85,11 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
 
 def patch_validity(model, values, attention_mask):
     """(B, N) bool: which patches of `values` hold at least one frame that is no padding."""
-    embeddings = model.embeddings
-    return embeddings.patch_validity(embeddings.patch_embeddings.grid(values), attention_mask)
+    grid = model.embeddings.patch_embeddings.grid(values)
+    valid = model.embeddings.patch_validity(grid, attention_mask)
+    if valid is None:  # no patch is padding
+        return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
+    return valid
 
 
 def logmel_features(examples, deltas=False):

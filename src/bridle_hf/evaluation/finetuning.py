@@ -155,6 +155,7 @@ def finetune_fold(recipe, fold, examples, test, extractor):
         lr_scheduler_type="cosine",
         warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
         max_grad_norm=settings.max_grad_norm,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=settings.mixed_precision == "bf16",
         seed=recipe.seed,
         eval_strategy="no",
@@ -163,7 +164,7 @@ def finetune_fold(recipe, fold, examples, test, extractor):
         report_to="none",
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)

@@ -1,0 +1,194 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf.data import DataArguments, Examples
+from bridle_hf.evaluation.finetuning import Collator, FinetuneRecipe, FinetuneTraining, build_classifier, finetune
+from bridle_hf.training import RecipeError, load_recipe
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models of this size only get slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tone(label, seed):
+    """0.35 s of a low or high tone in noise."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(0.35 * RATE)) / RATE
+    pitch = (300, 3000)[label] * rng.uniform(0.8, 1.2)
+    return 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * rng.normal(size=len(time))
+
+
+def wav(samples):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format="WAV")
+    return {"bytes": buffer.getvalue(), "path": "tone.wav"}
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """Folder of 24 clips, columns audio, sound ("low", "high") and fold (1, 2, 3)."""
+    folder = tmp_path_factory.mktemp("tones")
+    rows = [{"audio": wav(tone(i % 2, i)), "sound": ("low", "high")[i % 2], "fold": i // 8 + 1} for i in range(24)]
+    Dataset.from_list(rows).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pretrained")
+    config = BridleConfig(
+        input_size=(48, 64),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        decoder_type="plain",
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        estimator_num_hidden_layers=1,
+        quantizer_config={"num_codebooks": 2, "codebook_size": 8, "codebook_dim": 8},
+    )
+    BridleForPreTraining(config).save_pretrained(folder)
+    BridleFeatureExtractor(max_length=48, num_mel_bins=64, mean=-7.0, std=4.0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tones, pretrained, tmp_path):
+    def make(**changes):
+        training = {"epochs": 12, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 5e-3, "layer_decay": 1.0}
+        data = {"dataset": str(tones), "label_column": "sound", "fold_column": "fold"}
+        return FinetuneRecipe(
+            model=changes.pop("model", str(pretrained)),
+            output_dir=str(tmp_path / "run"),
+            data=DataArguments(**data | changes.pop("data", {})),
+            training=FinetuneTraining(**training | changes.pop("training", {})),
+            **changes,
+        )
+
+    return make
+
+
+def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tmp_path):
+    results = finetune(recipe(folds=[1, 3], config={"drop_path_rate": 0.1, "classifier_mask_ratio": [0.2, 0.2]}))
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    assert results["folds"] == [1, 3] and results["accuracy"] == np.mean(results["per_fold"])
+    assert results["accuracy"] >= 0.9 and results["mean_average_precision"] >= 0.9
+    classify = pipeline("audio-classification", model=str(tmp_path / "run" / "fold-3"))
+    assert classify.model.config.classifier_mask_ratio == [0.2, 0.2]
+    for label, name in enumerate(("low", "high")):
+        best = classify({"array": tone(label, 100).astype(np.float32), "sampling_rate": RATE})[0]
+        assert best["label"] == name and best["score"] > 0.6
+
+
+def test_binary_loss_in_bf16(recipe):
+    results = finetune(recipe(folds=[2], training={"loss": "binary_cross_entropy", "mixed_precision": "bf16"}))
+    assert results["accuracy"] >= 0.9
+
+
+def test_layer_decay_of_zero_trains_the_head_alone(recipe, pretrained, tmp_path):
+    finetune(recipe(folds=[1], training={"epochs": 1, "layer_decay": 0.0}))
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run" / "fold-1"))
+    same = [name for name in after if name in before]
+    assert len(same) > 20 and all(torch.equal(before[name], after[name]) for name in same)
+    assert not torch.equal(after["classifier.bias"], torch.zeros(2))
+
+
+def test_accumulated_batches_equal_one_large_batch(recipe, tmp_path):
+    weights = []
+    for size, accumulation in ((8, 1), (4, 2)):
+        training = {"epochs": 2, "batch_size": size, "gradient_accumulation_steps": accumulation, "mixup": 0.0}
+        finetune(recipe(folds=[1], training=training, data={"roll": False, "gain": False}))
+        weights.append(load_file(tmp_path / "run" / "fold-1" / "model.safetensors"))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=2e-4, rtol=1e-3)
+
+
+def test_from_scratch_is_the_architecture_without_the_weights(recipe, pretrained):
+    warm = build_classifier(recipe(), pretrained, ["low", "high"])
+    torch.manual_seed(1)
+    cold = build_classifier(recipe(from_scratch=True), pretrained, ["low", "high"])
+    stored = load_file(pretrained / "model.safetensors")["bridle.layers.0.mlp.fc1.weight"]
+    names = {name: parameter for name, parameter in warm.named_parameters() if parameter.shape == stored.shape}
+    assert any(torch.equal(parameter, stored) for parameter in names.values())
+    assert not any(torch.equal(parameter, stored) for parameter in cold.parameters() if parameter.shape == stored.shape)
+    assert [p.shape for p in warm.parameters()] == [p.shape for p in cold.parameters()]
+    assert warm.config.id2label == cold.config.id2label == {0: "low", 1: "high"}
+
+
+def test_mixed_clips_carry_mixed_targets_and_the_longer_mask(recipe, pretrained):
+    # Each clip is constant, at the number of its class, so that a mixed clip shows its own target.
+    labels = np.arange(8) % 4
+    features = np.repeat(labels, 48 * 64).reshape(8, 48, 64).astype(np.float32)
+    mask = np.ones((8, 48), dtype=np.int64)
+    examples = Examples(features, mask, labels, None, list("abcd"), [""] * 8)
+    settings = recipe(data={"roll": False, "gain": False}, training={"mixup": 1.0})
+    collate = Collator(examples, settings, BridleFeatureExtractor.from_pretrained(pretrained))
+    batch = collate(list(range(8)))
+    expected = batch["labels"] @ torch.arange(4.0)  # (8,)
+    torch.testing.assert_close(batch["input_values"], expected[:, None, None].expand(8, 48, 64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch["labels"].sum(dim=1), torch.ones(8))
+    assert ((batch["labels"] > 0.05) & (batch["labels"] < 0.95)).any()
+
+    mask[::2, 16:] = 0
+    features[::2, 16:] = 0
+    batch = collate(list(range(8)))
+    lengths = batch["attention_mask"].sum(dim=1)
+    assert set(lengths.tolist()) <= {16, 48}
+    assert (batch["input_values"][lengths == 16][:, 16:] == 0).all()
+    longer = batch["input_values"].abs().sum(dim=2) > 0  # a frame that is not zero is not masked
+    assert not (longer & (batch["attention_mask"] == 0)).any()
+
+    collate.training = False
+    batch = collate([1, 2])
+    torch.testing.assert_close(batch["input_values"], torch.tensor(features[[1, 2]]))
+    assert batch["labels"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_one_model_a_fold(recipe, pretrained, tmp_path):
+    for fold in (1, 2):
+        (tmp_path / f"pretrained-{fold}").symlink_to(pretrained)
+    made = recipe(model=str(tmp_path / "pretrained-{fold}"), folds=[1, 2], training={"epochs": 1})
+    assert finetune(made)["folds"] == [1, 2]
+    with pytest.raises(ValueError, match="`folds` is missing"):
+        recipe(model="pretrained-{fold}")
+
+
+def test_unknown_fold_is_named(recipe):
+    with pytest.raises(ValueError, match=r"`folds` names 7; the data has \[1, 2, 3\]"):
+        finetune(recipe(folds=[7]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", "training.learning_rat.*learning_rate"),
+        ("config.drop_path=0.1", "config.drop_path.*drop_path_rate"),
+        ("training.loss=hinge", "cross_entropy"),
+        ("training.mixup=2", "share between 0 and 1"),
+        ("data.label_column=null", "label_column"),
+    ],
+)
+def test_the_shipped_recipe_reads_and_bad_overrides_are_named(repository, override, message):
+    path = repository / "examples" / "recipes" / "audio" / "esc50_finetune.yaml"
+    made = load_recipe(path, ["model=runs/x", "training.epochs=3"], FinetuneRecipe)
+    assert made.training.epochs == 3 and made.training.layer_decay == 0.75
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, [override], FinetuneRecipe)
