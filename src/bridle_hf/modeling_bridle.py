@@ -352,7 +352,8 @@ class BridleEstimator(nn.Module):
         self.head = nn.Linear(width, config.hidden_size)
 
     def forward(self, quantized, grid, valid=None):
-        hidden_states = self.embed(quantized) + self.positions(grid, self.embed.weight)
+        weight = self.embed.weight
+        hidden_states = self.embed(quantized.to(weight.dtype)) + self.positions(grid, weight)
         layer_mask = None
         if valid is not None:
             layer_mask = create_bidirectional_mask(
@@ -418,7 +419,7 @@ class BridleTokenizer(BridlePreTrainedModel):
     def decode(self, codes: torch.Tensor, grid: tuple[int, ...] | None = None) -> torch.Tensor:
         """The estimator's features of codes (B, N, M): (B, N, D). `grid` where it is not `config.grid`."""
         grid = tuple(self.config.grid if grid is None else grid)
-        return self.estimator(self.quantizer.decode(codes).to(self.estimator.embed.weight.dtype), grid)
+        return self.estimator(self.quantizer.decode(codes), grid)
 
     def quantize(self, values, attention_mask=None) -> QuantizerOutput:
         """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
@@ -450,6 +451,9 @@ class BridleTokenizer(BridlePreTrainedModel):
         self.config.cold_start = False
         fresh = BridleTokenizer(self.config)
         self.load_state_dict(fresh.state_dict())
+
+    def get_input_embeddings(self):
+        return self.encoder.get_input_embeddings()
 
     def _valid(self, values, attention_mask):
         embeddings = self.encoder.embeddings
@@ -573,10 +577,7 @@ class BridleForClassification(BridlePreTrainedModel):
         )
 
     def _training_mask(self, values, attention_mask):
-        """Hide a share of the rows and columns of the grid (the paper's 2D masking while fine-tuning).
-
-        A padded clip keeps the same share of its own patches, so its pattern is only nearly whole rows and columns.
-        """
+        """Hide a share of the rows and columns (the paper's 2D masking), in a padded clip the share of its own."""
         grid = self.bridle.embeddings.patch_embeddings.grid(values)
         ratio = self.config.classifier_mask_ratio
         if len(ratio) != len(grid):
