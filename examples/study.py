@@ -1,0 +1,176 @@
+"""The whole story of a recipe in one table: pretrain over seeds, probe the frozen encoders, fine-tune.
+
+    python examples/study.py --recipe examples/recipes/audio/demo.yaml
+    python examples/study.py --recipe examples/recipes/audio/esc10_tiny.yaml --label-column target --seeds 0 1 2 \
+        --finetune examples/recipes/audio/esc10_finetune.yaml
+    python examples/study.py --recipe ... --inductive      # one pretraining a fold, without the clips of that fold
+
+Beside each pretrained encoder stand the same architecture with random weights and hand-made features of the log-mel
+spectrogram, all under one protocol: frozen features, logistic regression, folds as given, C searched inside the
+training folds. `output_dir` receives a folder per run, results.json and results.md; a study that was interrupted goes on
+where it was. The table is printed at the end.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bridle_hf import BridleConfig, BridleModel
+from bridle_hf.data import load_examples, write_sound_set
+from bridle_hf.evaluation.features import encoder_features, logmel_features
+from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.feature_extraction_bridle import BridleFeatureExtractor
+from bridle_hf.training import RecipeError, load_recipe
+
+HERE = Path(__file__).parent
+POOLINGS = ("mean", "mean_std")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="of examples/pretrain.py")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--fold-column", default="fold")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--inductive", action="store_true", help="pretrain for each fold without its clips")
+    parser.add_argument("--finetune", metavar="RECIPE", help="of examples/finetune.py; also without pretraining")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the pretraining recipe")
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, arguments = parse_arguments()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+    except RecipeError as error:
+        parser.error(str(error))
+    folder = Path(recipe.output_dir)
+    if recipe.data.dataset == "synthetic":
+        write_sound_set(folder / "sounds")
+        recipe.data.dataset = str(folder / "sounds")
+    columns = {"label_column": arguments.label_column, "fold_column": arguments.fold_column}
+    sizes = {"max_length": recipe.config().input_size[0], "num_mel_bins": recipe.config().input_size[1]}
+    extractor = BridleFeatureExtractor(**{**sizes, **recipe.feature_extractor})
+    examples = load_examples(replace(recipe.data, exclude={}, **columns), extractor)
+
+    runs = list_runs(arguments, folder, np.unique(examples.folds).tolist())
+    run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])
+    rows = handmade_rows(examples) + encoder_rows(runs, examples)
+    if arguments.finetune:
+        rows += finetune_rows(arguments, recipe, runs)
+    table = markdown(rows)
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "results.md").write_text(table)
+    sys.stdout.write(table)
+
+
+def list_runs(arguments, folder, folds):
+    """One pretraining a seed, or one a seed and fold: folder, the clips it must not see, the folds it is tested on."""
+    runs = []
+    for seed in arguments.seeds:
+        if arguments.inductive:
+            runs += [{"seed": seed, "folder": folder / f"seed-{seed}-fold-{f}", "test_folds": [f]} for f in folds]
+        else:
+            runs.append({"seed": seed, "folder": folder / f"seed-{seed}", "test_folds": folds})
+    return runs
+
+
+def pretrain_command(arguments, recipe, run):
+    command = [str(HERE / "pretrain.py"), "--recipe", arguments.recipe, *arguments.overrides]
+    command += [f"data.dataset={recipe.data.dataset}", f"output_dir={run['folder']}", f"seed={run['seed']}"]
+    if arguments.inductive:
+        command.append(f"data.exclude={json.dumps({arguments.fold_column: run['test_folds']})}")
+    return command
+
+
+def run_all(jobs, commands, folders):
+    """Runs scripts, `jobs` at a time. Alone a script shows its progress bars; side by side each writes to log.txt."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+
+    def run(command, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a") as log:
+            output = log if jobs > 1 else None
+            environment = os.environ | {"OMP_NUM_THREADS": threads}
+            subprocess.run([sys.executable, *command], check=True, stdout=output, stderr=output, env=environment)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, commands, folders))
+
+
+def handmade_rows(examples):
+    rows = []
+    for name, deltas in (("log-mel mean + std", False), ("log-mel mean + std + |delta|", True)):
+        result = linear_probe(logmel_features(examples, deltas=deltas), examples.labels, examples.folds)
+        rows.append(row(name, "", None, [result]))
+    return rows
+
+
+def encoder_rows(runs, examples):
+    """A probe of the random weights and of the encoder after each iteration, for every seed and pooling."""
+    results = defaultdict(list)
+    for run in runs:
+        exported = sorted(run["folder"].glob("encoder-iter*"))
+        torch.manual_seed(run["seed"])
+        models = {"random weights": BridleModel(BridleConfig.from_pretrained(exported[0]))}
+        models |= {f"iteration {number}": BridleModel.from_pretrained(p) for number, p in enumerate(exported, start=1)}
+        for name, model in models.items():
+            features = encoder_features(model, examples, poolings=POOLINGS)
+            for pooling in POOLINGS:
+                x = features[None, pooling]
+                probe = linear_probe(x, examples.labels, examples.folds, test_folds=run["test_folds"])
+                results[name, pooling, run["seed"]].append(probe)
+    return [row(*key, probes) for key, probes in results.items()]
+
+
+def row(name, pooling, seed, probes):
+    """One line of results.json; the probes of single folds are put together."""
+    per_fold = {fold: accuracy for probe in probes for fold, accuracy in probe.per_fold.items()}
+    correct = sum(probe.correct.astype(int) for probe in probes)
+    accuracy = float(np.mean(list(per_fold.values())))
+    return {"encoder": name, "pooling": pooling, "seed": seed, "accuracy": accuracy, "per_fold": per_fold,
+            "correct": correct.tolist()}  # fmt: skip
+
+
+def finetune_rows(arguments, recipe, runs):
+    """Fine-tuning from the last encoder and from random weights, every seed."""
+    rows = []
+    for seed in arguments.seeds:
+        model = f"{recipe.output_dir}/seed-{seed}" + ("-fold-{fold}" if arguments.inductive else "") + "/final"
+        for name, from_scratch in (("fine-tuned", False), ("fine-tuned from random weights", True)):
+            target = Path(recipe.output_dir) / f"finetune-seed-{seed}{'-scratch' if from_scratch else ''}"
+            command = [str(HERE / "finetune.py"), "--recipe", arguments.finetune, f"model={model}", f"seed={seed}"]
+            command += [f"output_dir={target}", f"from_scratch={from_scratch}", f"data.dataset={recipe.data.dataset}"]
+            if not (target / "results.json").is_file():
+                run_all(1, [command], [target])
+            results = json.loads((target / "results.json").read_text())
+            per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
+            scores = {score: results[score] for score in ("accuracy", "mean_average_precision")}
+            rows.append({"encoder": name, "pooling": "", "seed": seed, **scores, "per_fold": per_fold})
+    return rows
+
+
+def markdown(rows):
+    """Mean over seeds, in percent, with the standard deviation over seeds where there are several."""
+    groups = defaultdict(list)
+    for each in rows:
+        groups[each["encoder"], each["pooling"]].append(100 * each["accuracy"])
+    lines = ["| encoder | pooling | accuracy % | seeds |", "|---|---|---|---|"]
+    for (name, pooling), values in groups.items():
+        spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        lines.append(f"| {name} | {pooling.replace('_', ' + ')} | {np.mean(values):.1f}{spread} | {len(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
