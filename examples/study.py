@@ -7,7 +7,7 @@
 
 Beside each pretrained encoder stand the same architecture with random weights and hand-made features of the log-mel
 spectrogram, all under one protocol: frozen features, logistic regression, folds as given, C searched inside the
-training folds. `output_dir` receives a folder per run, results.json and results.md; a study that was interrupted goes on
+training folds. `output_dir` receives a folder per run, results.json and results.md; an interrupted study goes on
 where it was. The table is printed at the end.
 """
 

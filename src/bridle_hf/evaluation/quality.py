@@ -47,27 +47,41 @@ def _projected(tokenizer, examples, batch_size):
 
 
 @torch.no_grad()
-def energy_left(tokenizer, examples, codes, valid, batch_size=32):
-    """Share of the energy left after each stage (M,), in the space where the quantizer subtracts.
+def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
+    """What each stage takes and leaves, in the space where the quantizer subtracts.
 
-    None where the quantizer does not subtract.
+    Args:
+        codes, valid: of `tokenize`.
+
+    Returns:
+        dict of arrays (M,): `residual_energy`, the share of the energy left after the stage; `residual_norm` and
+        `code_norm`, mean length of the residual after the stage and of the codes it chose (the paper's figure 3).
+        Empty where the quantizer does not subtract.
     """
     quantizer = tokenizer.quantizer
     if not hasattr(quantizer, "codebooks"):
-        return None
+        return {}
     tokenizer.eval()
-    left, total, start = 0.0, 0.0, 0
+    books = np.stack([book.embed.double().cpu().numpy() for book in quantizer.codebooks])  # (M, K, d)
+    left, residual_norms, code_norms, total, start = 0.0, 0.0, 0.0, 0.0, 0
     for vectors, keep in _projected(tokenizer, examples, batch_size):
-        z = quantizer.flatten(vectors).cpu()  # (n, d)
-        rows = torch.as_tensor(codes[start : start + len(keep)][keep.cpu().numpy()])  # (n, M)
-        stages = [F.embedding(rows[:, m], book.embed.cpu()) for m, book in enumerate(quantizer.codebooks)]
-        energy = z.double().square().sum().item()
-        left = left + energy * residual_energy(z, torch.stack(stages, dim=1))
+        z = quantizer.flatten(vectors).double().cpu().numpy()  # (n, d)
+        rows = codes[start : start + len(keep)][keep.cpu().numpy()]  # (n, M)
+        stages = books[np.arange(len(books)), rows]  # (n, M, d)
+        energy = np.square(z).sum()
+        left = left + energy * residual_energy(z, stages)
+        residual_norms = residual_norms + np.linalg.norm(z[:, None] - stages.cumsum(axis=1), axis=-1).sum(axis=0)
+        code_norms = code_norms + np.linalg.norm(stages, axis=-1).sum(axis=0)
         total, start = total + energy, start + len(keep)
-    return left / total
+    patches = valid.sum()
+    return {
+        "residual_energy": left / total,
+        "residual_norm": residual_norms / patches,
+        "code_norm": code_norms / patches,
+    }
 
 
-def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32):
+def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, tokens=None):
     """All measures of a tokenizer with a frozen codebook.
 
     Args:
@@ -75,21 +89,24 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32):
         examples: held-out clips: `features` (n, T, F), `attention_mask` (n, T), and for the bag of codes `labels` (n,)
             and `folds` (n,), each of which may be None.
         previous_codes: codes (n, N, M) of an earlier checkpoint for the same clips, for the churn.
+        tokens: what `tokenize` gives for these clips, where it is known already.
 
     Returns:
-        dict of JSON types. One value a codebook: `cur`, `entropy` (bits), `perplexity`, `ecu`, `ecu_table6`, `dead`,
-        `residual_energy` (None for a quantizer without residuals), `position_information` and `first_code_information`
-        (bits shared with the patch's position and with the first code, bias-corrected), `churn` (None without
-        `previous_codes`). And `bag_of_codes` (mean accuracy) with `bag_of_codes_per_fold` (None without labels and
+        dict of JSON types. One value a codebook: `cur`, `entropy` (bits), `perplexity`, `ecu`, `ecu_table6`, `dead`;
+        `residual_energy`, `residual_norm`, `code_norm` (see `stage_statistics`; None without residuals);
+        `position_information` and `first_code_information` (bits shared with the patch's position and with the first
+        code, bias-corrected); `churn` (None without `previous_codes`).
+        And `bag_of_codes` (mean accuracy) with `bag_of_codes_per_fold` (None without labels and
         folds), `patches` (number of patches measured).
     """
-    codes, valid = tokenize(tokenizer, examples, batch_size)
+    codes, valid = tokens or tokenize(tokenizer, examples, batch_size)
     size = tokenizer.config.quantizer_config.codebook_size
     rows = codes[valid]  # (n, M)
     position = np.broadcast_to(np.arange(codes.shape[1]), valid.shape)[valid]
     quality = {"patches": len(rows)} | {name: _finite(v) for name, v in usage(code_counts(rows, size)).items()}
-    left = energy_left(tokenizer, examples, codes, valid, batch_size)
-    quality["residual_energy"] = None if left is None else left.tolist()
+    stages = stage_statistics(tokenizer, examples, codes, valid, batch_size)
+    for name in ("residual_energy", "residual_norm", "code_norm"):
+        quality[name] = stages[name].tolist() if stages else None
     quality["position_information"] = [mutual_information(stage, position) for stage in rows.T]
     quality["first_code_information"] = [mutual_information(stage, rows[:, 0]) for stage in rows.T]
     quality["churn"] = None if previous_codes is None else churn(previous_codes[valid], rows).tolist()
