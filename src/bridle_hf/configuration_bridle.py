@@ -70,6 +70,8 @@ CHOICES = {
     "position_layout": ("grid", "wrapped", "flat", "table"),
     "pooling": ("mean", "cls"),
 }
+# The stacks of layers, by the prefix of their fields.
+PARTS = ("", "decoder_", "estimator_")
 QUANTIZER_CHOICES = {
     "preset": ("default", "official"),
     "type": ("residual", "vector", "random_projection"),
@@ -183,6 +185,8 @@ class BridleConfig(PreTrainedConfig):
         estimator_hidden_size (`int`): width of the estimator, `hidden_size` when left out.
         mask_ratio (`float`), mask_type (`str`): share of masked patches; `"random"`, `"2d"` (whole rows and columns of
             the grid) or `"tube"` (the same places in every frame).
+        predict_ratio (`float`): share of the masked patches to predict, drawn with each mask. A plain decoder does not
+            even see the others and gets cheaper (partial reconstruction, arXiv 2401.14391).
         codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
         joint_tokenizer_weight (`float`): alpha of eq. 8.
         cold_start (`bool`): the tokenizer is a frozen random projection (iteration 1) until `BridleTokenizer.reset_`.
@@ -223,6 +227,7 @@ class BridleConfig(PreTrainedConfig):
     estimator_num_attention_heads: int | None = None
     mask_ratio: float | int | None = None
     mask_type: str | None = None
+    predict_ratio: float | int = 1.0
     codebook_loss_weight: float | int = 1.0
     cosine_loss_weight: float | int = 1.0
     joint_tokenizer_weight: float | int = 0.5
@@ -249,35 +254,46 @@ class BridleConfig(PreTrainedConfig):
 
     def validate_bridle(self):
         _check_choices(self, CHOICES)
-        _check_positive(self, ("hidden_size", "num_hidden_layers", "num_channels", "decoder_num_hidden_layers"))
-        if len(self.input_size) != len(self.patch_size):
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        _check_positive(self, [part + name for part in PARTS for name in sizes] + ["intermediate_size", "num_channels"])
+        axes = len(MODALITY_DEFAULTS[self.modality]["patch_size"])
+        if not len(self.input_size) == len(self.patch_size) == axes:
             raise ValueError(
                 f"`patch_size` is {tuple(self.patch_size)} and `input_size` {tuple(self.input_size)}; "
-                "they take one number per axis of the input each."
+                f"modality {self.modality!r} takes {axes} numbers each, one per axis."
             )
         if any(p < 1 or s < p or s % p for s, p in zip(self.input_size, self.patch_size, strict=True)):
             raise ValueError(
                 f"`patch_size` {tuple(self.patch_size)} does not divide `input_size` {tuple(self.input_size)}."
             )
-        for part in ("", "decoder_", "estimator_"):
+        position_axes = 1 if self.position_layout == "flat" else axes
+        for part in PARTS:
             size, heads = getattr(self, part + "hidden_size"), getattr(self, part + "num_attention_heads")
             if size % heads:
                 raise ValueError(
                     f"`{part}hidden_size` {size} is not a multiple of `{part}num_attention_heads` {heads}."
                 )
-            if self.position_layout != "table" and size % (2 * len(self.patch_size)):
+            if self.position_layout != "table" and size % (2 * position_axes):
                 raise ValueError(
-                    f"`{part}hidden_size` is {size}; sin-cos positions on a {len(self.patch_size)}-D grid take a "
-                    f"multiple of {2 * len(self.patch_size)}."
+                    f"`{part}hidden_size` is {size}; sin-cos positions over {position_axes} axes take a multiple of "
+                    f"{2 * position_axes}."
                 )
-        for name in ("decoder_window_size", "decoder_shift_size"):
-            if self.decoder_type == "swin" and len(getattr(self, name)) != len(self.patch_size):
-                raise ValueError(
-                    f"`{name}` is {tuple(getattr(self, name))}; it takes {len(self.patch_size)} numbers, one per axis."
-                )
+        window, shift = tuple(self.decoder_window_size), tuple(self.decoder_shift_size)
+        if self.decoder_type == "swin" and not (
+            len(window) == len(shift) == axes and all(0 <= s < w for w, s in zip(window, shift, strict=True))
+        ):
+            raise ValueError(
+                f"`decoder_window_size` is {window} and `decoder_shift_size` {shift}; "
+                f"they take {axes} numbers each, one per axis, and a shift smaller than its window."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a number in [0, 1).")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` is {self.mask_ratio}; it takes a number between 0 and 1.")
-        if self.mask_type == "tube" and len(self.patch_size) != 3:
+        if not 0 < self.predict_ratio <= 1:
+            raise ValueError(f"`predict_ratio` is {self.predict_ratio}; it takes a number above 0 and up to 1.")
+        if self.mask_type == "tube" and axes != 3:
             raise ValueError("`mask_type` is 'tube'; that takes a (frames, height, width) grid. Use 'random' or '2d'.")
         if any(not 0 <= r < 1 for r in self.classifier_mask_ratio):
             raise ValueError(f"`classifier_mask_ratio` is {self.classifier_mask_ratio}; it takes numbers in [0, 1).")
