@@ -1,0 +1,190 @@
+"""The configuration: the paper's numbers, the two presets, what is refused, and what comes back from JSON."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from bridle_hf.configuration_bridle import BridleConfig, BridleQuantizerConfig
+
+# arXiv 2502.02118, section 4 and appendix C
+PAPER = {
+    "audio": {
+        "input_size": (1024, 128),
+        "patch_size": (16, 16),
+        "num_channels": 1,
+        "decoder": ("swin", 512, 16, 16),
+        "estimator_num_hidden_layers": 3,
+        "mask": ("random", 0.8),
+        "grid": (64, 8),
+        "num_patches": 512,
+        "patch_dim": 256,
+    },
+    "image": {
+        "input_size": (224, 224),
+        "patch_size": (16, 16),
+        "num_channels": 3,
+        "decoder": ("swin", 512, 16, 16),
+        "estimator_num_hidden_layers": 3,
+        "mask": ("random", 0.8),
+        "grid": (14, 14),
+        "num_patches": 196,
+        "patch_dim": 768,
+    },
+    "video": {
+        "input_size": (16, 224, 224),
+        "patch_size": (2, 16, 16),
+        "num_channels": 3,
+        "decoder": ("plain", 384, 4, 6),
+        "estimator_num_hidden_layers": 4,
+        "mask": ("tube", 0.9),
+        "grid": (8, 14, 14),
+        "num_patches": 1568,
+        "patch_dim": 1536,
+    },
+}
+
+
+@pytest.mark.parametrize("modality", PAPER)
+def test_defaults_are_the_papers(modality):
+    config, paper = BridleConfig(modality=modality), dict(PAPER[modality])
+    decoder = tuple(
+        getattr(config, f"decoder_{name}")
+        for name in ("type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    assert decoder == paper.pop("decoder")
+    assert (config.mask_type, config.mask_ratio) == paper.pop("mask")
+    assert {name: getattr(config, name) for name in paper} == paper
+    # ViT-B; the estimator is as wide as the encoder
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.intermediate_size, config.estimator_hidden_size) == (3072, 768)
+    assert (config.decoder_window_size, config.decoder_shift_size) == ((4, 4), (2, 0))
+    assert (config.cosine_loss_weight, config.codebook_loss_weight, config.joint_tokenizer_weight) == (1.0, 1.0, 0.5)
+    assert config.cold_start and config.use_cls_token and config.pooling == "mean"
+
+
+def test_quantizer_defaults_are_the_papers():
+    residual, vector = BridleConfig().quantizer_config, BridleQuantizerConfig(type="vector")
+    assert (residual.type, residual.num_codebooks, residual.codebook_size) == ("residual", 4, 256)
+    assert (vector.num_codebooks, vector.codebook_size) == (1, 1024)
+    for quantizer in (residual, vector):
+        assert (quantizer.codebook_dim, quantizer.ema_decay, quantizer.commitment_weight) == (256, 0.99, 0.25)
+        assert (quantizer.codebook_init, quantizer.kmeans_iterations) == ("kmeans", 10)
+
+
+@pytest.mark.parametrize(
+    ("modality", "official"),
+    [
+        ("audio", {"position_layout": "wrapped", "decoder_type": "swin", "use_cls_token": True}),
+        ("image", {"position_layout": "grid", "decoder_type": "plain", "use_cls_token": True}),
+        ("video", {"position_layout": "flat", "decoder_type": "plain", "use_cls_token": False}),
+    ],
+)
+def test_official_preset(modality, official):
+    config = BridleConfig(modality=modality, preset="official")
+    assert {name: getattr(config, name) for name in official} == official
+    assert config.cold_start_positions
+    assert (config.quantizer_config.normalize, config.quantizer_config.ema_mode) == ("per_stage", "official")
+
+    default = BridleConfig(modality=modality)
+    assert (default.position_layout, default.cold_start_positions) == ("grid", False)
+    assert (default.quantizer_config.normalize, default.quantizer_config.ema_mode) == ("once", "counts")
+
+
+def test_an_option_given_wins_over_the_preset():
+    config = BridleConfig(
+        preset="official",
+        position_layout="grid",
+        cold_start_positions=False,
+        use_cls_token=False,
+        quantizer_config={"normalize": "none", "codebook_size": 32},
+    )
+    assert (config.position_layout, config.cold_start_positions, config.use_cls_token) == ("grid", False, False)
+    quantizer = config.quantizer_config
+    assert (quantizer.normalize, quantizer.ema_mode, quantizer.codebook_size) == ("none", "official", 32)
+
+
+@pytest.mark.parametrize("options", [{}, {"modality": "video", "preset": "official", "mask_ratio": 0.5}])
+def test_json_round_trip(tmp_path, options):
+    config = BridleConfig(quantizer_config={"codebook_size": 32, "reset": "never"}, num_labels=7, **options)
+    config.save_pretrained(tmp_path)
+    loaded = BridleConfig.from_pretrained(tmp_path)
+    assert loaded.to_json_string(use_diff=False) == config.to_json_string(use_diff=False)
+    assert isinstance(loaded.quantizer_config, BridleQuantizerConfig)
+    assert (loaded.quantizer_config.codebook_size, loaded.quantizer_config.reset) == (32, "never")
+    assert (loaded.grid, loaded.num_labels) == (config.grid, 7)
+    # the quantizer of a model's folder can be read alone
+    assert BridleQuantizerConfig.from_pretrained(tmp_path).codebook_size == 32
+
+
+def test_derived_sizes_follow_an_override_at_loading(tmp_path):
+    BridleConfig().save_pretrained(tmp_path)
+    loaded = BridleConfig.from_pretrained(tmp_path, input_size=(512, 128))
+    assert (loaded.grid, loaded.num_patches) == ((32, 8), 256)
+
+
+def test_auto_map_holds_names_not_pairs():
+    config = BridleConfig()
+    config.auto_map = {"AutoModel": "m.BridleModel", "AutoModelForAudioTokenization": (None, "m.BridleTokenizer")}
+    saved = json.loads(config.to_json_string())["auto_map"]
+    assert saved == {"AutoModel": "m.BridleModel", "AutoModelForAudioTokenization": "m.BridleTokenizer"}
+
+
+WRONG = [
+    ({"modality": "text"}, "`modality` is 'text'; it takes one of 'audio', 'image', 'video'"),
+    ({"preset": "papers"}, "`preset` is 'papers'; it takes one of 'default', 'official'"),
+    ({"decoder_type": "unet"}, "`decoder_type` is 'unet'"),
+    ({"mask_type": "block"}, "`mask_type` is 'block'"),
+    ({"position_layout": "learned"}, "`position_layout` is 'learned'"),
+    ({"pooling": "max"}, "`pooling` is 'max'"),
+    ({"hidden_size": 0}, "`hidden_size` is 0; it takes a whole number of at least 1"),
+    ({"num_attention_heads": 0}, "`num_attention_heads` is 0"),
+    ({"decoder_num_attention_heads": 0}, "`decoder_num_attention_heads` is 0"),
+    ({"estimator_num_hidden_layers": 0}, "`estimator_num_hidden_layers` is 0"),
+    (
+        {"patch_size": (16,)},
+        r"`patch_size` is \(16,\) and `input_size` \(1024, 128\); modality 'audio' takes 2 numbers",
+    ),
+    ({"input_size": (8, 64, 64), "patch_size": (2, 16, 16)}, "modality 'audio' takes 2 numbers"),
+    ({"input_size": (1000, 128)}, r"`patch_size` \(16, 16\) does not divide `input_size` \(1000, 128\)"),
+    ({"patch_size": (0, 16)}, r"`patch_size` \(0, 16\) does not divide"),
+    ({"num_attention_heads": 7}, "`hidden_size` 768 is not a multiple of `num_attention_heads` 7"),
+    (
+        {"decoder_num_attention_heads": 7},
+        "`decoder_hidden_size` 512 is not a multiple of `decoder_num_attention_heads`",
+    ),
+    ({"modality": "video", "hidden_size": 64, "num_attention_heads": 4}, "`hidden_size` is 64; .* a multiple of 6"),
+    ({"decoder_window_size": (4,)}, r"`decoder_window_size` is \(4,\) .* they take 2 numbers each"),
+    ({"decoder_shift_size": (4, 0)}, r"`decoder_shift_size` \(4, 0\); .* a shift smaller than its window"),
+    ({"modality": "video", "decoder_type": "swin"}, "they take 3 numbers each"),
+    ({"mask_ratio": 1.0}, "`mask_ratio` is 1.0; it takes a number between 0 and 1"),
+    ({"mask_type": "tube"}, r"`mask_type` is 'tube'; that takes a \(frames, height, width\) grid"),
+    ({"drop_path_rate": 1.0}, r"`drop_path_rate` is 1.0; it takes a number in \[0, 1\)"),
+    ({"classifier_mask_ratio": (0.2, 1.0)}, "`classifier_mask_ratio` is"),
+    ({"pooling": "cls", "use_cls_token": False}, "`pooling` is 'cls' but `use_cls_token` is False"),
+]
+WRONG_QUANTIZER = [
+    ({"type": "lattice"}, "`type` is 'lattice'; it takes one of 'residual', 'vector', 'random_projection'"),
+    ({"ema_mode": "no"}, "`ema_mode` is 'no'"),
+    ({"normalize": "twice"}, "`normalize` is 'twice'"),
+    ({"codebook_init": "zeros"}, "`codebook_init` is 'zeros'"),
+    ({"reset": "always"}, "`reset` is 'always'"),
+    ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number of at least 1"),
+    ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
+    ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes a number between 0 and 1"),
+    ({"soft_codes": 300}, "`soft_codes` is 300"),
+]
+CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
+
+
+@pytest.mark.parametrize(("options", "message"), CASES)
+def test_wrong_values_are_named(options, message):
+    # the strict dataclass wraps what a check of the whole raises; its text is kept
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        BridleConfig(**options)
+
+
+@pytest.mark.parametrize("options", [{"hidden_size": "wide"}, {"num_channels": True}, {"use_cls_token": "yes"}])
+def test_wrong_types_are_named(options):
+    with pytest.raises((TypeError, StrictDataclassError), match=next(iter(options))):
+        BridleConfig(**options)

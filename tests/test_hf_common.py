@@ -1,0 +1,129 @@
+"""transformers' own common tests on our classes.
+
+They come with the source archive of the installed transformers, found through `HF_TRANSFORMERS_SDIST` or in `.sdist/`:
+
+    pip download --no-deps --no-binary :all: -d .sdist transformers==X.Y.Z && tar -xf .sdist/*.tar.gz -C .sdist
+"""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SDIST = Path(os.environ.get("HF_TRANSFORMERS_SDIST") or ROOT / ".sdist" / f"transformers-{version('transformers')}")
+SHARED = next((p / "shared" for p in ROOT.parents if (p / "shared" / "hfharness").is_dir()), None)
+
+if SHARED is None:
+    pytest.skip("shared/hfharness is not beside the repository", allow_module_level=True)
+if not (SDIST / "tests" / "test_modeling_common.py").is_file():
+    pytest.skip(f"{SDIST} is not the source archive of the installed transformers", allow_module_level=True)
+pytest.importorskip("parameterized")
+
+os.environ["HF_TRANSFORMERS_SDIST"] = str(SDIST)
+sys.path.insert(0, str(SHARED))
+from hfharness import ModelSpec, make_tests  # noqa: E402
+
+from bridle_hf.configuration_bridle import BridleConfig  # noqa: E402
+from bridle_hf.modeling_bridle import (  # noqa: E402
+    BridleForAudioClassification,
+    BridleForImageClassification,
+    BridleForPreTraining,
+    BridleForVideoClassification,
+    BridleModel,
+    BridleTokenizer,
+)
+
+PATCHES, KEPT, WIDTH, HEADS, LAYERS = 16, 3, 48, 4, 2
+TINY = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "decoder_hidden_size": WIDTH,
+    "decoder_num_hidden_layers": LAYERS,
+    "decoder_num_attention_heads": HEADS,
+    "estimator_num_hidden_layers": 1,
+    "mask_ratio": 0.8,
+    "cold_start": False,  # the whole tokenizer, so that every weight takes part
+    "quantizer_config": {"codebook_size": 8, "codebook_dim": 8, "num_codebooks": 2},
+}
+AUDIO = {"modality": "audio", "input_size": [16, 8], "patch_size": [2, 4]}
+IMAGE = {"modality": "image", "input_size": [16, 16], "patch_size": [4, 4]}
+VIDEO = {"modality": "video", "input_size": [4, 8, 16], "patch_size": [2, 4, 4], "mask_type": "random"}
+
+
+def audio(config, batch_size, torch):
+    mask = torch.ones(batch_size, config.input_size[0], dtype=torch.long)
+    return {"input_values": torch.randn(batch_size, *config.input_size), "attention_mask": mask}
+
+
+def image(config, batch_size, torch):
+    return {"pixel_values": torch.randn(batch_size, config.num_channels, *config.input_size)}
+
+
+def video(config, batch_size, torch):
+    frames, *size = config.input_size
+    return {"pixel_values": torch.randn(batch_size, frames, config.num_channels, *size)}
+
+
+def adapt(config, batch_size, torch, inputs, return_labels):
+    """Upstream makes every input that `forward` names; give the model those that go together."""
+    if "bool_masked_pos" in inputs:
+        inputs.pop("noise", None)
+    if config.modality != "audio":
+        inputs.pop("attention_mask", None)
+    return inputs
+
+
+def adapt_pretraining(config, batch_size, torch, inputs, return_labels):
+    """A loss that reaches every weight is that of the joint phase."""
+    inputs = adapt(config, batch_size, torch, inputs, return_labels)
+    return {**inputs, "phase": "joint"} if return_labels else inputs
+
+
+def spec(name, classes, modality, inputs, seq_length=1 + PATCHES, per_class=adapt, **more):
+    # every field of the quantizer, as the test that compares what went in with what was saved wants it
+    quantizer = BridleConfig(**TINY, **modality).to_diff_dict()["quantizer_config"]
+    return ModelSpec(
+        name=name,
+        config=BridleConfig,
+        classes=classes,
+        config_kwargs={**TINY, **modality, "quantizer_config": quantizer},
+        inputs=inputs,
+        seq_length=seq_length,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_masks=PATCHES - KEPT,
+        mask_length=PATCHES,
+        # read by the test that makes noise for a square image
+        extra={"image_size": 4, "patch_size": 1},
+        per_class_inputs={cls.__name__: per_class for cls in classes},
+        **more,
+    )
+
+
+SPECS = [
+    spec("BridleAudio", [BridleModel, BridleForAudioClassification], AUDIO, audio),
+    spec("BridleImage", [BridleModel, BridleForImageClassification], IMAGE, image),
+    spec("BridleVideo", [BridleModel, BridleForVideoClassification], VIDEO, video),
+    # the encoder sees the kept patches alone
+    spec("BridleAudioPreTraining", [BridleForPreTraining], AUDIO, audio, 1 + KEPT, adapt_pretraining),
+    spec("BridleImagePreTraining", [BridleForPreTraining], IMAGE, image, 1 + KEPT, adapt_pretraining),
+    spec("BridleVideoPreTraining", [BridleForPreTraining], VIDEO, video, 1 + KEPT, adapt_pretraining),
+    spec(
+        "BridleTokenizer",
+        [BridleTokenizer],
+        AUDIO,
+        audio,
+        has_attentions=False,  # it returns codes
+        all_params_have_gradient=False,  # the estimator learns beside a teacher only
+        skip=dict.fromkeys(
+            ["test_hidden_states_output", "test_retain_grad_hidden_states_attentions"],
+            "a tokenizer returns codes, not hidden states",
+        ),
+    ),
+]
+globals().update(make_tests(SPECS, __name__))
