@@ -1,0 +1,131 @@
+"""Checkpoints: whole or absent, damage is seen, nothing is pickled code."""
+
+import json
+import os
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from bridle_hf.training.checkpoints import (
+    drop_later_,
+    find_checkpoint,
+    folder_written_beside,
+    list_checkpoints,
+    open_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state_,
+)
+
+
+@pytest.fixture
+def trained():
+    """A model after one step of AdamW, as the accelerator prepares it."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    accelerator.backward(model(torch.ones(4, 3)).sum())
+    optimizer.step()
+    return accelerator, model, optimizer
+
+
+@pytest.fixture
+def save(trained, tmp_path):
+    def write(phase, step, keep=9):
+        return save_checkpoint(
+            tmp_path,
+            *trained,
+            phase=phase,
+            step=step,
+            state={"note": "x"},
+            data={"at": (1, 2)},
+            recipe="a: 1\n",
+            keep=keep,
+        )
+
+    return write
+
+
+def test_what_is_saved_comes_back(trained, save):
+    _, model, optimizer = trained
+    checkpoint = open_checkpoint(save(1, 20))
+    assert (checkpoint.phase, checkpoint.step, checkpoint.state["note"]) == (1, 20, "x")
+    assert checkpoint.rank_state(0)["data"] == {"at": (1, 2)}
+    for name, value in checkpoint.weights().items():
+        assert torch.equal(value, model.state_dict()[name])
+    fresh = torch.nn.Linear(3, 2)
+    moments = torch.optim.AdamW(fresh.parameters(), lr=0.5)
+    checkpoint.load_optimizer_(fresh, moments)
+    old, new = optimizer.state_dict()["state"], moments.state_dict()["state"]
+    assert all(torch.equal(old[i][key], new[i][key]) for i in old for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_files_hold_no_code(save):
+    path = save(0, 1)
+    for name in ("optimizer.pt", "rank-0.pt"):
+        torch.load(path / name, weights_only=True)
+        assert zipfile.is_zipfile(path / name)
+    assert json.loads((path / "state.json").read_text())["num_processes"] == 1
+    names = {"model.safetensors", "optimizer.pt", "rank-0.pt", "state.json", "recipe.yaml", "manifest.json"}
+    assert {file.name for file in path.iterdir()} == names
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "lose", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over(save, tmp_path, caplog, damage):
+    good, bad = save(0, 9), save(0, 10)
+    victim = bad / "model.safetensors"
+    content = bytearray(victim.read_bytes())
+    if damage == "cut":
+        victim.write_bytes(content[:-1])
+    elif damage == "flip":
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    elif damage == "lose":
+        victim.unlink()
+    else:
+        (bad / "manifest.json").write_text('{"model')
+    assert find_checkpoint(tmp_path).path == good
+    assert str(bad) in caplog.text
+    with pytest.raises(ValueError, match="manifest"):
+        open_checkpoint(bad)
+
+
+def test_the_newest_is_found_by_phase_then_step(save, tmp_path):
+    assert find_checkpoint(tmp_path / "nothing") is None
+    for phase, step in ((0, 500), (1, 9), (1, 10)):
+        save(phase, step)
+    found = find_checkpoint(tmp_path)
+    assert (found.phase, found.step) == (1, 10)
+    drop_later_(tmp_path, open_checkpoint(list_checkpoints(tmp_path)[0]))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["phase-00-step-00000500"]
+
+
+def test_only_the_newest_are_kept(save, tmp_path):
+    for step in (1, 2, 3):
+        save(0, step, keep=2)
+    assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["2", "3"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(trained, tmp_path):
+    accelerator, target = trained[0], tmp_path / "final"
+    with pytest.raises(KeyboardInterrupt), folder_written_beside(target, accelerator) as beside:
+        (beside / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert not target.exists()
+    for content in ("first", "second"):
+        with folder_written_beside(target, accelerator) as beside:
+            (beside / "file").write_text(content)
+    assert (target / "file").read_text() == "second"
+    assert os.listdir(tmp_path) == ["final"]  # neither the half nor the old one is left
+
+
+def test_random_generators_go_on_where_they_were(tmp_path):
+    torch.save(random_state(), tmp_path / "state.pt")
+    drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
+    set_random_state_(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert [random.random(), np.random.rand(), torch.rand(()).item()] == drawn

@@ -1,0 +1,75 @@
+"""Logged measures against numpy."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from bridle_hf import BridleForPreTraining
+from bridle_hf.training import load_recipe
+from bridle_hf.training.metrics import MetricsFile, codebook_metrics, flat, mean_losses, read_metrics, stage_predictions
+
+
+def test_predictions_by_stage():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 3, 2, 4)), rng.integers(0, 4, size=(2, 3, 2))
+    labels[1, 2] = -100  # an empty slot
+    output = SimpleNamespace(logits=torch.tensor(logits), labels=torch.tensor(labels))
+    found = stage_predictions(output, Accelerator(cpu=True))
+    for stage in range(2):
+        rows = [(logits[b, s, stage], labels[b, s, stage]) for b in range(2) for s in range(3) if (b, s) != (1, 2)]
+        entropy = np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in rows])
+        assert found["cross_entropy"][stage] == pytest.approx(entropy, rel=1e-5)
+        assert found["accuracy"][stage] == pytest.approx(np.mean([row.argmax() == label for row, label in rows]))
+    assert stage_predictions(SimpleNamespace(logits=None), Accelerator(cpu=True)) == {}
+
+
+def test_codebook_measures(tiny_recipe):
+    torch.manual_seed(0)
+    model = BridleForPreTraining(load_recipe(tiny_recipe, ["output_dir=x"]).config()).eval()
+    mask = torch.ones(3, 64, dtype=torch.long)
+    mask[0, 32:] = 0  # half of the first clip's 4 x 2 patches
+    batch = {"input_values": torch.randn(3, 64, 16), "attention_mask": mask}
+    with torch.no_grad():
+        output = model(**batch)
+        tokens = model.tokenizer.project(batch["input_values"], mask).double().numpy().reshape(24, -1)
+    real = np.array([True] * 4 + [False] * 4 + [True] * 16)
+    codes, tokens = output.codes.reshape(24, 2).numpy()[real], tokens[real]
+    found = codebook_metrics(model, output, batch, Accelerator(cpu=True))
+
+    left = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    for stage, book in enumerate(model.tokenizer.quantizer.codebooks):
+        share = np.unique(codes[:, stage], return_counts=True)[1] / len(codes)
+        entropy = -(share * np.log(share)).sum()
+        left = left - book.embed.double().numpy()[codes[:, stage]]
+        assert found["cur"][stage] == len(share) / 4
+        assert found["perplexity"][stage] == pytest.approx(np.exp(entropy))
+        assert found["ecu"][stage] == pytest.approx(len(share) / 4 * entropy / np.log(4))
+        assert found["residual"][stage] == pytest.approx((left**2).sum() / len(codes), rel=1e-4)
+
+
+def test_losses_are_means_over_micro_batches():
+    outputs = [SimpleNamespace(losses={"b": torch.tensor(x), "a": torch.tensor(1.0)}) for x in (1.0, 4.0)]
+    assert mean_losses(outputs, Accelerator(cpu=True)) == {"a": 1.0, "b": 2.5}
+
+
+def test_a_file_goes_back_to_a_step(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    records = [{"phase_index": phase, "step": step} for phase in (0, 1) for step in (1, 2, 3)]
+    for record in records:
+        file.append(record)
+    with file.path.open("a") as stream:
+        stream.write('{"phase_index": 1, "st')  # the run was killed here
+    assert list(read_metrics(file.path)) == records
+    file.rewind(1, 2)
+    assert [json.loads(line) for line in file.path.read_text().splitlines()] == records[:5]
+    file.rewind(-1, 0)
+    assert file.path.read_text() == ""
+
+
+def test_numbers_for_trackers():
+    record = {"phase": "encoder-iter1", "loss": 1.0, "codebooks": {"cur": [0.5, 0.25]}}
+    assert flat(record) == {"loss": 1.0, "codebooks/cur/0": 0.5, "codebooks/cur/1": 0.25}

@@ -1,0 +1,148 @@
+"""Recipes: overlays, overrides, types, and messages that name the key, the file and what was meant."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bridle_hf.training.phases import build_schedule
+from bridle_hf.training.recipes import RecipeError, load_recipe, recipe_to_yaml
+
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "audio"
+
+
+@dataclass
+class Inner:
+    rate: float = 0.1
+    pair: tuple[float, float] = (0.0, 1.0)
+    limit: int | None = None
+
+
+@dataclass
+class Outer:
+    name: str
+    inner: Inner = field(default_factory=Inner)
+    parts: list[Inner] = field(default_factory=list)
+    flag: bool = False
+
+
+def write(path, values):
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def test_overlays_and_overrides_are_laid_over_each_other(tmp_path):
+    write(tmp_path / "base.yaml", {"name": "a", "inner": {"rate": 1, "limit": 3}, "parts": [{"rate": 5}]})
+    (tmp_path / "sub").mkdir()
+    top = write(tmp_path / "sub" / "top.yaml", {"base": "../base.yaml", "inner": {"limit": 4}})
+    recipe = load_recipe(top, ["inner.pair=[2, 3e-1]", "parts.0.limit=7", "flag=true"], cls=Outer)
+    assert recipe == Outer("a", Inner(1.0, (2.0, 0.3), 4), [Inner(5.0, limit=7)], True)
+    assert isinstance(recipe.inner.rate, float)
+
+
+def test_numbers_that_yaml_reads_as_strings(tmp_path):
+    path = write(tmp_path / "r.yaml", "name: a\ninner: {rate: 1e-3}\n")
+    assert yaml.safe_load("1e-3") == "1e-3"  # why it needs care
+    assert load_recipe(path, cls=Outer).inner.rate == 0.001
+    assert load_recipe(path, ["inner.limit=null"], cls=Outer).inner.limit is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("nam=b", ["unknown key `nam`", "did you mean name", "override 'nam=b'"]),
+        ("inner.raet=1", ["unknown key `inner.raet`", "did you mean rate"]),
+        ("inner.zzz=1", ["unknown key `inner.zzz`", "limit, pair, rate"]),
+        ("inner.limit=1.5", ["`inner.limit` is 1.5 (float)", "int"]),
+        ("inner.limit=true", ["`inner.limit` is True (bool)", "int"]),
+        ("inner.rate=fast", ["`inner.rate` is 'fast' (str)", "float"]),
+        ("inner.pair=[1]", ["`inner.pair` is [1] (list)", "tuple[float, float]"]),
+        ("inner=3", ["`inner` is 3 (int)", "mapping"]),
+        ("name=3", ["`name` is 3 (int)", "str"]),
+        ("flag=1", ["`flag` is 1 (int)", "bool"]),
+        ("parts.1.rate=1", ["'1' is no place in a list of 0 entries"]),
+        ("flag", ["'flag'", "key=value"]),
+        ("flag={", ["'flag={'", "YAML"]),
+    ],
+)
+def test_bad_overrides_are_named(tmp_path, override, words):
+    path = write(tmp_path / "r.yaml", {"name": "a", "parts": []})
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, [override], cls=Outer)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_bad_files_are_named(tmp_path):
+    write(tmp_path / "base.yaml", {"name": "a", "inner": {"rat": 1}})
+    top = write(tmp_path / "top.yaml", {"base": "base.yaml"})
+    with pytest.raises(RecipeError, match=r"`inner.rat` \(.*base.yaml\); did you mean rate"):
+        load_recipe(top, cls=Outer)
+    with pytest.raises(RecipeError, match="`name` is missing.*empty.yaml"):
+        load_recipe(write(tmp_path / "empty.yaml", ""), cls=Outer)
+    with pytest.raises(RecipeError, match="gone.yaml .*base of .*lost.yaml"):
+        load_recipe(write(tmp_path / "lost.yaml", {"base": "gone.yaml"}), cls=Outer)
+    with pytest.raises(RecipeError, match="leads back"):
+        load_recipe(write(tmp_path / "loop.yaml", {"base": "loop.yaml"}), cls=Outer)
+    with pytest.raises(RecipeError, match="list.yaml holds list"):
+        load_recipe(write(tmp_path / "list.yaml", "[1, 2]"), cls=Outer)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hiden_size=8", "unknown key `model.hiden_size`.*did you mean hidden_size"),
+        ("model.quantizer_config.codebok_size=8", "unknown key `model.quantizer_config.codebok_size`.*codebook_size"),
+        ("feature_extractor.men=0", "unknown key `feature_extractor.men`.*mean"),
+        ("data.datset=x", "unknown key `data.datset`.*did you mean dataset"),
+        ("training.batchsize=8", "unknown key `training.batchsize`.*did you mean batch_size"),
+        ("phases.0.stepps=8", "unknown key `phases.0.stepps`.*did you mean steps"),
+        ("phases.0.kind=decoder", "`phases.0.kind` is 'decoder'.*'encoder', 'tokenizer', 'joint'"),
+        ("training.batch_size=0", "`batch_size` is 0"),
+        ("training.mixed_precision=fp8", "'fp8'.*'no', 'bf16', 'fp16'"),
+        ("model.hidden_size=wide", "`model`.*'hidden_size' expected int"),
+        ("model.decoder_type=lstm", "`decoder_type` is 'lstm'.*'swin', 'plain'"),
+        ("data.shuffle_buffer=0", "shuffle_buffer must be at least 1, got 0"),
+        ("seed=-1", "`seed` is -1"),
+        ("phases=[]", "`phases` is empty"),
+    ],
+)
+def test_a_pretraining_recipe_knows_its_keys(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tiny_recipe, ["output_dir=x", override])
+
+
+def test_the_bare_word_no_is_a_precision(tiny_recipe):
+    recipe = load_recipe(tiny_recipe, ["output_dir=x", "training.mixed_precision=no"])
+    assert recipe.training.mixed_precision == "no"
+
+
+def test_a_recipe_written_out_reads_back_the_same(tiny_recipe, tmp_path):
+    recipe = load_recipe(tiny_recipe, ["output_dir=x", "training.betas=[0.8, 0.9]"])
+    assert load_recipe(write(tmp_path / "again.yaml", recipe_to_yaml(recipe))) == recipe
+
+
+PRETRAINING = sorted(
+    path.name for path in RECIPES.glob("*.yaml") if "phases" in path.read_text() or "base:" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_the_shipped_recipes_load(name):
+    recipe = load_recipe(RECIPES / name)
+    assert build_schedule(recipe)
+    assert recipe.resume == "auto" and recipe.data.split == "train"
+
+
+def test_as2m_base_is_the_paper_s_table_5():
+    recipe = load_recipe(RECIPES / "as2m_base.yaml")
+    config = recipe.config()
+    encoder, tokenizer, again = build_schedule(recipe, num_processes=64)
+    assert (encoder.name, tokenizer.name, again.name) == ("encoder-iter1", "tokenizer-iter2", "encoder-iter2")
+    epoch = recipe.training.examples_per_epoch / (16 * 64)  # steps
+    assert encoder.steps == again.steps == round(130 * epoch) and tokenizer.steps == round(30 * epoch)
+    assert encoder.warmup_steps == round(10 * epoch) and tokenizer.warmup_steps == round(2 * epoch)
+    assert (encoder.learning_rate, tokenizer.learning_rate) == (5e-4, 2e-4)
+    assert recipe.training.betas == (0.9, 0.95) and recipe.training.weight_decay == 1e-4
+    assert (config.hidden_size, config.num_hidden_layers, config.decoder_num_hidden_layers) == (768, 12, 16)
+    assert (config.quantizer_config.num_codebooks, config.quantizer_config.codebook_size) == (4, 256)
