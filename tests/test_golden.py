@@ -61,7 +61,9 @@ class Golden:
         patch_mask = bridle.make_patch_mask(self.values, **self.mask)
         encoded = self.run(bridle, patch_mask=patch_mask).last_hidden_state
         with torch.no_grad():
-            return decoder.predict(decoder(encoded, patch_mask, self.model.config.grid)).flatten(-2)
+            logits = decoder.predict(decoder(encoded, patch_mask, self.model.config.grid)).flatten(-2)
+        order = torch.cat([patch_mask.kept, patch_mask.masked], dim=1)  # (B, N): the patch of each row of the logits
+        return torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+
 def _sincos(position, width):
     """(n,) positions -> (n, width): [sin, cos] of position / 10000^(i / (width / 2))."""
     half = width // 2

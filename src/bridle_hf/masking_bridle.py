@@ -12,10 +12,11 @@ class PatchMask:
 
     Attributes:
         kept (`torch.LongTensor` of shape (B, k)): patches the encoder sees, in the order they are fed to it.
-        masked (`torch.LongTensor` of shape (B, N - k)): patches to predict, ascending.
+        masked (`torch.LongTensor` of shape (B, S)): patches to predict, ascending; S is N - k unless only a share of
+            the masked patches is predicted.
         kept_valid, masked_valid (`torch.BoolTensor` or `None`): slots that hold a real patch; `None` when all do. Rows
             with padding have fewer patches, so their last slots are empty.
-        mask (`torch.LongTensor` of shape (B, N)): 1 for a patch to predict, 0 for a kept or padded one.
+        mask (`torch.LongTensor` of shape (B, N)): 1 for a masked patch, 0 for a kept or padded one.
     """
 
     kept: torch.Tensor
@@ -70,21 +71,25 @@ def hide_lines(noise: torch.Tensor, grid: tuple[int, ...], keep: list[int]) -> t
     return (field + hidden).flatten(1)
 
 
-def mask_from_noise(noise: torch.Tensor, num_keep: int, valid: torch.Tensor | None = None) -> PatchMask:
+def mask_from_noise(
+    noise: torch.Tensor, num_keep: int, valid: torch.Tensor | None = None, predict_ratio: float = 1.0
+) -> PatchMask:
     """Keep the patches with the smallest noise, in ascending order of noise; predict the others.
 
     Args:
         noise (`torch.Tensor` of shape (B, N)): one number per patch.
         num_keep (`int`): k, for a row without padding. A padded row keeps the same share of its own patches.
         valid (`torch.BoolTensor` of shape (B, N), *optional*): False for padding, which is neither kept nor predicted.
+        predict_ratio (`float`): share of the masked patches to predict, those with the smallest noise among them.
     """
     batch_size, num_patches = noise.shape
     num_masked = num_patches - num_keep
+    num_predict = max(1, int(num_masked * predict_ratio))
     if valid is None:
         order = noise.argsort(dim=1, stable=True)  # (B, N)
-        kept, masked = order[:, :num_keep], order[:, num_keep:].sort(dim=1).values
-        mask = torch.zeros(batch_size, num_patches, dtype=torch.long, device=noise.device)
-        return PatchMask(kept, masked, mask.scatter(1, masked, 1))
+        kept, hidden = order[:, :num_keep], order[:, num_keep:]
+        mask = torch.zeros(batch_size, num_patches, dtype=torch.long, device=noise.device).scatter(1, hidden, 1)
+        return PatchMask(kept, hidden[:, :num_predict].sort(dim=1).values, mask)
 
     order = noise.masked_fill(~valid, float("inf")).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)  # (B, N)
@@ -93,9 +98,11 @@ def mask_from_noise(noise: torch.Tensor, num_keep: int, valid: torch.Tensor | No
     is_masked = valid & (rank >= row_keep)
     slots = torch.arange(num_keep, device=noise.device)
     kept_valid = slots < row_keep.minimum(count)  # (B, k)
-    # a row's masked patches first and ascending, then empty slots
+    # a row's patches to predict first and ascending, then empty slots
     patches = torch.arange(num_patches, device=noise.device)
-    masked = torch.where(is_masked, patches, num_patches).sort(dim=1).values[:, :num_masked]
+    row_predict = ((count - row_keep) * num_predict // max(1, num_masked)).clamp(min=1)
+    predicted = is_masked & (rank < row_keep + row_predict)
+    masked = torch.where(predicted, patches, num_patches).sort(dim=1).values[:, :num_predict]
     masked_valid = masked < num_patches
     return PatchMask(
         kept=order[:, :num_keep],

@@ -214,7 +214,9 @@ class BridleModel(BridlePreTrainedModel):
         if bool_masked_pos is not None:
             return mask_from_positions(bool_masked_pos, valid)
         ratio, kind = self.config.mask_ratio, self.config.mask_type
-        return mask_from_noise(structured_noise(noise, grid, ratio, kind), num_kept(grid, ratio, kind), valid)
+        num_keep = num_kept(grid, ratio, kind)
+        noise = structured_noise(noise, grid, ratio, kind)
+        return mask_from_noise(noise, num_keep, valid, self.config.predict_ratio)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -250,11 +252,7 @@ class BridleModel(BridlePreTrainedModel):
         else:
             valid = patch_mask.kept_valid
         prefix = int(self.embeddings.cls_token is not None)
-        layer_mask = None
-        if valid is not None:
-            layer_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=F.pad(valid, (prefix, 0), value=True)
-            )
+        layer_mask = padding_mask(self.config, hidden_states, valid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, layer_mask, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -288,41 +286,44 @@ class BridleDecoder(nn.Module):
         self.head = nn.Linear(width, codes.num_codebooks * codes.codebook_size)
 
     def forward(self, hidden_states, patch_mask: PatchMask, grid, valid=None):
-        """Encoder output (B, prefix + k, D) -> one vector for every patch, (B, N, Dd).
+        """Encoder output (B, prefix + k, D) -> one vector for each kept and then each masked patch, (B, k + S, Dd).
 
         Args:
             valid (`torch.BoolTensor` of shape (B, N), *optional*): False for padded patches.
         """
         hidden_states = self.embed(hidden_states)
-        batch_size, num_patches = patch_mask.mask.shape
-        num_kept = patch_mask.kept.shape[1]
-        prefix = hidden_states.shape[1] - num_kept
-        # where each patch's token stands in [visible tokens, mask token]
-        slots = torch.arange(num_kept, device=hidden_states.device).expand(batch_size, -1)
-        if patch_mask.kept_valid is not None:
-            slots = slots.masked_fill(~patch_mask.kept_valid, num_kept)
-        place = torch.full((batch_size, num_patches), num_kept, device=hidden_states.device)
-        place = place.scatter(1, patch_mask.kept, slots)  # (B, N)
-        mask_token = self.mask_token.to(hidden_states.dtype).expand(batch_size, -1, -1)
-        tokens = take(torch.cat([hidden_states[:, prefix:], mask_token], dim=1), place)
-        tokens = tokens + self.positions(grid, self.mask_token)
-        if self.is_swin:
-            config = self.config
-            windows = BridleWindows(
-                grid, tuple(config.decoder_window_size), tuple(config.decoder_shift_size), valid, tokens
-            )
-            for layer in self.layers:
-                tokens = layer(tokens, windows)
-            return tokens
-        tokens = torch.cat([hidden_states[:, :prefix].to(tokens.dtype), tokens], dim=1)
-        layer_mask = None
+        prefix = hidden_states.shape[1] - patch_mask.kept.shape[1]
+        decode = self._decode_grid if self.is_swin else self._decode_sequence
+        return decode(hidden_states[:, :prefix], hidden_states[:, prefix:], patch_mask, grid, valid)
+
+    def _decode_sequence(self, cls_token, visible, patch_mask, grid, valid):
+        """Plain layers do not mind the order of patches, nor that some are missing: CLS, kept, masked."""
+        index = torch.cat([patch_mask.kept, patch_mask.masked], dim=1)  # (B, k + S)
+        mask_token = self.mask_token.to(visible.dtype).expand(*patch_mask.masked.shape, -1)
+        tokens = torch.cat([visible, mask_token], dim=1) + take(self.positions(grid, self.mask_token), index)
+        tokens = torch.cat([cls_token.to(tokens.dtype), tokens], dim=1)
         if valid is not None:
-            layer_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=tokens, attention_mask=F.pad(valid, (prefix, 0), value=True)
-            )
+            valid = torch.cat([patch_mask.kept_valid, patch_mask.masked_valid], dim=1)
+        layer_mask = padding_mask(self.config, tokens, valid)
         for layer in self.layers:
             tokens = layer(tokens, layer_mask)
-        return tokens[:, prefix:]
+        return tokens[:, cls_token.shape[1] :]
+
+    def _decode_grid(self, cls_token, visible, patch_mask, grid, valid):
+        """Swin layers want the whole grid: visible tokens back in place, mask tokens elsewhere, no CLS."""
+        batch_size, num_kept, _ = visible.shape
+        # where each patch's token stands in [visible tokens, mask token]
+        slots = torch.arange(num_kept, device=visible.device).expand(batch_size, -1)
+        if patch_mask.kept_valid is not None:
+            slots = slots.masked_fill(~patch_mask.kept_valid, num_kept)
+        place = torch.full(patch_mask.mask.shape, num_kept, device=visible.device).scatter(1, patch_mask.kept, slots)
+        mask_token = self.mask_token.to(visible.dtype).expand(batch_size, -1, -1)
+        tokens = take(torch.cat([visible, mask_token], dim=1), place) + self.positions(grid, self.mask_token)
+        window, shift = tuple(self.config.decoder_window_size), tuple(self.config.decoder_shift_size)
+        windows = BridleWindows(grid, window, shift, valid, tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, windows)
+        return take(tokens, torch.cat([patch_mask.kept, patch_mask.masked], dim=1))
 
     def predict(self, tokens):
         """(B, n, Dd) -> logits (B, n, M, K)"""
@@ -354,11 +355,7 @@ class BridleEstimator(nn.Module):
     def forward(self, quantized, grid, valid=None):
         weight = self.embed.weight
         hidden_states = self.embed(quantized.to(weight.dtype)) + self.positions(grid, weight)
-        layer_mask = None
-        if valid is not None:
-            layer_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=valid
-            )
+        layer_mask = padding_mask(self.config, hidden_states, valid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, layer_mask)
         return self.head(self.norm(hidden_states))
@@ -518,7 +515,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)
         tokens = self.decoder(encoded.last_hidden_state, patch_mask, grid, valid)
-        logits = self.decoder.predict(take(tokens, patch_mask.masked))  # (B, S, M, K)
+        logits = self.decoder.predict(tokens[:, patch_mask.kept.shape[1] :])  # (B, S, M, K)
         labels = take(codes, patch_mask.masked)  # (B, S, M)
         if patch_mask.masked_valid is not None:
             labels = labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
@@ -634,11 +631,6 @@ class BridleForVideoClassification(BridleForClassification):
         return self._classify(pixel_values, None, labels, **kwargs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Small functions
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def pick_input(model, input_values, pixel_values) -> torch.Tensor:
     """The one input of the model's modality.
 
@@ -663,6 +655,14 @@ def check_attention_mask(attention_mask, batch_size, frames):
 def run(model, values, attention_mask=None, **kwargs):
     """Call a model with `values` under the name its modality gives them."""
     return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)
+
+
+def padding_mask(config, hidden_states, valid):
+    """The attention mask of (B, prefix + n, D) tokens whose last n are real where `valid` (B, n) is true."""
+    if valid is None:
+        return None
+    attention_mask = F.pad(valid, (hidden_states.shape[1] - valid.shape[1], 0), value=True)
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
 
 def masked_mean(hidden_states, valid=None):
