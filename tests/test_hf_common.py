@@ -1,8 +1,7 @@
 """transformers' own common tests on our classes.
 
-They come with the source archive of the installed transformers, found through `HF_TRANSFORMERS_SDIST` or in `.sdist/`:
-
-    pip download --no-deps --no-binary :all: -d .sdist transformers==X.Y.Z && tar -xf .sdist/*.tar.gz -C .sdist
+They come with the source archive of the installed transformers, found through `HF_TRANSFORMERS_SDIST` or in `.sdist/`,
+where `make test-slow` puts it.
 """
 
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a minute, and the archive has to be fetched: `make test-slow`
 ROOT = Path(__file__).resolve().parents[1]
 SDIST = Path(os.environ.get("HF_TRANSFORMERS_SDIST") or ROOT / ".sdist" / f"transformers-{version('transformers')}")
 SHARED = next((p / "shared" for p in ROOT.parents if (p / "shared" / "hfharness").is_dir()), None)
