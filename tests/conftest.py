@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# Before any import of a HuggingFace library: they read these when imported. Caches go to a folder of this run.
+# Before any import of torch or a HuggingFace library: they read these when imported, and so do the processes that tests
+# start. Caches go to a folder of this run; one thread each is what tiny tensors and busy machines want.
 _cache = tempfile.TemporaryDirectory(prefix="bridle-hf-tests-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_cache.name, HF_DATASETS_DISABLE_PROGRESS_BARS="1")
-
-import torch  # noqa: E402
-
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
