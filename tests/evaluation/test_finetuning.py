@@ -1,73 +1,15 @@
-import io
 import json
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf import BridleFeatureExtractor
 from bridle_hf.data import DataArguments, Examples
 from bridle_hf.evaluation.finetuning import Collator, FinetuneRecipe, FinetuneTraining, build_classifier, finetune
 from bridle_hf.training import RecipeError, load_recipe
-
-RATE = 16000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size only get slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tone(label, seed):
-    """0.35 s of a low or high tone in noise."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(int(0.35 * RATE)) / RATE
-    pitch = (300, 3000)[label] * rng.uniform(0.8, 1.2)
-    return 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * rng.normal(size=len(time))
-
-
-def wav(samples):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, RATE, format="WAV")
-    return {"bytes": buffer.getvalue(), "path": "tone.wav"}
-
-
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory):
-    """Folder of 24 clips, columns audio, sound ("low", "high") and fold (1, 2, 3)."""
-    folder = tmp_path_factory.mktemp("tones")
-    rows = [{"audio": wav(tone(i % 2, i)), "sound": ("low", "high")[i % 2], "fold": i // 8 + 1} for i in range(24)]
-    Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("pretrained")
-    config = BridleConfig(
-        input_size=(48, 64),
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        decoder_type="plain",
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        estimator_num_hidden_layers=1,
-        quantizer_config={"num_codebooks": 2, "codebook_size": 8, "codebook_dim": 8},
-    )
-    BridleForPreTraining(config).save_pretrained(folder)
-    BridleFeatureExtractor(max_length=48, num_mel_bins=64, mean=-7.0, std=4.0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -86,7 +28,7 @@ def recipe(tones, pretrained, tmp_path):
     return make
 
 
-def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tmp_path):
+def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tone, tmp_path):
     results = finetune(recipe(folds=[1, 3], config={"drop_path_rate": 0.1, "classifier_mask_ratio": [0.2, 0.2]}))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert results["folds"] == [1, 3] and results["accuracy"] == np.mean(results["per_fold"])
@@ -94,7 +36,7 @@ def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tmp_path)
     classify = pipeline("audio-classification", model=str(tmp_path / "run" / "fold-3"))
     assert classify.model.config.classifier_mask_ratio == [0.2, 0.2]
     for label, name in enumerate(("low", "high")):
-        best = classify({"array": tone(label, 100).astype(np.float32), "sampling_rate": RATE})[0]
+        best = classify({"array": tone(label, 100).astype(np.float32), "sampling_rate": 16000})[0]
         assert best["label"] == name and best["score"] > 0.6
 
 

@@ -1,0 +1,60 @@
+"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes over spectrograms.
+
+    python examples/codebook_report.py --model runs/demo --dataset DIR --output report.html
+    python examples/codebook_report.py --model runs/demo/final --dataset DIR --label-column label --fold-column fold
+
+With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels and folds add the bag-of-codes accuracy.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.evaluation.report import codebook_report
+from bridle_hf.training.metrics import read_metrics
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a run, or folder or Hub id of a pretrained model")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of clips, best unseen in pretraining")
+    parser.add_argument("--output", default="report.html")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--label-column")
+    parser.add_argument("--fold-column")
+    parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
+    parser.add_argument("--clips", type=int, default=2, help="spectrograms to draw")
+    arguments = parser.parse_args()
+
+    run, source = Path(arguments.model), arguments.model
+    if (run / "final").is_dir():
+        source = str(run / "final")
+    elif run.name == "final":
+        run = run.parent
+    model = BridleForPreTraining.from_pretrained(source)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    data = DataArguments(
+        dataset=arguments.dataset,
+        split=arguments.split,
+        audio_column=arguments.audio_column,
+        label_column=arguments.label_column,
+        fold_column=arguments.fold_column,
+    )
+    codebook_report(
+        arguments.output,
+        model,
+        load_examples(data, BridleFeatureExtractor.from_pretrained(source)),
+        name=run.name,
+        records=list(read_metrics(run / "metrics.jsonl")),
+        results=json.loads(Path(arguments.results).read_text()) if arguments.results else (),
+        clips=arguments.clips,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Figures of the report as inline SVG whose colours are CSS variables, so that they follow a light or dark page."""
+
+import io
+import re
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+# matplotlib draws in these placeholder colours; `to_svg` exchanges them for what the page's style says.
+INK, GRID, FAINT = "#010101", "#020202", "#030303"
+SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+VARIABLES = {INK: "--ink", GRID: "--grid", FAINT: "--faint"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+}
+
+
+def to_svg(figure, name, description):
+    """A figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Its style element would hold for the whole page, and its ids would meet those of the other figures.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    wanted = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", svg)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+
+
+def panel(width=2.7, height=2.1, **options):
+    """Figure of one panel and its axes in the page's style; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(**options)
+    for axis in np.atleast_1d(axes):
+        axis.grid(axis="y")
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+@matplotlib.rc_context(STYLE)
+def loss_curves(records):
+    """Loss of each phase over its steps: a figure for each kind of phase.
+
+    Args:
+        records: of metrics.jsonl: `phase`, `phase_index`, `step`, `loss`.
+    """
+    phases = {}
+    for record in records:
+        phases.setdefault((record["phase_index"], record["phase"]), []).append((record["step"], record["loss"]))
+    figures = []
+    for kind in sorted({_kind(name) for _, name in phases}):
+        figure, axis = panel(4.2, 2.6)
+        lines = [(name, points) for (_, name), points in sorted(phases.items()) if _kind(name) == kind]
+        for number, (name, points) in enumerate(lines):
+            axis.plot(*zip(*points, strict=True), color=SERIES[number % len(SERIES)], label=name)
+        axis.set(title=f"{kind} loss", xlabel="step")
+        axis.legend()
+        figures.append(figure)
+    return figures
+
+
+def _kind(phase):
+    """`encoder-iter2` -> `encoder`."""
+    return phase.split("-")[0]
+
+
+@matplotlib.rc_context(STYLE)
+def code_histograms(counts):
+    """Share of each code, most frequent first: a figure for each codebook.
+
+    Args:
+        counts: name of a tokenizer -> counts (M, K).
+    """
+    codebooks, size = next(iter(counts.values())).shape
+    shares = {name: -np.sort(-table, axis=1) / table.sum(axis=1, keepdims=True) for name, table in counts.items()}
+    lowest = min(share[share > 0].min() for share in shares.values())
+    figures = []
+    for stage in range(codebooks):
+        figure, axis = panel()
+        axis.axhline(1 / size, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        for number, (name, share) in enumerate(shares.items()):
+            axis.stairs(share[stage], np.arange(size + 1), color=SERIES[number], label=name, linewidth=1.4)
+        axis.set(title=f"codebook {stage + 1}: share of patches", xlabel="code, by frequency")
+        axis.set(yscale="log", ylim=(lowest / 1.5, 1))
+        axis.legend(loc="upper right")
+        figures.append(figure)
+    return figures
+
+
+@matplotlib.rc_context(STYLE)
+def norms_by_depth(qualities):
+    """Mean length of the chosen codes and of the residual left, and the energy left: a figure each, over the stages.
+
+    Args:
+        qualities: name of a tokenizer -> what `tokenizer_quality` gives.
+    """
+    titles = {
+        "code_norm": "length of the chosen code",
+        "residual_norm": "length of the residual left",
+        "residual_energy": "share of the energy left",
+    }
+    figures = []
+    for key, title in titles.items():
+        figure, axis = panel()
+        for number, (name, quality) in enumerate(qualities.items()):
+            stages = range(1, len(quality[key]) + 1)
+            axis.plot(stages, quality[key], color=SERIES[number], marker="o", markersize=4, label=name)
+        axis.set(title=title, xlabel="codebook", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(loc="upper right")
+        figures.append(figure)
+    return figures
+
+
+@matplotlib.rc_context(STYLE)
+def codes_over_spectrogram(features, codes, valid, grid):
+    """A spectrogram with the first code of each patch written on it, and a map of the codes of each stage.
+
+    Args:
+        features: (T, F) log-mel frames.
+        codes: (N, M).
+        valid: (N,), false where a patch is padding.
+        grid: patches along time and frequency.
+
+    In the maps a code has the colour of its rank by the mean level of its patches: brighter codes stand for louder
+    patches, and patches of one colour share a code.
+    """
+    time, frequency = grid
+    shown = int(valid.reshape(grid).any(axis=1).sum())
+    patch = features.shape[0] // time, features.shape[1] // frequency
+    picture = features[: shown * patch[0]]
+    level = picture.reshape(shown, patch[0], frequency, patch[1]).mean(axis=(1, 3))  # (shown, frequency)
+    stages = codes.reshape(*grid, -1)[:shown]
+    count = stages.shape[-1]
+    figure, axes = panel(9, 2.5 + 1.1 * count, nrows=1 + count, height_ratios=[2.2] + [1] * count, sharex=True)
+    extent = (0, shown, 0, frequency)
+    for axis in axes:
+        axis.grid(False)
+        axis.set_yticks([])
+        for side in axis.spines.values():
+            side.set_visible(False)
+    top = axes[0]
+    top.imshow(picture.T, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
+    top.set_title("log-mel spectrogram; on each patch, its first code")
+    middle = np.median(level)
+    for column in range(shown):
+        for row in range(frequency):
+            top.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#ffffff", alpha=0.25, linewidth=0.4))
+            ink = "#ffffff" if level[column, row] < middle + level.std() else "#000000"
+            text = str(stages[column, row, 0])
+            top.text(column + 0.5, row + 0.5, text, color=ink, fontsize=5, ha="center", va="center")
+    for stage in range(count):
+        axis = axes[1 + stage]
+        kinds, index = np.unique(stages[..., stage], return_inverse=True)
+        index = index.reshape(shown, frequency)
+        means = np.array([level[index == code].mean() for code in range(len(kinds))])
+        rank = means.argsort().argsort() / max(len(kinds) - 1, 1)
+        axis.imshow(rank[index].T, origin="lower", aspect="auto", extent=extent, cmap="viridis", vmin=0, vmax=1)
+        axis.set_title(f"codebook {stage + 1}: {len(kinds)} codes in this clip")
+    axes[-1].set_xlabel("patch along time")
+    return figure

@@ -1,0 +1,227 @@
+"""The codebook report: one self-contained HTML page about what a pretraining run made of its tokens."""
+
+import copy
+import html
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..modeling_bridle import BridleTokenizer
+from . import plots
+from .codebooks import code_counts
+from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
+
+STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --ink: #1c1e21; --muted: #5c6068; --grid: #d9dce1; --faint: #eceef1;
+  --series-0: #8a9099; --series-1: #0b6bb8; --series-2: #c2500a; --series-3: #0a7d5c; --series-4: #a4418a;
+  --series-5: #7a6a00; }
+@media (prefers-color-scheme: dark) { :root { --page: #15171a; --ink: #e6e8eb; --muted: #a0a6ae; --grid: #3a3f46;
+  --faint: #22262b; --series-0: #868d97; --series-1: #5db0f0; --series-2: #f29a57; --series-3: #45c79d;
+  --series-4: #dd8ac6; --series-5: #cdbb45; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p { max-width: 44rem; margin: .5rem 0; }
+.muted, figcaption { color: var(--muted); font-size: .9rem; }
+figure { margin: 1rem 0; }
+figcaption { max-width: 44rem; margin-top: .4rem; }
+.scroll, .wide { overflow-x: auto; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; }
+svg { display: block; width: 100%; height: auto; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.panels svg { max-width: 28rem; }
+.wide svg { min-width: 44rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+thead th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 3.5rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+dl div { background: var(--faint); border-radius: .4rem; padding: .6rem .8rem; }
+dt { color: var(--muted); font-size: .8rem; }
+dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+"""
+
+
+def write_page(path, title, subtitle, parts):
+    """Writes a page of its own: no scripts, no fonts, nothing to fetch.
+
+    Args:
+        path: of the HTML file.
+        title, subtitle (`str`): plain text.
+        parts: HTML of the page's body, in order, made by the functions below.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+    )
+    opening = f'<h1>{html.escape(title)}</h1>\n<p class="muted">{html.escape(subtitle)}</p>\n'
+    path.write_text(head + opening + "\n".join(parts) + "\n</main>\n</body>\n</html>\n", encoding="utf-8")
+
+
+def heading(text, note=""):
+    """A section's heading and a sentence below it."""
+    return f"<h2>{html.escape(text)}</h2>" + (f"\n<p>{html.escape(note)}</p>" if note else "")
+
+
+def figure(name, drawings, caption, layout="panels"):
+    """Matplotlib figures with one caption: side by side where there is room ("panels"), or scrolling ("wide")."""
+    label = html.escape(caption, quote=True)
+    svgs = [plots.to_svg(drawing, f"{name}-{number}", label) for number, drawing in enumerate(drawings)]
+    return (
+        f'<figure><div class="{layout}">{"".join(svgs)}</div>\n<figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def table(columns, rows):
+    """A table of cells (text, or numbers shown with four significant digits; None is a dash)."""
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def tiles(values):
+    """Single figures side by side: name -> text."""
+    cells = (f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(_cell(v))}</dd></div>" for k, v in values.items())
+    return f"<dl>{''.join(cells)}</dl>"
+
+
+def _cell(value):
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+USAGE_COLUMNS = {
+    "cur": "CUR",
+    "entropy": "entropy, bits",
+    "perplexity": "perplexity",
+    "ecu": "ECU",
+    "ecu_table6": "table 6 figure",
+    "dead": "dead codes",
+    "residual_energy": "energy left",
+    "position_information": "bits of position",
+    "first_code_information": "bits shared with code 1",
+}
+
+
+def usage_table(qualities):
+    """CUR, ECU, perplexity and the rest, a row a codebook, tokenizers below each other."""
+    rows = [
+        [f"{name}, codebook {stage + 1}", *(None if q[key] is None else q[key][stage] for key in USAGE_COLUMNS)]
+        for name, q in qualities.items()
+        for stage in range(len(q["cur"]))
+    ]
+    return table(["tokenizer", *USAGE_COLUMNS.values()], rows)
+
+
+def cold_start_tokenizer(config, examples, seed=0):
+    """The tokenizer of iteration 1 for a config: a frozen random projection, with codebooks set from `examples`."""
+    config = copy.deepcopy(config)
+    config.cold_start = True
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = BridleTokenizer(config)
+    initialize_codebooks_(tokenizer, examples, seed=seed)
+    return tokenizer
+
+
+def codebook_report(path, model, examples, *, name, records=(), results=(), clips=2, batch_size=32):
+    """Measures the tokenizer of a pretrained model on labelled or unlabelled clips and writes the page.
+
+    Args:
+        path: of the HTML file.
+        model: `BridleForPreTraining`.
+        examples: as `load_examples` gives them; best clips that pretraining did not see.
+        name (`str`): what the page calls the model.
+        records: of the run's metrics.jsonl, for the loss curves.
+        results: rows of a results table, dicts with the same keys (`{"features": "random", "accuracy": 0.65}`).
+        clips (`int`): how many clips to draw codes over, evenly spaced.
+
+    Returns:
+        dict name of a tokenizer -> `tokenizer_quality`: "cold start", and "trained" where the tokenizer was trained.
+    """
+    config = model.config
+    tokenizers = {"cold start": cold_start_tokenizer(config, examples).to(model.device)}
+    if config.cold_start:
+        tokenizers = {"cold start": model.tokenizer}
+    else:
+        tokenizers["trained"] = model.tokenizer
+    tokens = {key: tokenize(tokenizer, examples, batch_size) for key, tokenizer in tokenizers.items()}
+    qualities = {
+        key: tokenizer_quality(tokenizer, examples, batch_size=batch_size, tokens=tokens[key])
+        for key, tokenizer in tokenizers.items()
+    }
+    predictor = predictor_quality(model, examples, batch_size)
+    last = list(tokenizers)[-1]
+    codes, valid = tokens[last]
+    quality, quantizer = qualities[last], config.quantizer_config
+
+    parts = [
+        tiles(
+            {
+                "bag-of-codes accuracy": _percent(quality["bag_of_codes"]),
+                "mean ECU": float(np.mean(quality["ecu"])),
+                "energy left at the end": _percent((quality["residual_energy"] or [None])[-1]),
+                "position in the first code": f"{quality['position_information'][0]:.2f} bits",
+                "codes predicted right": _percent(float(np.mean(predictor["accuracy"]))),
+            }
+        )
+    ]
+    if results:
+        parts += [heading("Results"), table(results[0], [list(row.values()) for row in results])]
+    if records:
+        caption = (
+            "Training loss. The encoder's is the cross-entropy of masked codes in nats; it says how predictable the "
+            "codes are, not how good the features."
+        )
+        parts += [heading("Loss"), figure("loss", plots.loss_curves(records), caption)]
+    parts += [
+        heading(
+            "Use of the codebooks",
+            "CUR is the share of codes in use, ECU = CUR x entropy / log K (1 is uniform). The table 6 figure of the "
+            "paper divides by the entropy and mixes log bases: there lower is more even, and it is given for "
+            "comparison alone. Bits are bias-corrected mutual information.",
+        ),
+        usage_table(qualities),
+        figure(
+            "histograms",
+            plots.code_histograms({k: code_counts(c[v], quantizer.codebook_size) for k, (c, v) in tokens.items()}),
+            f"Share of each of {quantizer.codebook_size} codes, most frequent first. Dashed: all codes equally often.",
+        ),
+    ]
+    if quality["code_norm"] is not None:
+        caption = "Each stage of residual quantization codes what the stages before left over."
+        parts += [heading("Norms by depth"), figure("norms", plots.norms_by_depth(qualities), caption)]
+    rows = [
+        [f"codebook {stage + 1}", quality["entropy"][stage], *(predictor[key][stage] for key in predictor)]
+        for stage in range(quantizer.num_codebooks)
+    ]
+    parts += [
+        heading("Prediction of masked codes", "By the decoder, from the visible patches."),
+        table(["", "entropy, bits", "cross-entropy, bits", "accuracy", "share explained"], rows),
+        heading("Codes over spectrograms"),
+    ]
+    grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(examples.features[:1]))
+    for row in np.unique(np.linspace(0, len(codes) - 1, clips).round().astype(int)):
+        drawing = plots.codes_over_spectrogram(examples.features[row], codes[row], valid[row], grid)
+        label = examples.label_names[examples.labels[row]] if examples.labels is not None else ""
+        caption = (
+            f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."
+        )
+        parts.append(figure(f"clip-{row}", [drawing], caption, layout="wide"))
+    subtitle = (
+        f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {quantizer.codebook_size} codes, measured on "
+        f"{len(codes)} clips ({quality['patches']} patches)"
+    )
+    write_page(path, f"Codebooks of {name}", subtitle, parts)
+    return qualities
+
+
+def _percent(share):
+    return None if share is None else f"{100 * share:.1f} %"

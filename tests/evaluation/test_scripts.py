@@ -1,0 +1,62 @@
+"""The example scripts with a user's arguments, read by their last line."""
+
+import json
+import runpy
+
+import pytest
+
+
+@pytest.fixture
+def script(repository, tmp_path, monkeypatch, capsys):
+    def run(name, *arguments, fails=False):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        if not fails:
+            runpy.run_path(str(repository / "examples" / name), run_name="__main__")
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(repository / "examples" / name), run_name="__main__")
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def labelled(tones):
+    return ["--dataset", tones, "--label-column", "sound", "--fold-column", "fold"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dimensions", "seeds"),
+    [
+        (["--layer", "1", "--pooling", "mean_std"], 48, [0]),
+        (["--baseline", "random", "--seeds", "0", "1"], 24, [0, 1]),
+        (["--baseline", "logmel"], 128, [0]),
+    ],
+)
+def test_probe_ends_with_one_json_object(script, labelled, pretrained, options, dimensions, seeds):
+    report = json.loads(script("linear_probe.py", "--model", pretrained, *labelled, *options).splitlines()[-1])
+    assert report["folds"] == [1, 2, 3] and len(report["per_fold"]) == 3
+    assert report["accuracy"] == pytest.approx(sum(report["per_fold"]) / 3)
+    assert report["accuracy"] > 0.8  # low and high tones: random features tell them apart
+    assert report["dimensions"] == dimensions and report["seeds"] == seeds and report["clips"] == 24
+
+
+def test_probe_says_what_is_missing(script, labelled):
+    assert "--model is missing" in script("linear_probe.py", *labelled, fails=True)
+    assert "--folds" in script("linear_probe.py", *labelled, "--model", "runs/{fold}", fails=True)
+
+
+def test_finetune_runs_the_shipped_recipe(script, repository, tones, pretrained, tmp_path):
+    recipe = repository / "examples" / "recipes" / "audio" / "esc50_finetune.yaml"
+    changes = [f"model={pretrained}", f"data.dataset={tones}", "data.label_column=sound", "output_dir=out"]
+    out = script("finetune.py", "--recipe", recipe, *changes, "folds=[2]", "training.epochs=1")
+    assert json.loads(out.splitlines()[-1])["folds"] == [2]
+    assert (tmp_path / "out" / "fold-2" / "preprocessor_config.json").is_file()
+    assert "training.epoch" in script("finetune.py", "--recipe", recipe, "training.epoch=1", fails=True)
+
+
+def test_report_of_a_model_without_a_run(script, labelled, pretrained, tmp_path):
+    script("codebook_report.py", "--model", pretrained, *labelled, "--output", "page.html", "--clips", "1")
+    assert "Codebooks of" in (tmp_path / "page.html").read_text()
