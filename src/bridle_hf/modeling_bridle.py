@@ -548,7 +548,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
 
 
 class BridleForClassification(BridlePreTrainedModel):
-    """Mean over patches (or CLS), norm, linear head. The three public heads differ in their first argument alone."""
+    """Mean over patches or CLS, norm (at first the encoder's), linear head. They differ in their first argument."""
 
     _keys_to_ignore_on_load_unexpected = [r"^bridle\.layernorm\.", r"^decoder\.", r"^tokenizer\."]
     output_class = SequenceClassifierOutput
