@@ -5,7 +5,7 @@ from math import prod
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-# What the paper prescribes for each kind of input (DESIGN section 1; arXiv 2502.02118, section 4 and appendix C).
+# What the paper prescribes for each kind of input (arXiv 2502.02118, section 4 and appendix C).
 MODALITY_DEFAULTS = {
     "audio": {
         "input_size": (1024, 128),
@@ -51,15 +51,15 @@ MODALITY_DEFAULTS = {
     },
 }
 
-# Where the reference code departs from the paper (DESIGN section 2). `preset="official"` fills in the code's choice.
+# Where the reference code departs from the paper. `preset="official"` fills in the code's choice.
 OFFICIAL_OVERRIDES = {
     "audio": {"position_layout": "wrapped"},
     "image": {"decoder_type": "plain"},
     "video": {"position_layout": "flat", "use_cls_token": False},
 }
 QUANTIZER_PRESETS = {
-    "default": {"normalize": "once", "ema_mode": "counts"},
-    "official": {"normalize": "per_stage", "ema_mode": "official"},
+    "default": {"normalize": "once", "ema_mode": "counts", "reset": "periodic"},
+    "official": {"normalize": "per_stage", "ema_mode": "official", "reset": "first_batch"},
 }
 
 CHOICES = {
@@ -116,7 +116,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
         reset_interval (`int`), reset_threshold (`float`): steps between resets, and the share of the mean count below
             which a code is dead.
         soft_codes (`int`): 0 for the nearest code, k for a distance-weighted mean of the k nearest.
-        preset (`str`): `"default"` or `"official"`: what `normalize` and `ema_mode` are when left out.
+        preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode` and `reset` are when left out.
     """
 
     model_type = "bridle_quantizer"
@@ -134,7 +134,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     codebook_init: str = "kmeans"
     kmeans_iterations: int = 10
     kmeans_samples_per_code: int = 64
-    reset: str = "first_batch"
+    reset: str | None = None
     reset_interval: int = 100
     reset_threshold: float | int = 0.1
     soft_codes: int = 0
