@@ -8,8 +8,6 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python examples/study.py --recipe examples/recipes/$(MODALITY)/demo.yaml \
 		--finetune examples/recipes/$(MODALITY)/demo_finetune.yaml
-	$(BIN)/python examples/codebook_report.py --model runs/demo/seed-0 --dataset runs/demo/sounds \
-		--output runs/demo/report.html
 
 test: .venv/.tested
 	$(BIN)/python -m pytest

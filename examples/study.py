@@ -7,8 +7,9 @@
 
 Beside each pretrained encoder stand the same architecture with random weights and hand-made features of the log-mel
 spectrogram, all under one protocol: frozen features, logistic regression, folds as given, C searched inside the
-training folds. `output_dir` receives a folder per run, results.json and results.md; an interrupted study goes on
-where it was. The table is printed at the end.
+training folds. Then the tokens of the first run are measured, at the cold start and trained. `output_dir` receives a
+folder per run, results.json, results.md and report.html; an interrupted study goes on where it was. The tables are
+printed at the end.
 """
 
 import argparse
@@ -24,12 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bridle_hf import BridleConfig, BridleModel
+from bridle_hf import BridleConfig, BridleForPreTraining, BridleModel
 from bridle_hf.data import load_examples, write_sound_set
 from bridle_hf.evaluation.features import encoder_features, logmel_features
 from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.feature_extraction_bridle import BridleFeatureExtractor
 from bridle_hf.training import RecipeError, load_recipe
+from bridle_hf.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 POOLINGS = ("mean", "mean_std")
@@ -68,10 +71,12 @@ def main():
     rows = handmade_rows(examples) + encoder_rows(runs, examples)
     if arguments.finetune:
         rows += finetune_rows(arguments, recipe, runs)
-    table = markdown(rows)
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "results.md").write_text(table)
-    sys.stdout.write(table)
+    summary = summarise(rows)
+    tokens = report_page(folder / "report.html", runs[0], examples, summary)
+    tables = markdown(summary) + "\n" + markdown(token_rows(tokens))
+    (folder / "results.json").write_text(json.dumps({"encoders": rows, "tokens": tokens}, indent=1) + "\n")
+    (folder / "results.md").write_text(tables)
+    sys.stdout.write(tables)
 
 
 def list_runs(arguments, folder, folds):
@@ -160,16 +165,58 @@ def finetune_rows(arguments, recipe, runs):
     return rows
 
 
-def markdown(rows):
+def summarise(rows):
     """Mean over seeds, in percent, with the standard deviation over seeds where there are several."""
     groups = defaultdict(list)
     for each in rows:
         groups[each["encoder"], each["pooling"]].append(100 * each["accuracy"])
-    lines = ["| encoder | pooling | accuracy % | seeds |", "|---|---|---|---|"]
-    for (name, pooling), values in groups.items():
-        spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        lines.append(f"| {name} | {pooling.replace('_', ' + ')} | {np.mean(values):.1f}{spread} | {len(values)} |")
-    return "\n".join(lines) + "\n"
+    return [
+        {
+            "encoder": name,
+            "pooling": pooling.replace("_", " + "),
+            "accuracy %": f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""),
+            "seeds": len(values),
+        }
+        for (name, pooling), values in groups.items()
+    ]
+
+
+def report_page(path, run, examples, summary):
+    """Writes report.html about a run and returns the measures of its tokens, at the cold start and trained."""
+    return codebook_report(
+        path,
+        BridleForPreTraining.from_pretrained(run["folder"] / "final"),
+        examples,
+        name=path.parent.name,
+        records=list(read_metrics(run["folder"] / "metrics.jsonl")),
+        results=summary,
+    )
+
+
+def token_rows(tokens):
+    """What the tokens of a tokenizer are worth, in a line each; lists have one entry a codebook."""
+
+    def several(values, form):
+        return " ".join(format(value, form) for value in values) if values else "-"
+
+    return [
+        {
+            "tokenizer": name,
+            "bag of codes %": f"{100 * quality['bag_of_codes']:.1f}",
+            "energy left": several(quality["residual_energy"], ".2f"),
+            "bits of position": several(quality["position_information"], ".2f"),
+            "bits shared with code 1": several(quality["first_code_information"][1:], ".2f"),
+            "perplexity": several(quality["perplexity"], ".0f"),
+            "ECU": several(quality["ecu"], ".2f"),
+        }
+        for name, quality in tokens.items()
+    ]
+
+
+def markdown(rows):
+    """A table of dicts with the same keys."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(each.values() for each in rows)]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
 if __name__ == "__main__":
