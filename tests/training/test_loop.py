@@ -186,9 +186,11 @@ def test_starting_over_moves_the_old_run_aside(tmp_path, train):
     )
 
 
-def test_a_checkpoint_can_be_named(whole, tmp_path, train):
+def test_a_checkpoint_can_be_named(whole, tmp_path, train, caplog):
     name = whole / "checkpoints" / "phase-02-step-00000002"
     assert train(tmp_path / "run", f"resume={name}")
+    changes = "training.checkpoint_steps, training.keep_checkpoints"  # the fixture's
+    assert f"the recipe has changed since {name}: {changes}\n" in caplog.text
     assert not differing(weights(tmp_path / "run" / "final"), weights(whole / "final"))
     with pytest.raises(ValueError, match="is no whole checkpoint"):
         train(tmp_path / "other", f"resume={tmp_path}")

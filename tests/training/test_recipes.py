@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bridle_hf.training.phases import build_schedule
-from bridle_hf.training.recipes import RecipeError, load_recipe, recipe_to_yaml
+from bridle_hf.training.recipes import RecipeError, changed_keys, load_recipe, recipe_to_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "audio"
 
@@ -120,6 +120,12 @@ def test_the_bare_word_no_is_a_precision(tiny_recipe):
 def test_a_recipe_written_out_reads_back_the_same(tiny_recipe, tmp_path):
     recipe = load_recipe(tiny_recipe, ["output_dir=x", "training.betas=[0.8, 0.9]"])
     assert load_recipe(write(tmp_path / "again.yaml", recipe_to_yaml(recipe))) == recipe
+
+
+def test_changes_between_recipes_are_named():
+    before = {"a": 1, "b": {"c": 2, "d": [1]}, "e": None}
+    assert changed_keys(before, before) == []
+    assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
 
 
 PRETRAINING = sorted(

@@ -38,10 +38,11 @@ def pretrain(recipe: PretrainRecipe) -> bool:
     """
     with stop_signals() as stop:
         run = Run(recipe, stop)
-        checkpoint = run.resume()
+        checkpoint = run.find_start()
         if run.is_finished(checkpoint):
             logger.info("this run is finished; its model is in %s", run.folder / "final")
             return True
+        run.begin(checkpoint)
         logger.info("%s", ", ".join(f"{phase.name}: {phase.steps} steps" for phase in run.schedule))
         for phase in run.schedule[checkpoint.phase if checkpoint else 0 :]:
             if checkpoint is None or (checkpoint.phase, checkpoint.step) < (phase.index, phase.steps):

@@ -41,6 +41,14 @@ def recipe_to_yaml(recipe: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
 
 
+def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two recipes as plain mappings."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [prefix.rstrip(".")]
+    keys = [*before, *(key for key in now if key not in before)]
+    return [found for key in keys for found in changed_keys(before.get(key), now.get(key), f"{prefix}{key}.")]
+
+
 def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
     """Values of a file laid over its base, and for every dotted key the file that said it."""
     path = path.resolve()

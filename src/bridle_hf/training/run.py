@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 
@@ -29,7 +30,7 @@ from .checkpoints import (
 )
 from .metrics import MetricsFile, flat
 from .phases import Phase, build_schedule
-from .recipes import recipe_to_yaml
+from .recipes import changed_keys, recipe_to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +64,26 @@ class Run:
         self.extractor = BridleFeatureExtractor(**{**sizes, **recipe.feature_extractor})
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
 
-    def resume(self) -> Checkpoint | None:
-        """Opens the data and finds the checkpoint to go on from; data, random numbers and metrics.jsonl go back to it.
+    def find_start(self) -> Checkpoint | None:
+        """The checkpoint to go on from, None to start from nothing.
 
         Raises:
             ValueError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the processes.
         """
-        recipe, accelerator, checkpoints = self.recipe, self.accelerator, self.folder / "checkpoints"
+        recipe, checkpoints = self.recipe, self.folder / "checkpoints"
         if recipe.resume == "never":
-            if accelerator.is_main_process and checkpoints.exists():
+            if self.accelerator.is_main_process and checkpoints.exists():
                 set_aside(self.folder)
-            accelerator.wait_for_everyone()
-        checkpoint = (
-            find_checkpoint(checkpoints) if recipe.resume in ("auto", "never") else open_checkpoint(recipe.resume)
-        )
+            self.accelerator.wait_for_everyone()
+        named = recipe.resume not in ("auto", "never")
+        checkpoint = open_checkpoint(recipe.resume) if named else find_checkpoint(checkpoints)
         if checkpoint is not None:
             self.check_fits(checkpoint)
+        return checkpoint
+
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint."""
+        accelerator = self.accelerator
         self.loader = self.open_data()
         if checkpoint is not None:
             state = checkpoint.rank_state(accelerator.process_index)
@@ -88,12 +93,11 @@ class Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+            (self.folder / "recipe.yaml").write_text(recipe_to_yaml(self.recipe))
             self.metrics.rewind(checkpoint.phase if checkpoint else -1, checkpoint.step if checkpoint else 0)
             if checkpoint is not None:
-                drop_later_(checkpoints, checkpoint)
+                drop_later_(self.folder / "checkpoints", checkpoint)
         accelerator.init_trackers("tensorboard")
-        return checkpoint
 
     def open_data(self):
         """The loader of this process. A dataset named `synthetic` is synthesized into `output_dir`/sounds first."""
@@ -112,7 +116,8 @@ class Run:
         )
 
     def check_fits(self, checkpoint: Checkpoint) -> None:
-        """A run goes on only on the same number of processes, and in a phase that the recipe has."""
+        """A run goes on only on the same number of processes, and in a phase that the recipe has. Another recipe is
+        followed from here on, with a warning."""
         processes = self.accelerator.num_processes
         if checkpoint.state["num_processes"] != processes:
             raise ValueError(
@@ -125,6 +130,10 @@ class Run:
                 f"{checkpoint.path} is of phase {checkpoint.phase} ({checkpoint.state['phase_name']}); "
                 f"the recipe's phases are {', '.join(names)}. Give resume=never or another output_dir."
             )
+        before = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
+        changed = changed_keys(before, yaml.safe_load(recipe_to_yaml(self.recipe)))
+        if changed := [key for key in changed if key not in ("output_dir", "resume")]:
+            logger.warning("the recipe has changed since %s: %s", checkpoint.path, ", ".join(changed))
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
         last = self.schedule[-1]
