@@ -94,7 +94,7 @@ def main():
         "C": [list(folds.values()) for folds in chosen.values()],
         "features": arguments.baseline or arguments.model,
         "layer": arguments.layer,
-        "pooling": arguments.pooling,
+        "pooling": None if (arguments.baseline or "").startswith("logmel") else arguments.pooling,
         "dimensions": features.shape[1],
         "clips": len(features),
     }

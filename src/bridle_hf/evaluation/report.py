@@ -186,8 +186,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             "Use of the codebooks",
             "CUR is the share of codes in use, ECU = CUR x entropy / log K (1 is uniform). The table 6 figure of the "
             "paper divides by the entropy and mixes log bases: there lower is more even, and it is given for "
-            "comparison alone. Bits are bias-corrected mutual information. The cold start is drawn anew, with codebooks "
-            "set from these clips.",
+            "comparison alone. Bits are bias-corrected mutual information. The cold start is drawn anew, with "
+            "codebooks set from these clips.",
         ),
         usage_table(qualities),
         figure(
