@@ -3,7 +3,10 @@
 import json
 import runpy
 
+import numpy as np
 import pytest
+import torch
+import torchaudio
 
 
 @pytest.fixture
@@ -60,3 +63,15 @@ def test_finetune_runs_the_shipped_recipe(script, repository, tones, pretrained,
 def test_report_of_a_model_without_a_run(script, labelled, pretrained, tmp_path):
     script("codebook_report.py", "--model", pretrained, *labelled, "--output", "page.html", "--clips", "1")
     assert "Codebooks of" in (tmp_path / "page.html").read_text()
+
+
+def test_mean_and_deviation_of_a_dataset(script, tones, tone):
+    out = json.loads(script("measure_mean_std.py", "--dataset", tones, "--num-mel-bins", "64").splitlines()[-1])
+    clips = [torch.from_numpy(tone(i % 2, i)).float()[None] for i in range(24)]
+    bank = [
+        torchaudio.compliance.kaldi.fbank(clip - clip.mean(), num_mel_bins=64, window_type="hanning", htk_compat=True)
+        for clip in clips
+    ]
+    values = np.concatenate(bank).astype(np.float64)
+    assert out["mean"] == pytest.approx(values.mean(), abs=2e-2)  # the clips went through 16-bit files
+    assert out["std"] == pytest.approx(values.std(), abs=2e-2)

@@ -39,6 +39,8 @@ class FinetuneTraining:
         mixup: share of the clips of a batch that are mixed with another one.
         mixup_alpha: weights are drawn from Beta(alpha, alpha).
         mixed_precision: "no" or "bf16".
+        attention: an attention implementation of transformers; null leaves the choice to it. On CPUs in bf16 "eager"
+            trains faster.
     """
 
     epochs: int = 100
@@ -53,6 +55,7 @@ class FinetuneTraining:
     mixup: float = 0.5
     mixup_alpha: float = 10.0
     mixed_precision: Literal["no", "bf16"] = "no"
+    attention: str | None = None
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
@@ -192,7 +195,7 @@ def finetune_fold(recipe, fold, examples, test, extractor):
 
 def build_classifier(recipe, source, label_names):
     """A classifier over the encoder of `source`, or over random weights of its architecture."""
-    config = BridleConfig.from_pretrained(source, **recipe.config)
+    config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: label for label, name in enumerate(label_names)}
     single = recipe.training.loss == "cross_entropy"

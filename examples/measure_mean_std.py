@@ -1,0 +1,37 @@
+"""Measure the mean and standard deviation of a dataset's log-mel features, for `feature_extractor` in a recipe.
+
+    python examples/measure_mean_std.py --dataset ../shared/data/esc10 --max-length 512
+
+The last line of standard output is one JSON object. Frames of the clips count, padding does not.
+"""
+
+import argparse
+import json
+import sys
+
+from bridle_hf import BridleFeatureExtractor
+from bridle_hf.data import DataArguments
+from bridle_hf.data.source import open_source
+from bridle_hf.feature_extraction_bridle import measure_mean_std
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of a dataset with audio")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--num-mel-bins", type=int, default=128)
+    parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, from its start")
+    parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
+    arguments = parser.parse_args()
+    extractor = BridleFeatureExtractor(
+        num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
+    )
+    data = DataArguments(dataset=arguments.dataset, split=arguments.split, audio_column=arguments.audio_column)
+    clips = open_source(data, extractor).decode_all(arguments.num_workers, data.max_bad_share)
+    mean, std = measure_mean_std((features for _, features in clips), extractor)
+    sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
