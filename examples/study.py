@@ -68,6 +68,8 @@ def main():
 
     runs = list_runs(arguments, folder, np.unique(examples.folds).tolist())
     run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])
+    if stopped := [str(run["folder"]) for run in runs if not (run["folder"] / "final").is_dir()]:
+        parser.exit(1, f"{', '.join(stopped)} stopped before the end; the same command goes on\n")
     rows = handmade_rows(examples) + encoder_rows(runs, examples)
     if arguments.finetune:
         rows += finetune_rows(arguments, recipe, runs)
