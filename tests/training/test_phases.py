@@ -110,6 +110,13 @@ def test_tokenizer_phase_starts_with_a_new_tokenizer_and_its_own_codebooks(sched
     assert all(torch.equal(before[n], after[n]) for n in after if n.startswith(("bridle.", "decoder.")))
 
 
+def test_tokenizer_can_start_as_a_copy_of_the_encoder(schedule, model):
+    batches = iter([batch(seed=seed) for seed in range(9)])
+    schedule("tokenizer.from_encoder=true")[1].start_(model, batches, torch.Generator().manual_seed(0))
+    copied = model.tokenizer.encoder.state_dict()
+    assert all(torch.equal(value, copied[name]) for name, value in model.bridle.state_dict().items())
+
+
 def test_encoder_phase_of_the_second_iteration_forgets_only_the_head(schedule, model):
     model.config.cold_start = False
     before = {name: value.clone() for name, value in model.state_dict().items()}

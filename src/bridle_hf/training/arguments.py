@@ -36,6 +36,8 @@ class PhaseArguments:
         warmup_steps, warmup_epochs: linear warm-up; a tenth of the phase when both are left out. `warmup_steps` wins.
         min_learning_rate: where the cosine ends.
         from_scratch: encoder phases after the first draw the encoder anew; otherwise it stays warm.
+        from_encoder: tokenizer phases start the tokenizer's transformer as a copy of the encoder; otherwise it is drawn
+            anew, and a phase of a few hundred steps is too short for it to learn what the encoder knows.
         tokenizer_update_every: joint phases update the tokenizer every so many steps (paper: 5).
     """
 
@@ -46,6 +48,7 @@ class PhaseArguments:
     warmup_epochs: float | None = None
     min_learning_rate: float | None = None
     from_scratch: bool | None = None
+    from_encoder: bool | None = None
     tokenizer_update_every: int | None = None
 
 

@@ -34,6 +34,7 @@ class Phase:
     learning_rate: float
     min_learning_rate: float
     redraws: tuple[str, ...] = ()
+    from_encoder: bool = False
     tokenizer_update_every: int = 1
 
     kind: ClassVar[str]
@@ -91,6 +92,8 @@ class TokenizerPhase(Phase):
 
     def start_(self, model, batches, generator):
         model.tokenizer.reset_()
+        if self.from_encoder:
+            model.tokenizer.encoder.load_state_dict(model.bridle.state_dict())
         initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batch, step, generator):
@@ -189,6 +192,7 @@ def build_schedule(recipe: PretrainRecipe, num_processes: int = 1) -> list[Phase
                 learning_rate=settings.learning_rate or LEARNING_RATE[entry.kind],
                 min_learning_rate=settings.min_learning_rate or 0.0,
                 redraws=("bridle", "decoder") if settings.from_scratch else (),
+                from_encoder=bool(settings.from_encoder),
                 tokenizer_update_every=settings.tokenizer_update_every or 5,
             )
         )
