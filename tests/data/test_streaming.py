@@ -1,5 +1,7 @@
 import json
 import logging
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -184,3 +186,11 @@ def test_a_position_of_another_layout_is_refused(parquet_folder, extractor, chan
 def test_settings_are_checked(setting, message):
     with pytest.raises(ValueError, match=message):
         DataArguments("somewhere", **setting)
+
+
+def test_a_signal_to_the_group_spares_the_workers(parquet_folder, extractor):
+    before = set(multiprocessing.active_children())
+    loader = build_loader(DataArguments(parquet_folder, num_workers=1), extractor, batch_size=4, seed=0)
+    next(loader)
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)

@@ -1,6 +1,7 @@
 """Endless training batches from a streamed dataset, with a position that can be saved and restored exactly."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -133,7 +134,9 @@ class ClipLoader:
     def __init__(self, stream: ClipStream, num_workers: int):
         with warnings.catch_warnings():  # torchdata 0.11 calls a function that torch 2.14 deprecates
             warnings.filterwarnings("ignore", message=".*set_vital")
-            self._loader = StatefulDataLoader(stream, batch_size=None, num_workers=num_workers)
+            self._loader = StatefulDataLoader(
+                stream, batch_size=None, num_workers=num_workers, worker_init_fn=_leave_process_group
+            )
         self._batches = None
         self._layout = {
             "batch_size": stream.batch_size,
@@ -175,6 +178,11 @@ class ClipLoader:
         self.skipped = dict(state["skipped"])
         self._batches = None
         self._loader.load_state_dict(state["loader"])
+
+
+def _leave_process_group(worker: int) -> None:
+    """A signal to the whole group (Ctrl-C, `timeout`) is for the run, which stops its workers when it has saved."""
+    os.setpgid(0, 0)
 
 
 def build_loader(
