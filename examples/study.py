@@ -117,7 +117,7 @@ def run_all(jobs, commands, folders):
 
 def handmade_rows(examples):
     rows = []
-    for name, deltas in (("log-mel mean + std", False), ("log-mel mean + std + |delta|", True)):
+    for name, deltas in (("log-mel mean + std", False), ("log-mel mean + std + deltas", True)):
         result = linear_probe(logmel_features(examples, deltas=deltas), examples.labels, examples.folds)
         rows.append(row(name, "", None, [result]))
     return rows
