@@ -128,14 +128,12 @@ def test_changes_between_recipes_are_named():
     assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
 
 
-PRETRAINING = sorted(
-    path.name for path in RECIPES.glob("*.yaml") if "phases" in path.read_text() or "base:" in path.read_text()
-)
-
-
-@pytest.mark.parametrize("name", PRETRAINING)
-def test_the_shipped_recipes_load(name):
-    recipe = load_recipe(RECIPES / name)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_recipes_load(path):
+    if "finetune" in path.name:
+        assert load_recipe(path, cls=FinetuneRecipe).model
+        return
+    recipe = load_recipe(path)
     assert build_schedule(recipe)
     assert recipe.resume == "auto" and recipe.data.split == "train"
 
