@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bridle_hf.evaluation.finetuning import FinetuneRecipe
 from bridle_hf.training.phases import build_schedule
 from bridle_hf.training.recipes import RecipeError, changed_keys, load_recipe, recipe_to_yaml
 
