@@ -615,20 +615,8 @@ class BridleForImageClassification(BridleForClassification):
         return self._classify(pixel_values, None, labels, **kwargs)
 
 
-class BridleForVideoClassification(BridleForClassification):
-    """Video classification: `logits` (B, num_labels)."""
-
-    main_input_name = "pixel_values"
-    output_class = ImageClassifierOutput
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
-        return self._classify(pixel_values, None, labels, **kwargs)
+class BridleForVideoClassification(BridleForImageClassification):
+    """Video classification: `logits` (B, num_labels). Its `pixel_values` are (B, T, C, H, W)."""
 
 
 def pick_input(model, input_values, pixel_values) -> torch.Tensor:
