@@ -30,7 +30,6 @@ from bridle_hf.data import load_examples, write_sound_set
 from bridle_hf.evaluation.features import encoder_features, logmel_features
 from bridle_hf.evaluation.probe import linear_probe
 from bridle_hf.evaluation.report import codebook_report
-from bridle_hf.feature_extraction_bridle import BridleFeatureExtractor
 from bridle_hf.training import RecipeError, load_recipe
 from bridle_hf.training.metrics import read_metrics
 
@@ -62,9 +61,7 @@ def main():
         write_sound_set(folder / "sounds")
         recipe.data.dataset = str(folder / "sounds")
     columns = {"label_column": arguments.label_column, "fold_column": arguments.fold_column}
-    sizes = {"max_length": recipe.config().input_size[0], "num_mel_bins": recipe.config().input_size[1]}
-    extractor = BridleFeatureExtractor(**{**sizes, **recipe.feature_extractor})
-    examples = load_examples(replace(recipe.data, exclude={}, **columns), extractor)
+    examples = load_examples(replace(recipe.data, exclude={}, **columns), recipe.extractor())
 
     runs = list_runs(arguments, folder, np.unique(examples.folds).tolist())
     run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])

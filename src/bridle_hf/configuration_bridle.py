@@ -6,35 +6,23 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 # What the paper prescribes for each kind of input (arXiv 2502.02118, section 4 and appendix C).
+SPECTROGRAM_DEFAULTS = {
+    "input_size": (1024, 128),
+    "patch_size": (16, 16),
+    "num_channels": 1,
+    "decoder_type": "swin",
+    "decoder_hidden_size": 512,
+    "decoder_num_hidden_layers": 16,
+    "decoder_num_attention_heads": 16,
+    "estimator_num_hidden_layers": 3,
+    "mask_ratio": 0.8,
+    "mask_type": "random",
+    "use_cls_token": True,
+    "position_layout": "grid",
+}
 MODALITY_DEFAULTS = {
-    "audio": {
-        "input_size": (1024, 128),
-        "patch_size": (16, 16),
-        "num_channels": 1,
-        "decoder_type": "swin",
-        "decoder_hidden_size": 512,
-        "decoder_num_hidden_layers": 16,
-        "decoder_num_attention_heads": 16,
-        "estimator_num_hidden_layers": 3,
-        "mask_ratio": 0.8,
-        "mask_type": "random",
-        "use_cls_token": True,
-        "position_layout": "grid",
-    },
-    "image": {
-        "input_size": (224, 224),
-        "patch_size": (16, 16),
-        "num_channels": 3,
-        "decoder_type": "swin",
-        "decoder_hidden_size": 512,
-        "decoder_num_hidden_layers": 16,
-        "decoder_num_attention_heads": 16,
-        "estimator_num_hidden_layers": 3,
-        "mask_ratio": 0.8,
-        "mask_type": "random",
-        "use_cls_token": True,
-        "position_layout": "grid",
-    },
+    "audio": SPECTROGRAM_DEFAULTS,
+    "image": SPECTROGRAM_DEFAULTS | {"input_size": (224, 224), "num_channels": 3},
     "video": {
         "input_size": (16, 224, 224),
         "patch_size": (2, 16, 16),

@@ -129,11 +129,11 @@ class BridleEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def patch_validity(self, grid, attention_mask):
+    def patch_validity(self, values, attention_mask):
         """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame; None where all have."""
         if attention_mask is None:
             return None
-        size = self.patch_embeddings.patch_size[0]
+        grid, size = self.patch_embeddings.grid(values), self.patch_embeddings.patch_size[0]
         check_attention_mask(attention_mask, len(attention_mask), grid[0] * size)
         rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
         if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
@@ -208,7 +208,7 @@ class BridleModel(BridlePreTrainedModel):
                 f"`{name}` has shape {tuple(given.shape)}; it takes ({values.shape[0]}, {patches}), "
                 "one row per sample, or a multiple of rows for several masks per sample."
             )
-        valid = self.embeddings.patch_validity(grid, attention_mask)
+        valid = self.embeddings.patch_validity(values, attention_mask)
         if valid is not None:
             valid = valid.repeat(given.shape[0] // values.shape[0], 1)
         if bool_masked_pos is not None:
@@ -248,7 +248,7 @@ class BridleModel(BridlePreTrainedModel):
             patch_mask = self.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
         hidden_states = self.embeddings(values, attention_mask, patch_mask)
         if patch_mask is None:
-            valid = self.embeddings.patch_validity(self.embeddings.patch_embeddings.grid(values), attention_mask)
+            valid = self.embeddings.patch_validity(values, attention_mask)
         else:
             valid = patch_mask.kept_valid
         prefix = int(self.embeddings.cls_token is not None)
@@ -420,7 +420,8 @@ class BridleTokenizer(BridlePreTrainedModel):
 
     def quantize(self, values, attention_mask=None) -> QuantizerOutput:
         """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
-        return self.quantizer(self.project(values, attention_mask), mask=self._valid(values, attention_mask))
+        valid = self.encoder.embeddings.patch_validity(values, attention_mask)
+        return self.quantizer(self.project(values, attention_mask), mask=valid)
 
     @can_return_tuple
     def forward(
@@ -433,7 +434,8 @@ class BridleTokenizer(BridlePreTrainedModel):
         values = pick_input(self, input_values, pixel_values)
         output = self.quantize(values, attention_mask)
         grid = self.encoder.embeddings.patch_embeddings.grid(values)
-        features = self.estimator(output.quantized, grid, self._valid(values, attention_mask))
+        valid = self.encoder.embeddings.patch_validity(values, attention_mask)
+        features = self.estimator(output.quantized, grid, valid)
         return BridleTokenizerOutput(
             loss=output.loss, features=features, codes=output.codes, losses=output.losses, quantizer_stats=output.stats
         )
@@ -451,10 +453,6 @@ class BridleTokenizer(BridlePreTrainedModel):
 
     def get_input_embeddings(self):
         return self.encoder.get_input_embeddings()
-
-    def _valid(self, values, attention_mask):
-        embeddings = self.encoder.embeddings
-        return embeddings.patch_validity(embeddings.patch_embeddings.grid(values), attention_mask)
 
 
 class BridleForPreTraining(BridlePreTrainedModel):
@@ -504,7 +502,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
     def _encoder_losses(self, losses, values, attention_mask, noise, bool_masked_pos, codes, **kwargs):
         embeddings = self.bridle.embeddings
         grid = embeddings.patch_embeddings.grid(values)
-        valid = embeddings.patch_validity(grid, attention_mask)
+        valid = embeddings.patch_validity(values, attention_mask)
         if noise is None and bool_masked_pos is None:
             noise = self._default_noise(values, grid)
         patch_mask = self.bridle.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
@@ -534,7 +532,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
             teacher = run(self.bridle, values, attention_mask).last_hidden_state
         teacher = teacher[:, int(self.config.use_cls_token) :]  # (B, N, D)
         student = run(self.tokenizer, values, attention_mask)
-        valid = self.tokenizer._valid(values, attention_mask)
+        valid = self.bridle.embeddings.patch_validity(values, attention_mask)
         weights = self.config.codebook_loss_weight, self.config.cosine_loss_weight
         losses.update(student.losses, cosine=cosine_loss(student.features, teacher, valid))
         losses["tokenizer"] = weights[0] * student.loss + weights[1] * losses["cosine"]
@@ -581,7 +579,7 @@ class BridleForClassification(BridlePreTrainedModel):
             raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")
         keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
         noise = torch.rand(values.shape[0], prod(grid), device=values.device)
-        valid = self.bridle.embeddings.patch_validity(grid, attention_mask)
+        valid = self.bridle.embeddings.patch_validity(values, attention_mask)
         return mask_from_noise(hide_lines(noise, grid, keep), prod(keep), valid)
 
 

@@ -85,9 +85,9 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
 
 def patch_validity(model, values, attention_mask):
     """(B, N) bool: which patches of `values` hold at least one frame that is no padding."""
-    grid = model.embeddings.patch_embeddings.grid(values)
-    valid = model.embeddings.patch_validity(grid, attention_mask)
+    valid = model.embeddings.patch_validity(values, attention_mask)
     if valid is None:  # no patch is padding
+        grid = model.embeddings.patch_embeddings.grid(values)
         return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
     return valid
 

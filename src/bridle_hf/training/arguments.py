@@ -143,6 +143,13 @@ class PretrainRecipe:
         except StrictDataclassError as error:
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
+    def extractor(self) -> BridleFeatureExtractor:
+        """The feature extractor, of the model's input size unless `feature_extractor` says otherwise."""
+        max_length, num_mel_bins = self.config().input_size
+        return BridleFeatureExtractor(
+            **{"max_length": max_length, "num_mel_bins": num_mel_bins, **self.feature_extractor}
+        )
+
 
 def _at_least_one(key: str, value: int) -> None:
     if value < 1:

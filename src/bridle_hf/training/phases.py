@@ -165,9 +165,7 @@ def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 
 def valid_patches(model: torch.nn.Module, batch: dict) -> torch.Tensor | None:
     """(B, N) True for patches that are not padding; None where a batch has none."""
-    embeddings = model.bridle.embeddings
-    grid = embeddings.patch_embeddings.grid(batch[model.main_input_name])
-    return embeddings.patch_validity(grid, batch.get("attention_mask"))
+    return model.bridle.embeddings.patch_validity(batch[model.main_input_name], batch.get("attention_mask"))
 
 
 def build_schedule(recipe: PretrainRecipe, num_processes: int = 1) -> list[Phase]:

@@ -16,7 +16,6 @@ from accelerate.utils import DistributedType
 
 from ..data.streaming import build_loader
 from ..data.synthetic import write_sound_set
-from ..feature_extraction_bridle import BridleFeatureExtractor
 from ..modeling_bridle import BridleForPreTraining
 from .arguments import PretrainRecipe
 from .checkpoints import (
@@ -59,9 +58,7 @@ class Run:
         )
         check_processes(self.accelerator)
         self.schedule = build_schedule(recipe, self.accelerator.num_processes)
-        config = recipe.config()
-        sizes = {"max_length": config.input_size[0], "num_mel_bins": config.input_size[1]}
-        self.extractor = BridleFeatureExtractor(**{**sizes, **recipe.feature_extractor})
+        self.extractor = recipe.extractor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
 
     def find_start(self) -> Checkpoint | None:
