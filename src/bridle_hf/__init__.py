@@ -16,7 +16,7 @@ from transformers import (
 
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
-from .hub.convert import load_official
+from .hub.official import load_official
 from .modeling_bridle import (
     BridleForAudioClassification,
     BridleForImageClassification,

@@ -1,229 +1,166 @@
-"""Checkpoints of the BRIDLE reference code into our models, with every key accounted for."""
+"""Reference checkpoints into `from_pretrained` folders and back.
+
+    python -m bridle_hf.hub.convert CHECKPOINT FOLDER --source bridle --modality audio
+    python -m bridle_hf.hub.convert FOLDER CHECKPOINT --source bridle --reverse
+"""
 
 import argparse
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import sys
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
+from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
-from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
-from . import key_maps
-from .sizes import PATCH_WEIGHT, TABLE, infer_config, position_tables
+from ..feature_extraction_bridle import BridleFeatureExtractor
+from ..modeling_bridle import (
+    BridleForAudioClassification,
+    BridleForImageClassification,
+    BridleForPreTraining,
+    BridleForVideoClassification,
+    BridleModel,
+)
+from .export import to_official
+from .key_maps import MASKED_AUTOENCODERS, SOURCES
+from .official import ConversionReport, load_official, our_names, our_values, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
+# Beside the model: the tensors that come back from it equal in meaning but not in every bit, as they were.
+RESIDUE = "reference.safetensors"
 
-@dataclass
-class ConversionReport:
-    """Where everything went.
-
-    Attributes:
-        used: reference key -> the name in our model it became, or became a part of.
-        dropped: reference key -> why nothing was made of it.
-        initialised: name in our model the file has nothing for -> what it holds instead.
-    """
-
-    used: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    initialised: dict[str, str] = field(default_factory=dict)
+CLASSIFIERS = {
+    "audio": BridleForAudioClassification,
+    "image": BridleForImageClassification,
+    "video": BridleForVideoClassification,
+}
+# Mean and deviation of the log-mel values a source was trained with, where they are not BRIDLE's.
+NORMALIZATION = {"audiomae": {"mean": -4.2677393, "std": 4.5689974}}
 
 
-def load_official(state_dict_or_path, cls=BridleForPreTraining, modality="audio", return_report=False, **overrides):
-    """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
+def _feature_extractor(config: BridleConfig, **options) -> BridleFeatureExtractor:
+    frames, bins = config.input_size
+    return BridleFeatureExtractor(
+        **{"num_mel_bins": bins, "max_length": frames, "pad_to_multiple_of": config.patch_size[0], **options}
+    )
 
-    Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
-    `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
-    `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
-    Whether its tokenizer is still the cold start of iteration 1 is not in a file either: pass `cold_start=False` for a
-    checkpoint made during or after a tokenizer phase.
 
-    Stored position tables are carried as they are (`position_layout="table"`), so the rows of a shorter clip keep their
-    meaning, unless they are the sin-cos table of the true grid, which is computed for any size (`"grid"`). Passing
-    `position_layout="wrapped"` replaces the reference's audio tables by the same ones computed. A stored position of
-    the CLS token is added to the token.
+# modality -> what builds the processor of a configuration
+PROCESSORS = {"audio": _feature_extractor}
 
-    A file without any tokenizer key gives a fresh tokenizer (cold start), a warning, and an entry in the report; the
-    sizes of its codebooks are then M = 4 and K from the width of the decoder's output, or `quantizer_config`.
+
+def convert(checkpoint, folder, source="bridle", modality=None, processor=None, **overrides) -> ConversionReport:
+    """Write the folder of a reference checkpoint: weights, configuration and, where there is one, the processor.
+
+    The model is a `BridleForPreTraining` where the file holds a decoder of codes, a classifier where it holds a head,
+    and else a `BridleModel`.
 
     Args:
-        state_dict_or_path: a `{name: tensor}` mapping, or the path of a `.safetensors` or a torch file (`.pth`, read
-            with `weights_only=True`). Both may be wrapped in `model` or `module`, and names may start with `module.`.
-        cls: `BridleForPreTraining`, `BridleModel`, `BridleTokenizer` or a classification class (for fine-tuned files).
-        modality (`str`): `"audio"`, `"image"` or `"video"`.
-        return_report (`bool`): also return a `ConversionReport`.
-        overrides: fields of `BridleConfig`; `quantizer_config` a dict of some fields of `BridleQuantizerConfig`.
-
-    Returns:
-        the model, or (model, report).
+        checkpoint: what `load_official` takes.
+        folder: where `from_pretrained` finds it.
+        source (`str`): `"bridle"`, `"audiomae"`, `"vit-mae"` or `"videomae"`.
+        modality (`str`, *optional*): that of the source when left out, audio for BRIDLE.
+        processor (`dict`, *optional*): arguments of the processor, such as `mean` and `std`.
+        overrides: fields of `BridleConfig`, see `load_official`.
 
     Raises:
-        ValueError: keys that are unknown or missing (all are listed), an override that is no field of the configuration
-            or contradicts the weights.
+        ValueError: as `load_official`; or an encoder without its final norm, which no folder can say.
     """
-    if modality not in MODALITY_DEFAULTS:
-        raise ValueError(f"`modality` is {modality!r}; it takes one of {', '.join(map(repr, MODALITY_DEFAULTS))}.")
+    modality = modality or MASKED_AUTOENCODERS.get(source, ("audio",))[0]
+    beside = ConversionReport()
+    state = read_checkpoint(checkpoint, beside)
+    cls = _model_class(state, modality)
+    model, report = load_official(state, cls, modality, source, return_report=True, **overrides)
+    report.dropped |= beside.dropped
+    if cls is BridleModel and isinstance(model.layernorm, torch.nn.Identity):
+        raise ValueError("`checkpoint` is an encoder without its final norm; convert one with the norm or with its head.")
+    model.save_pretrained(folder)
+    if modality in PROCESSORS:
+        build = PROCESSORS[modality]
+        build(model.config, **{**NORMALIZATION.get(source, {}), **(processor or {})}).save_pretrained(folder)
+    back = to_official(model, source)
+    residue = {name: state[name] for name in back if name in state and not torch.equal(state[name], back[name])}
+    if residue:
+        save_file(residue, Path(folder, RESIDUE))
+    return report
+
+
+def reverse(folder, checkpoint, source="bridle") -> None:
+    """Write the reference checkpoint of a folder: under `model` in a torch file, or a `.safetensors` file.
+
+    What `convert` read comes back to the bit, as long as the folder's weights are those it wrote.
+
+    Raises:
+        ValueError: the reference has no place for a part or a weight of the model.
+    """
+    config = BridleConfig.from_pretrained(folder)
+    model = getattr(modeling_bridle, config.architectures[0]).from_pretrained(folder)
+    state = to_official(model, source)
+    residue = Path(folder, RESIDUE)
+    if residue.is_file():
+        exact = state | {name: tensor for name, tensor in load_file(residue).items() if name in state}
+        if _is_state_of(model, exact, source):
+            state = exact
+    if str(checkpoint).endswith(".safetensors"):
+        save_file(state, checkpoint)
+    else:
+        torch.save({"model": state}, checkpoint)
+
+
+def _model_class(state, modality: str):
+    if any(name.startswith("encoder_decoder.") for name in state):
+        return BridleForPreTraining
+    return CLASSIFIERS[modality] if any(name in state for name in ("head.weight", "classifier.weight")) else BridleModel
+
+
+def _is_state_of(model, state: dict, source: str) -> bool:
+    """Whether reading `state` gives the weights the model has."""
     report = ConversionReport()
-    state = _fuse_biases(_read(state_dict_or_path, report))
-    names = _choose_map(state, modality)
-    found, unknown = _rename(state, names, report)
-    if unknown:
-        raise ValueError(f"The checkpoint has unknown keys for modality {modality!r}: {_listed(unknown)}.")
-    model = cls(infer_config(found, names, modality, overrides))
-    model.load_state_dict(_values(model, found, names, report))
-    model.eval()
-    return (model, report) if return_report else model
+    found, names = our_names(state, model.config.modality, source, report)
+    values, own = our_values(model, found, names, report), model.state_dict()
+    return all(torch.equal(value, own[name]) for name, value in values.items())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------------
+def _assignment(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value, such as num_attention_heads=12")
+    return key, yaml.safe_load(value)
 
 
-def _listed(names) -> str:
-    return ", ".join(sorted(names))
-
-
-def _read(source, report) -> dict[str, torch.Tensor]:
-    """The weights of a mapping or a file, without wrappers and prefixes."""
-    if not isinstance(source, Mapping):
-        if os.fspath(source).endswith(".safetensors"):
-            source = load_file(source)
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser("python -m bridle_hf.hub.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("input", metavar="CHECKPOINT", help="a .pth or .safetensors file; with --reverse a folder")
+    parser.add_argument("output", metavar="OUT_DIR", help="a folder; with --reverse a .pth or .safetensors file")
+    parser.add_argument("--source", choices=SOURCES, required=True, help="whose names the checkpoint has")
+    parser.add_argument("--modality", choices=MODALITY_DEFAULTS, help="that of the source; audio for bridle")
+    parser.add_argument("--reverse", action="store_true", help="from a folder to a checkpoint")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        type=_assignment,
+        metavar="key=value",
+        help="fields of BridleConfig that no shape tells; processor={mean: -6.6, std: 5.4} for the processor",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.reverse:
+            reverse(given.input, given.output, given.source)
         else:
-            # the reference saves its parsed command line beside the weights
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                source = torch.load(source, map_location="cpu", weights_only=True)
-    while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
-        report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
-        source = source[wrapper]
-    others = [name for name, value in source.items() if not isinstance(value, torch.Tensor)]
-    if others or not source:
-        raise ValueError(
-            "`state_dict_or_path` takes named tensors, alone or under 'model' or 'module'; "
-            + (f"these are none: {_listed(map(str, others))}." if others else "it is empty.")
-        )
-    if all(name.startswith("module.") for name in source):
-        source = {name.removeprefix("module."): value for name, value in source.items()}
-    return dict(source)
+            report = convert(given.input, given.output, given.source, given.modality, **dict(given.overrides))
+            for name, reason in sorted(report.dropped.items()):
+                logger.info("dropped %s: %s", name, reason)
+            for name, reason in sorted(report.initialised.items()):
+                logger.info("not in the file: %s, %s", name, reason)
+            logger.info("%d keys used, %d dropped", len(report.used), len(report.dropped))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    logger.info("wrote %s", given.output)
 
 
-def _fuse_biases(state: dict) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
-    """name -> (tensor, the keys it came from). Video attention has biases for queries and values but none for keys."""
-    fused = {name: (tensor, (name,)) for name, tensor in state.items() if not name.endswith((".q_bias", ".v_bias"))}
-    for name in state:
-        if name.endswith((".q_bias", ".v_bias")):
-            block = name.rsplit(".", 1)[0]
-            parts = (f"{block}.q_bias", f"{block}.v_bias")
-            if missing := [part for part in parts if part not in state]:
-                raise ValueError(f"The checkpoint lacks the key {missing[0]} beside {name}.")
-            query, value = (state[part] for part in parts)
-            fused[f"{block}.qkv.bias"] = (torch.cat([query, torch.zeros_like(query), value]), parts)
-    return fused
-
-
-def _choose_map(state: dict, modality: str) -> dict[str, str]:
-    if not any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in state):
-        return key_maps.CLASSIFICATION
-    quantizer = "vector" if any(".quantizer.embedding." in name for name in state) else "residual"
-    if modality == "video":
-        return key_maps.video_pretraining(quantizer)
-    return key_maps.pretraining("swin" if any(".meta_mlp." in name for name in state) else "plain", quantizer)
-
-
-def _rename(state, names, report):
-    """Our name -> (tensor, keys), and the keys nobody knows."""
-    found, unknown = {}, []
-    for name, (tensor, keys) in state.items():
-        if (ours := key_maps.rename(name, names)) is not None:
-            found[ours] = (tensor, keys)
-        elif reason := key_maps.DROPPED.get(name):
-            report.dropped[name] = reason
-        else:
-            unknown += keys
-    return found, unknown
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _values(model, found: dict, names: dict, report: ConversionReport) -> dict[str, torch.Tensor]:
-    """The model's state dict from what was found; every key gets its entry in the report."""
-    prefix = "bridle." if isinstance(model, BridleModel) else "tokenizer." if isinstance(model, BridleTokenizer) else ""
-    wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    values, faults = {}, []
-    for name, (tensor, keys) in found.items():
-        if name in wanted:
-            values[name] = _convert(name, tensor, found, model.config)
-            report.used.update(dict.fromkeys(keys, name.removeprefix(prefix)))
-            if values[name].shape != wanted[name].shape:
-                faults.append(f"{keys[0]} is {tuple(tensor.shape)} where {tuple(wanted[name].shape)} is wanted")
-        elif reason := _why_unwanted(name, type(model).__name__, wanted):
-            report.dropped.update(dict.fromkeys(keys, reason))
-        else:
-            faults += [f"{key} is unknown" for key in keys]
-    has_tokenizer = any(name.startswith("tokenizer.") for name in found)
-    for name in [name for name in wanted if name not in values]:
-        if (filled := _fill(name, wanted[name], has_tokenizer, model.config)) is None:
-            faults.append(f"{key_maps.reference_name(name, names)} is missing")
-        else:
-            values[name], report.initialised[name.removeprefix(prefix)] = filled
-    if faults:
-        raise ValueError(f"The checkpoint does not fit {type(model).__name__}: {'; '.join(sorted(faults))}.")
-    if not has_tokenizer and any(name.startswith("tokenizer.") for name in wanted):
-        logger.warning("The checkpoint holds no tokenizer: that of %s is fresh.", type(model).__name__)
-    if has_tokenizer and model.config.quantizer_config.ema_mode == "counts":
-        _restart_averages(values)
-    return {name.removeprefix(prefix): value for name, value in values.items()}
-
-
-def _why_unwanted(name: str, model_name: str, wanted: dict) -> str | None:
-    if name.split(".")[0] not in {other.split(".")[0] for other in wanted}:
-        return f"no part of {model_name}"
-    if name.endswith(TABLE):
-        return "the same table is computed from the grid"
-    if name.startswith("bridle.layernorm."):
-        return f"{model_name} normalises after pooling instead"
-    return None
-
-
-def _fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConfig):
-    """(value, reason) for a tensor that the file has no key for, `None` if there must be one."""
-    if name.startswith("tokenizer.") and not has_tokenizer:
-        return fresh, "fresh: the file holds no tokenizer"
-    if config.modality == "video" and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
-        return torch.zeros_like(fresh), "zero: the reference has no bias here"
-    if name.endswith(".initialized"):
-        return torch.ones_like(fresh), "one: the file holds codebooks"
-    return None
-
-
-def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig) -> torch.Tensor:
-    """The reference's tensor as ours: the same numbers in our shape."""
-    if name.endswith(PATCH_WEIGHT):
-        return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
-    if name.endswith(TABLE):
-        takes_cls = config.use_cls_token and config.decoder_type == "plain"
-        if name.startswith("decoder.") and takes_cls and tensor[0, 0].any():
-            raise ValueError("`decoder_pos_embed` has a position for the CLS token; our decoder takes zero there.")
-        return position_tables({name: (tensor, ())}, config.use_cls_token)[name]
-    if name.endswith("embeddings.cls_token"):
-        table = found.get(name.replace("cls_token", TABLE))
-        return tensor if table is None else tensor + table[0][:, :1]
-    if name.endswith(".embed") and config.quantizer_config.type == "residual":
-        return tensor[:-1]  # without the row for padding
-    if name.endswith(".initialized"):
-        return tensor.reshape(())
-    return tensor
-
-
-def _restart_averages(values: dict):
-    """Start the averages of eq. 10 and 12 at N c: the reference's obey another rule. No N may be zero."""
-    for name in [name for name in values if name.endswith(".cluster_size")]:
-        book = name.removesuffix(".cluster_size")
-        values[name] = values[name].clamp(min=1.0)
-        values[f"{book}.embed_sum"] = values[f"{book}.embed"] * values[name][:, None]
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])

@@ -1,8 +1,9 @@
-"""Names in the reference code's checkpoints and ours, as data.
+"""Names in other people's checkpoints and ours, as data: BRIDLE's reference code, AudioMAE, ViT-MAE and VideoMAE.
 
-A map is `{reference name: our name}`; `*` stands for a number, `weight` or `bias`, the same on both sides. Our names
-are those of the widest model that holds the part: `bridle.`, `decoder.` and `tokenizer.` of `BridleForPreTraining`,
-`layernorm.` and `classifier.` of a classification model.
+A map is `{their name: our name}`; `*` stands for a number, `weight` or `bias`, the same on both sides. Our names are
+those of the widest model that holds the part: `bridle.`, `decoder.` and `tokenizer.` of `BridleForPreTraining`,
+`layernorm.` and `classifier.` of a classification model. An ending `[q]`, `[k]` or `[v]` stands for that third of a
+tensor. Where two of their names become one of ours, the first is the one that is written.
 """
 
 import re
@@ -14,6 +15,12 @@ VIT_BLOCK = {
     "norm2.*": "norm2.*",
     "mlp.fc1.*": "mlp.fc1.*",
     "mlp.fc2.*": "mlp.fc2.*",
+}
+# Queries and values have a bias, keys have none: it would not change the softmax.
+VIDEO_BLOCK = {
+    **VIT_BLOCK,
+    "attn.q_bias": "attention.qkv.bias[q]",
+    "attn.v_bias": "attention.qkv.bias[v]",
 }
 SWIN_BLOCK = {
     "norm1.*": "norm1.*",
@@ -32,13 +39,14 @@ def _under(theirs: str, ours: str, names: dict) -> dict:
     return {theirs + key: ours + value for key, value in names.items()}
 
 
-ENCODER = {
+# The encoders of BRIDLE, AudioMAE and MAE are one class, those of BRIDLE's video model and VideoMAE another.
+EMBEDDINGS = {
     "patch_embed.proj.*": "embeddings.patch_embeddings.projection.*",
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.positions.table",
-    **_under("blocks.*.", "layers.*.", VIT_BLOCK),
-    "norm.*": "layernorm.*",
 }
+ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIT_BLOCK), "norm.*": "layernorm.*"}
+VIDEO_ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIDEO_BLOCK), "norm.*": "layernorm.*"}
 QUANTIZE = {
     "quantize_layer.*.*": "quantize_layer.*.*",
     "cold_start_encoder.weight": "cold_projection",
@@ -78,9 +86,9 @@ ESTIMATOR = {
 }
 # The reference's video decoder and video estimator are one class.
 VIDEO_DECODER = {
-    "encoder_to_decoder.*": "embed.*",
+    "encoder_to_decoder.weight": "embed.weight",
     "mask_token": "mask_token",
-    **_under("decoder.blocks.*.", "layers.*.", VIT_BLOCK),
+    **_under("decoder.blocks.*.", "layers.*.", VIDEO_BLOCK),
     "decoder.norm.*": "norm.*",
     "decoder.head.*": "head.*",
 }
@@ -100,27 +108,87 @@ def pretraining(decoder: str, quantizer: str) -> dict[str, str]:
 def video_pretraining(quantizer: str) -> dict[str, str]:
     """Names of a video checkpoint."""
     return {
-        **_under("encoder_decoder.encoder.", "bridle.", ENCODER),
+        **_under("encoder_decoder.encoder.", "bridle.", VIDEO_ENCODER),
         **_under("encoder_decoder.", "decoder.", VIDEO_DECODER),
-        **_under("tokenizer.encoder.", "tokenizer.encoder.", ENCODER),
+        **_under("tokenizer.encoder.", "tokenizer.encoder.", VIDEO_ENCODER),
         **_under("tokenizer.encoder.", "tokenizer.", QUANTIZERS[quantizer]),
         **_under("tokenizer.", "tokenizer.estimator.", VIDEO_DECODER),
     }
 
 
 # A fine-tuned checkpoint, or an encoder alone.
-CLASSIFICATION = {
-    **_under("", "bridle.", ENCODER),
-    "fc_norm.*": "layernorm.*",
-    "head.*": "classifier.*",
+HEAD = {"fc_norm.*": "layernorm.*", "head.*": "classifier.*"}
+CLASSIFICATION = {**_under("", "bridle.", ENCODER), **HEAD}
+VIDEO_CLASSIFICATION = {**_under("", "bridle.", VIDEO_ENCODER), **HEAD}
+
+# The same encoders in transformers: names in its files, then names in its models where they differ.
+TRANSFORMERS_BLOCK = {
+    "layernorm_before.*": "norm1.*",
+    "attention.attention.query.*": "attention.qkv.*[q]",
+    "attention.attention.key.*": "attention.qkv.*[k]",
+    "attention.attention.value.*": "attention.qkv.*[v]",
+    "attention.output.dense.*": "attention.proj.*",
+    "layernorm_after.*": "norm2.*",
+    "intermediate.dense.*": "mlp.fc1.*",
+    "output.dense.*": "mlp.fc2.*",
+    "attention.attention.q_bias": "attention.qkv.bias[q]",
+    "attention.attention.v_bias": "attention.qkv.bias[v]",
+    "attention.q_proj.*": "attention.qkv.*[q]",
+    "attention.k_proj.*": "attention.qkv.*[k]",
+    "attention.v_proj.*": "attention.qkv.*[v]",
+    "attention.o_proj.*": "attention.proj.*",
+    "mlp.fc1.*": "mlp.fc1.*",
+    "mlp.fc2.*": "mlp.fc2.*",
+}
+TRANSFORMERS_ENCODER = {
+    "embeddings.patch_embeddings.projection.*": "embeddings.patch_embeddings.projection.*",
+    "embeddings.cls_token": "embeddings.cls_token",
+    "embeddings.position_embeddings": "embeddings.positions.table",
+    **_under("encoder.layer.*.", "layers.*.", TRANSFORMERS_BLOCK),
+    **_under("layers.*.", "layers.*.", TRANSFORMERS_BLOCK),
+    "layernorm.*": "layernorm.*",
 }
 
-# Reference names that carry nothing our model could use, and why.
+AUDIOMAE = CLASSIFICATION
+VIT_MAE = {
+    **CLASSIFICATION,
+    **_under("", "bridle.", TRANSFORMERS_ENCODER),
+    **_under("vit.", "bridle.", TRANSFORMERS_ENCODER),
+}
+VIDEOMAE = {
+    **_under("encoder.", "bridle.", VIDEO_ENCODER),
+    **VIDEO_CLASSIFICATION,
+    **_under("", "bridle.", TRANSFORMERS_ENCODER),
+    **_under("videomae.", "bridle.", TRANSFORMERS_ENCODER),
+    "classifier.*": "classifier.*",
+}
+# source -> (modality, its map); BRIDLE's own maps depend on the parts of the model.
+MASKED_AUTOENCODERS = {
+    "audiomae": ("audio", AUDIOMAE),
+    "vit-mae": ("image", VIT_MAE),
+    "videomae": ("video", VIDEOMAE),
+}
+SOURCES = ("bridle", *MASKED_AUTOENCODERS)
+
+# Beginnings of names that carry nothing our model could use, and why.
 _IDLE_COUNT = "the reference never moves it; `quantizer.cluster_size` holds the counts"
 DROPPED = {
     "tokenizer.quantizer.embedding.cluster_size": _IDLE_COUNT,
     "tokenizer.encoder.quantizer.embedding.cluster_size": _IDLE_COUNT,
 }
+_PIXELS = "the decoder of a masked autoencoder predicts pixels, not codes"
+DROPPED_DECODER = dict.fromkeys(("decoder_", "decoder.", "mask_token", "encoder_to_decoder."), _PIXELS)
+
+
+def bridle(names, modality: str) -> dict[str, str]:
+    """The map for the names of one of BRIDLE's own checkpoints."""
+    video = modality == "video"
+    if not any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in names):
+        return VIDEO_CLASSIFICATION if video else CLASSIFICATION
+    quantizer = "vector" if any(".quantizer.embedding." in name for name in names) else "residual"
+    if video:
+        return video_pretraining(quantizer)
+    return pretraining("swin" if any(".meta_mlp." in name for name in names) else "plain", quantizer)
 
 
 def rename(name: str, names: dict) -> str | None:
@@ -132,6 +200,11 @@ def rename(name: str, names: dict) -> str | None:
     return None
 
 
+def backwards(names: dict) -> dict[str, str]:
+    """The map from our names to theirs."""
+    return {ours: theirs for theirs, ours in reversed(names.items())}
+
+
 def reference_name(ours: str, names: dict) -> str:
-    """The reference's name for one of ours, for messages."""
-    return rename(ours, {target: pattern for pattern, target in names.items()}) or ours
+    """Their name for one of ours, for messages."""
+    return rename(ours, backwards(names)) or ours

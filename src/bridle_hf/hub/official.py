@@ -1,0 +1,269 @@
+"""Checkpoints of other people's code into our models, with every key accounted for."""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from safetensors.torch import load_file
+
+from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
+from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
+from . import key_maps
+from .sizes import PATCH_WEIGHT, TABLE, infer_config, position_tables
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ConversionReport:
+    """Where everything went.
+
+    Attributes:
+        used: reference key -> the name in our model it became, or became a part of.
+        dropped: reference key -> why nothing was made of it.
+        initialised: name in our model the file has nothing for -> what it holds instead.
+    """
+
+    used: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    initialised: dict[str, str] = field(default_factory=dict)
+
+
+def load_official(
+    state_dict_or_path, cls=BridleForPreTraining, modality="audio", source=None, return_report=False, **overrides
+):
+    """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
+
+    The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or of
+    transformers. Their decoders predict pixels and are dropped.
+
+    Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
+    `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
+    `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
+    Whether its tokenizer is still the cold start of iteration 1 is not in a file either: pass `cold_start=False` for a
+    checkpoint made during or after a tokenizer phase.
+
+    Stored position tables are carried as they are (`position_layout="table"`), so the rows of a shorter clip keep their
+    meaning, unless they are the sin-cos table of the true grid, which is computed for any size (`"grid"`). Passing
+    `position_layout="wrapped"` replaces the reference's audio tables by the same ones computed. A stored position of
+    the CLS token is added to the token. A shorter clip or a smaller image takes its part of a stored table.
+
+    A file without any tokenizer key gives a fresh tokenizer (cold start), a warning, and an entry in the report; the
+    sizes of its codebooks are then M = 4 and K from the width of the decoder's output, or `quantizer_config`.
+
+    Args:
+        state_dict_or_path: a `{name: tensor}` mapping, or the path of a `.safetensors` or a torch file (`.pth`, read
+            with `weights_only=True`). Both may be wrapped in `model` or `module`, and names may start with `module.`.
+        cls: `BridleForPreTraining`, `BridleModel`, `BridleTokenizer` or a classification class (for fine-tuned files).
+        modality (`str`): `"audio"`, `"image"` or `"video"`.
+        source (`str`, *optional*): `"bridle"`, `"audiomae"`, `"vit-mae"` or `"videomae"`; told by the names when left
+            out.
+        return_report (`bool`): also return a `ConversionReport`.
+        overrides: fields of `BridleConfig`; `quantizer_config` a dict of some fields of `BridleQuantizerConfig`.
+
+    Returns:
+        the model, or (model, report).
+
+    Raises:
+        ValueError: keys that are unknown or missing (all are listed), an override that is no field of the configuration
+            or contradicts the weights.
+    """
+    if modality not in MODALITY_DEFAULTS:
+        raise ValueError(f"`modality` is {modality!r}; it takes one of {', '.join(map(repr, MODALITY_DEFAULTS))}.")
+    report = ConversionReport()
+    state = read_checkpoint(state_dict_or_path, report)
+    found, names = our_names(state, modality, source, report)
+    if cls is BridleForPreTraining and not any(name.startswith("decoder.") for name in found):
+        raise ValueError("`cls` is BridleForPreTraining; the checkpoint holds no decoder: load a BridleModel.")
+    config = infer_config(found, names, modality, overrides)
+    bare = cls is BridleModel and _ends_without_norm(found, names)
+    model = cls(config, use_final_norm=False) if bare else cls(config)
+    model.load_state_dict(our_values(model, found, names, report))
+    model.eval()
+    return (model, report) if return_report else model
+
+
+def _ends_without_norm(found: dict, names: dict) -> bool:
+    """Whether the norm is the head's: in fine-tuned files, and in transformers' VideoMAE where it is to be pooled."""
+    if any(name.startswith("bridle.layernorm.") for name in found):
+        return False
+    if "layernorm.weight" not in found and names is not key_maps.VIDEOMAE:
+        return False  # it is missing
+    logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _listed(names) -> str:
+    return ", ".join(sorted(names))
+
+
+def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
+    """The weights of a mapping or a file, without wrappers and prefixes."""
+    if not isinstance(source, Mapping):
+        if os.fspath(source).endswith(".safetensors"):
+            source = load_file(source)
+        else:
+            # the reference saves its parsed command line beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
+    while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
+        report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
+        source = source[wrapper]
+    others = [name for name, value in source.items() if not isinstance(value, torch.Tensor)]
+    if others or not source:
+        raise ValueError(
+            "`state_dict_or_path` takes named tensors, alone or under 'model' or 'module'; "
+            + (f"these are none: {_listed(map(str, others))}." if others else "it is empty.")
+        )
+    if all(name.startswith("module.") for name in source):
+        source = {name.removeprefix("module."): value for name, value in source.items()}
+    return dict(source)
+
+
+def our_names(state: dict, modality: str, source: str | None, report) -> tuple[dict, dict]:
+    """Our name -> (tensor, the keys it came from), and the map of names that was used.
+
+    Raises:
+        ValueError: a name that nobody knows, or a third of a tensor that lacks the others.
+    """
+    names, droppable = _choose_map(state, modality, source)
+    found, thirds, unknown = {}, {}, []
+    for name, tensor in state.items():
+        if (ours := key_maps.rename(name, names)) is None:
+            reason = next((reason for start, reason in droppable.items() if name.startswith(start)), None)
+            if reason is None:
+                unknown.append(name)
+            else:
+                report.dropped[name] = reason
+        elif ours.endswith("]"):
+            thirds.setdefault(ours[:-3], {})[ours[-2]] = (tensor, name)
+        else:
+            found[ours] = (tensor, (name,))
+    if unknown:
+        raise ValueError(f"The checkpoint has unknown keys for modality {modality!r}: {_listed(unknown)}.")
+    for ours, parts in thirds.items():
+        found[ours] = _join_thirds(ours, parts, names)
+    return found, names
+
+
+def _choose_map(state: dict, modality: str, source: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """The map of names, and the beginnings of those that are dropped with the reason."""
+    if source is not None and source not in key_maps.SOURCES:
+        raise ValueError(f"`source` is {source!r}; it takes one of {', '.join(map(repr, key_maps.SOURCES))}.")
+    if source is None:
+        prefixed = any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in state)
+        others = {kind: name for name, (kind, _) in key_maps.MASKED_AUTOENCODERS.items()}
+        source = "bridle" if prefixed else others[modality]
+    if source != "bridle":
+        takes, names = key_maps.MASKED_AUTOENCODERS[source]
+        if takes != modality:
+            raise ValueError(f"`modality` is {modality!r}; a checkpoint of {source} takes {takes!r}.")
+        return names, key_maps.DROPPED_DECODER
+    return key_maps.bridle(state, modality), key_maps.DROPPED
+
+
+def _join_thirds(ours: str, parts: dict, names: dict) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Queries, keys and values as the one tensor they are with us. Keys may have no bias."""
+    missing = [key_maps.reference_name(f"{ours}[{part}]", names) for part in "qv" if part not in parts]
+    if "k" not in parts and not ours.endswith(".bias"):
+        missing.append(key_maps.reference_name(f"{ours}[k]", names))
+    if missing:
+        raise ValueError(f"The checkpoint lacks {_listed(missing)} beside {_listed(name for _, name in parts.values())}.")
+    key = parts["k"][0] if "k" in parts else torch.zeros_like(parts["q"][0])
+    return torch.cat([parts["q"][0], key, parts["v"][0]]), tuple(name for _, name in parts.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prefix_of(model) -> str:
+    """What the names of a part lack beside those of the whole model."""
+    return "bridle." if isinstance(model, BridleModel) else "tokenizer." if isinstance(model, BridleTokenizer) else ""
+
+
+def our_values(model, found: dict, names: dict, report: ConversionReport) -> dict[str, torch.Tensor]:
+    """The model's state dict from what was found; every key gets its entry in the report."""
+    prefix = prefix_of(model)
+    wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    values, faults = {}, []
+    for name, (tensor, keys) in found.items():
+        if name in wanted:
+            values[name] = _convert(name, tensor, found, model.config)
+            report.used.update(dict.fromkeys(keys, name.removeprefix(prefix)))
+            if values[name].shape != wanted[name].shape:
+                faults.append(f"{keys[0]} is {tuple(tensor.shape)} where {tuple(wanted[name].shape)} is wanted")
+        elif reason := _why_unwanted(name, type(model).__name__, wanted):
+            report.dropped.update(dict.fromkeys(keys, reason))
+        else:
+            faults += [f"{key} is unknown" for key in keys]
+    has_tokenizer = any(name.startswith("tokenizer.") for name in found)
+    for name in [name for name in wanted if name not in values]:
+        if (filled := fill(name, wanted[name], has_tokenizer, model.config)) is None:
+            faults.append(f"{key_maps.reference_name(name, names)} is missing")
+        else:
+            values[name], report.initialised[name.removeprefix(prefix)] = filled
+    if faults:
+        raise ValueError(f"The checkpoint does not fit {type(model).__name__}: {'; '.join(sorted(faults))}.")
+    if not has_tokenizer and any(name.startswith("tokenizer.") for name in wanted):
+        logger.warning("The checkpoint holds no tokenizer: that of %s is fresh.", type(model).__name__)
+    if has_tokenizer and model.config.quantizer_config.ema_mode == "counts":
+        _restart_averages(values)
+    return {name.removeprefix(prefix): value for name, value in values.items()}
+
+
+def _why_unwanted(name: str, model_name: str, wanted: dict) -> str | None:
+    if name.split(".")[0] not in {other.split(".")[0] for other in wanted}:
+        return f"no part of {model_name}"
+    if name.endswith(TABLE):
+        return "the same table is computed from the grid"
+    if name.startswith("bridle.layernorm."):
+        return f"{model_name} normalises after pooling instead"
+    return None
+
+
+def fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConfig):
+    """(value, reason) for a tensor that the file has no key for, `None` if there must be one."""
+    if name.startswith("tokenizer.") and not has_tokenizer:
+        return fresh, "fresh: the file holds no tokenizer"
+    if config.modality == "video" and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
+        return torch.zeros_like(fresh), "zero: the reference has no bias here"
+    if name.endswith(".initialized"):
+        return torch.ones_like(fresh), "one: the file holds codebooks"
+    return None
+
+
+def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig) -> torch.Tensor:
+    """The reference's tensor as ours: the same numbers in our shape."""
+    if name.endswith(PATCH_WEIGHT):
+        return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
+    if name.endswith(TABLE):
+        takes_cls = config.use_cls_token and config.decoder_type == "plain"
+        if name.startswith("decoder.") and takes_cls and tensor[0, 0].any():
+            raise ValueError("`decoder_pos_embed` has a position for the CLS token; our decoder takes zero there.")
+        return position_tables({name: (tensor, ())}, config.use_cls_token)[name]
+    if name.endswith("embeddings.cls_token"):
+        table = found.get(name.replace("cls_token", TABLE))
+        return tensor if table is None else tensor + table[0][:, :1]
+    if name.endswith(".embed") and config.quantizer_config.type == "residual":
+        return tensor[:-1]  # without the row for padding
+    if name.endswith(".initialized"):
+        return tensor.reshape(())
+    return tensor
+
+
+def _restart_averages(values: dict):
+    """Start the averages of eq. 10 and 12 at N c: the reference's obey another rule. No N may be zero."""
+    for name in [name for name in values if name.endswith(".cluster_size")]:
+        book = name.removesuffix(".cluster_size")
+        values[name] = values[name].clamp(min=1.0)
+        values[f"{book}.embed_sum"] = values[f"{book}.embed"] * values[name][:, None]
