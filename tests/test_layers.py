@@ -53,6 +53,16 @@ def test_wrapped_positions_number_a_turned_grid():
     assert not torch.equal(table, grid_positions((4, 2), 8))
 
 
+def test_wrapped_rows_wrap_where_the_model_says_whatever_the_clip():
+    # made for 4 frames x 2 bands: patch 5 has row 1, column 1 in a clip of 3 frames, and patch 9 row 2, column 1 in one of 5
+    config = BridleConfig(**SMALL, input_size=(64, 32), position_layout="wrapped")
+    positions, like = BridlePositions(config, 8), torch.zeros(1)
+    whole, short, long = (positions((frames, 2), like)[0] for frames in (4, 3, 5))
+    assert torch.equal(whole, wrapped_positions((4, 2), 8))
+    assert torch.equal(short, whole[:6]) and torch.equal(long[:8], whole)
+    torch.testing.assert_close(long[9], torch.tensor(sin_cos(1) + sin_cos(2)), atol=1e-6, rtol=0)
+
+
 def test_flat_positions_alternate_sin_and_cos_of_the_patch_number():
     table = flat_positions((2, 3), 4)
     torch.testing.assert_close(table[5], torch.tensor([SIN(5), COS(5), SIN(0.05), COS(0.05)]), atol=1e-6, rtol=0)
@@ -65,7 +75,8 @@ def test_stored_table_is_carried_and_bound_to_its_grid():
     like = torch.zeros(1, dtype=torch.float64)
     assert torch.equal(positions((4, 2), like), positions.table.double()[None])
     assert torch.equal(positions((3, 2), like), positions.table.double()[None, :6])
-    for grid in [(5, 2), (4, 1)]:
+    assert torch.equal(positions((2, 1), like), positions.table.double()[None, [0, 2]])
+    for grid in [(5, 2), (4, 3)]:
         with pytest.raises(
             ValueError, match=r"grid of \(\d, \d\) patches but the stored position table is for \(4, 2\)"
         ):

@@ -34,9 +34,15 @@ def grid_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tens
     return F.pad(table, (0, width - table.shape[1]))
 
 
-def wrapped_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
-    """The reference code's audio table: made for (mel, time) and read in (time, mel) order, so its rows wrap."""
-    return grid_positions(tuple(reversed(grid)), width, device)
+def wrapped_positions(grid: tuple[int, ...], width: int, device=None, frames: int | None = None) -> torch.Tensor:
+    """The reference code's audio table: made for (mel, time) and read in (time, mel) order, so its rows wrap.
+
+    Patch n gets row n // frames and column n % frames. `frames` are those the model was made for, `grid[0]` when left
+    out: where the rows wrap must not depend on the clip, or every patch of a shorter one would move.
+    """
+    frames = frames or grid[0]
+    rows = -(-prod(grid) // frames)
+    return grid_positions((rows, frames), width, device)[: prod(grid)]
 
 
 def flat_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
@@ -53,7 +59,8 @@ POSITION_TABLES = {"grid": grid_positions, "wrapped": wrapped_positions, "flat":
 class BridlePositions(nn.Module):
     """Position embeddings of one part of the model, computed from the grid at hand or read from a stored table.
 
-    A stored table (`position_layout="table"`) belongs to `config.grid`; a shorter input takes its first rows.
+    A patch keeps its position in inputs of every size, save for the flat layout, which numbers the patches of each. A
+    stored table (`position_layout="table"`) belongs to `config.grid`; a smaller input takes its part of it.
     """
 
     def __init__(self, config, width: int):
@@ -70,14 +77,17 @@ class BridlePositions(nn.Module):
 
     def forward(self, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """(1, N, width) in the dtype and on the device of `like`."""
-        if self.layout != "table":
+        if self.layout == "wrapped":
+            table = wrapped_positions(grid, self.width, like.device, self.table_grid[0])
+        elif self.layout != "table":
             table = POSITION_TABLES[self.layout](grid, self.width, like.device)
-        elif grid[1:] == self.table_grid[1:] and grid[0] <= self.table_grid[0]:
-            table = self.table[: prod(grid)]
+        elif all(n <= most for n, most in zip(grid, self.table_grid, strict=True)):
+            field = self.table.view(*self.table_grid, self.width)
+            table = field[tuple(slice(n) for n in grid)].flatten(0, -2)
         else:
             raise ValueError(
                 f"The input has a grid of {grid} patches but the stored position table is for {self.table_grid}; "
-                "it takes inputs of that size or shorter along the first axis."
+                "it takes inputs that are no larger along any axis."
             )
         return table.to(device=like.device, dtype=like.dtype)[None]
 

@@ -1,7 +1,7 @@
 """Reference checkpoints into `from_pretrained` folders and back.
 
-    python -m bridle_hf.hub.convert CHECKPOINT FOLDER --source bridle --modality audio
-    python -m bridle_hf.hub.convert FOLDER CHECKPOINT --source bridle --reverse
+python -m bridle_hf.hub.convert CHECKPOINT FOLDER --source bridle --modality audio
+python -m bridle_hf.hub.convert FOLDER CHECKPOINT --source bridle --reverse
 """
 
 import argparse
@@ -76,7 +76,9 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     model, report = load_official(state, cls, modality, source, return_report=True, **overrides)
     report.dropped |= beside.dropped
     if cls is BridleModel and isinstance(model.layernorm, torch.nn.Identity):
-        raise ValueError("`checkpoint` is an encoder without its final norm; convert one with the norm or with its head.")
+        raise ValueError(
+            "`checkpoint` is an encoder without its final norm; convert one with the norm or with its head."
+        )
     model.save_pretrained(folder)
     if modality in PROCESSORS:
         build = PROCESSORS[modality]

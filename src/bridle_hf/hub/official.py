@@ -176,7 +176,9 @@ def _join_thirds(ours: str, parts: dict, names: dict) -> tuple[torch.Tensor, tup
     if "k" not in parts and not ours.endswith(".bias"):
         missing.append(key_maps.reference_name(f"{ours}[k]", names))
     if missing:
-        raise ValueError(f"The checkpoint lacks {_listed(missing)} beside {_listed(name for _, name in parts.values())}.")
+        raise ValueError(
+            f"The checkpoint lacks {_listed(missing)} beside {_listed(name for _, name in parts.values())}."
+        )
     key = parts["k"][0] if "k" in parts else torch.zeros_like(parts["q"][0])
     return torch.cat([parts["q"][0], key, parts["v"][0]]), tuple(name for _, name in parts.values())
 
