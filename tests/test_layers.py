@@ -54,7 +54,7 @@ def test_wrapped_positions_number_a_turned_grid():
 
 
 def test_wrapped_rows_wrap_where_the_model_says_whatever_the_clip():
-    # made for 4 frames x 2 bands: patch 5 has row 1, column 1 in a clip of 3 frames, and patch 9 row 2, column 1 in one of 5
+    # made for 4 frames x 2 bands: patch 9, in a clip of 5 frames, has row 2, column 1
     config = BridleConfig(**SMALL, input_size=(64, 32), position_layout="wrapped")
     positions, like = BridlePositions(config, 8), torch.zeros(1)
     whole, short, long = (positions((frames, 2), like)[0] for frames in (4, 3, 5))

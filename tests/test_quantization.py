@@ -4,6 +4,7 @@ import os
 import tempfile
 from types import SimpleNamespace
 
+import float64
 import numpy as np
 import pytest
 import torch
@@ -40,28 +41,13 @@ def copy_of_state(quantizer):
 
 
 # --- values ---------------------------------------------------------------------------------------
-def rq_in_float64(z, books, normalize, beta=0.25):
-    """Codes, q, stage losses and residuals by eq. 1-3, row by row."""
-    z = np.asarray(z, np.float64)
-    if normalize == "once":
-        z = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    residual, total, codes, losses, residuals = z, np.zeros_like(z), [], [], []
-    for book in books:
-        key = residual / np.linalg.norm(residual, axis=-1, keepdims=True) if normalize == "per_stage" else residual
-        index = np.array([np.argmin([((row - code) ** 2).sum() for code in book]) for row in key])
-        codes.append(index)
-        losses.append((1 + beta) * ((residual - book[index]) ** 2).mean())
-        residual, total = residual - book[index], total + book[index]
-        residuals.append(residual)
-    return np.stack(codes, -1), total, losses, residuals
-
-
 @pytest.mark.parametrize("normalize", ["once", "per_stage", "none"])
 def test_residual_quantizer_equals_float64(normalize):
     quantizer = ready(normalize=normalize)
     z = vectors(5, 7, seed=9) * 2
     books = [book.embed.double().numpy() for book in quantizer.codebooks]
-    codes, quantized, losses, _ = rq_in_float64(z.reshape(-1, DIM), books, normalize)
+    codes, quantized, residuals = float64.residual_quantization(z.reshape(-1, DIM), books, normalize)
+    losses = float64.codebook_losses(residuals)
     out = quantizer(z)
     assert out.codes.shape == (5, 7, BOOKS) and out.codes.dtype == torch.int64
     np.testing.assert_array_equal(out.codes.reshape(-1, BOOKS).numpy(), codes)
@@ -82,7 +68,7 @@ def test_gradient_is_straight_through_and_commitment_of_every_stage():
     assert torch.equal(gradient, weight)
     (gradient,) = torch.autograd.grad(out.loss, z)
     books = [book.embed.double().numpy() for book in quantizer.codebooks]
-    _, _, _, residuals = rq_in_float64(z.detach(), books, "none")
+    _, _, residuals = float64.residual_quantization(z.detach(), books)
     np.testing.assert_allclose(gradient.numpy(), 0.25 * 2 * np.sum(residuals, 0) / (10 * DIM * BOOKS), atol=1e-7)
     for stage in (1, 2, 3):
         (gradient,) = torch.autograd.grad(quantizer(z).losses[f"codebook_{stage}"], z)
@@ -128,7 +114,7 @@ def test_forward_is_pure_and_update_follows_the_statistics():
     out = quantizer(z)
     assert same_state(quantizer, state)
     books = [book.embed.double().numpy() for book in quantizer.codebooks]
-    codes, _, _, residuals = rq_in_float64(z, books, "none")
+    codes, _, residuals = float64.residual_quantization(z, books)
     keys = [z.double().numpy(), *residuals]
     for stage in range(BOOKS):
         for code in range(CODES):

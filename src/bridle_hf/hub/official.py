@@ -37,8 +37,8 @@ def load_official(
 ):
     """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
 
-    The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or of
-    transformers. Their decoders predict pixels and are dropped.
+    The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or
+    of transformers. Their decoders predict pixels and are dropped.
 
     Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
     `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
