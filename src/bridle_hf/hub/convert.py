@@ -69,7 +69,7 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     Raises:
         ValueError: as `load_official`; or an encoder without its final norm, which no folder can say.
     """
-    modality = modality or MASKED_AUTOENCODERS.get(source, ("audio",))[0]
+    modality = modality or ("audio" if source == "bridle" else MASKED_AUTOENCODERS[source].modality)
     beside = ConversionReport()
     state = read_checkpoint(checkpoint, beside)
     cls = _model_class(state, modality)
@@ -147,7 +147,7 @@ def main(arguments=None) -> None:
         metavar="key=value",
         help="fields of BridleConfig that no shape tells; processor={mean: -6.6, std: 5.4} for the processor",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         if given.reverse:
             reverse(given.input, given.output, given.source)

@@ -7,6 +7,7 @@ tensor. Where two of their names become one of ours, the first is the one that i
 """
 
 import re
+from typing import NamedTuple
 
 VIT_BLOCK = {
     "norm1.*": "norm1.*",
@@ -149,24 +150,32 @@ TRANSFORMERS_ENCODER = {
     "layernorm.*": "layernorm.*",
 }
 
-AUDIOMAE = CLASSIFICATION
-VIT_MAE = {
-    **CLASSIFICATION,
-    **_under("", "bridle.", TRANSFORMERS_ENCODER),
-    **_under("vit.", "bridle.", TRANSFORMERS_ENCODER),
-}
-VIDEOMAE = {
-    **_under("encoder.", "bridle.", VIDEO_ENCODER),
-    **VIDEO_CLASSIFICATION,
-    **_under("", "bridle.", TRANSFORMERS_ENCODER),
-    **_under("videomae.", "bridle.", TRANSFORMERS_ENCODER),
-    "classifier.*": "classifier.*",
-}
-# source -> (modality, its map); BRIDLE's own maps depend on the parts of the model.
+
+class EncoderSource(NamedTuple):
+    """Where encoders come from: their modality, the names of the original code, and others that are read too."""
+
+    modality: str
+    names: dict[str, str]
+    aliases: dict[str, str]
+
+
 MASKED_AUTOENCODERS = {
-    "audiomae": ("audio", AUDIOMAE),
-    "vit-mae": ("image", VIT_MAE),
-    "videomae": ("video", VIDEOMAE),
+    "audiomae": EncoderSource("audio", CLASSIFICATION, {}),
+    "vit-mae": EncoderSource(
+        "image",
+        CLASSIFICATION,
+        {**_under("", "bridle.", TRANSFORMERS_ENCODER), **_under("vit.", "bridle.", TRANSFORMERS_ENCODER)},
+    ),
+    "videomae": EncoderSource(
+        "video",
+        _under("encoder.", "bridle.", VIDEO_ENCODER),
+        {
+            **VIDEO_CLASSIFICATION,
+            **_under("", "bridle.", TRANSFORMERS_ENCODER),
+            **_under("videomae.", "bridle.", TRANSFORMERS_ENCODER),
+            "classifier.*": "classifier.*",
+        },
+    ),
 }
 SOURCES = ("bridle", *MASKED_AUTOENCODERS)
 

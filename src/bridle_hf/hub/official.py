@@ -79,19 +79,19 @@ def load_official(
     if cls is BridleForPreTraining and not any(name.startswith("decoder.") for name in found):
         raise ValueError("`cls` is BridleForPreTraining; the checkpoint holds no decoder: load a BridleModel.")
     config = infer_config(found, names, modality, overrides)
-    bare = cls is BridleModel and _ends_without_norm(found, names)
+    bare = cls is BridleModel and _ends_without_norm(found, modality)
     model = cls(config, use_final_norm=False) if bare else cls(config)
     model.load_state_dict(our_values(model, found, names, report))
     model.eval()
     return (model, report) if return_report else model
 
 
-def _ends_without_norm(found: dict, names: dict) -> bool:
+def _ends_without_norm(found: dict, modality: str) -> bool:
     """Whether the norm is the head's: in fine-tuned files, and in transformers' VideoMAE where it is to be pooled."""
-    if any(name.startswith("bridle.layernorm.") for name in found):
+    is_trained_alone = not any(name.startswith("decoder.") for name in found)
+    left_out = "layernorm.weight" in found or (is_trained_alone and modality == "video")
+    if not left_out or any(name.startswith("bridle.layernorm.") for name in found):
         return False
-    if "layernorm.weight" not in found and names is not key_maps.VIDEOMAE:
-        return False  # it is missing
     logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
     return True
 
@@ -160,14 +160,14 @@ def _choose_map(state: dict, modality: str, source: str | None) -> tuple[dict[st
         raise ValueError(f"`source` is {source!r}; it takes one of {', '.join(map(repr, key_maps.SOURCES))}.")
     if source is None:
         prefixed = any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in state)
-        others = {kind: name for name, (kind, _) in key_maps.MASKED_AUTOENCODERS.items()}
+        others = {encoder.modality: name for name, encoder in key_maps.MASKED_AUTOENCODERS.items()}
         source = "bridle" if prefixed else others[modality]
-    if source != "bridle":
-        takes, names = key_maps.MASKED_AUTOENCODERS[source]
-        if takes != modality:
-            raise ValueError(f"`modality` is {modality!r}; a checkpoint of {source} takes {takes!r}.")
-        return names, key_maps.DROPPED_DECODER
-    return key_maps.bridle(state, modality), key_maps.DROPPED
+    if source == "bridle":
+        return key_maps.bridle(state, modality), key_maps.DROPPED
+    encoder = key_maps.MASKED_AUTOENCODERS[source]
+    if encoder.modality != modality:
+        raise ValueError(f"`modality` is {modality!r}; a checkpoint of {source} takes {encoder.modality!r}.")
+    return encoder.names | encoder.aliases, key_maps.DROPPED_DECODER
 
 
 def _join_thirds(ours: str, parts: dict, names: dict) -> tuple[torch.Tensor, tuple[str, ...]]:
