@@ -15,7 +15,9 @@ TRAVELLING = [path for path in SOURCES if path.parent == PACKAGE and path.stem.e
 PYTHON = sorted(p for folder in ("src", "examples", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
 FRONT = [ROOT / name for name in ("README.md", "Makefile", "setup.cfg", "pyproject.toml", "CITATION.cff", ".ci/run")]
 TEXTS = (
-    PYTHON + sorted(p for f in ("examples", "model_cards", "benchmarks") for p in (ROOT / f).rglob("*.[ymj]*")) + FRONT
+    PYTHON
+    + sorted(p for f in ("docs", "examples", "model_cards", "benchmarks") for p in (ROOT / f).rglob("*.[ymj]*"))
+    + FRONT
 )
 
 # Imports point from a higher floor to the same or a lower one.

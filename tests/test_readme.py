@@ -1,4 +1,4 @@
-"""The front page and the model cards say what is so: Python blocks run, commands exist with their options."""
+"""The front page, docs and model cards say what is so: Python blocks run, commands exist with their options."""
 
 import configparser
 import re
@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.evaluation.finetuning import FinetuneRecipe
+from bridle_hf.hub import convert, key_maps, to_official
 from bridle_hf.training import load_recipe
 from bridle_hf.training.arguments import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ["README.md", *sorted(f"model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.md"))]
+FOLDERS = ("docs", "model_cards")
+PAGES = ["README.md", *sorted(f"{name}/{path.name}" for name in FOLDERS for path in (ROOT / name).glob("*.md"))]
 BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall((ROOT / page).read_text())]
 
 
@@ -36,6 +39,14 @@ def test_every_block_is_of_a_kind_that_is_checked_here():
     assert len(commands()) >= 5 and len(blocks("python")) >= 2
 
 
+def reference_checkpoint(sizes: dict) -> dict:
+    """Weights of a tiny model, but for its 12 heads, which no shape would tell, under the reference's names."""
+    model = BridleForPreTraining(BridleConfig(**sizes | {"hidden_size": 48, "num_attention_heads": 12}))
+    for book in model.tokenizer.quantizer.codebooks:
+        book.set_(book.embed.clone(), torch.ones(book.num_codes))
+    return to_official(model)
+
+
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_runs_as_written(text, tmp_path, monkeypatch):
     """In a folder that holds, tiny and untrained, the checkpoints which the block loads."""
@@ -49,6 +60,8 @@ def test_python_runs_as_written(text, tmp_path, monkeypatch):
     for folder in set(re.findall(r'"(runs/[^"]+)"', text)):
         model_class(BridleConfig(modality="audio", **small)).save_pretrained(tmp_path / folder)
         BridleFeatureExtractor().save_pretrained(tmp_path / folder)
+    if "checkpoint.pth" in text:
+        torch.save({"model": reference_checkpoint(small)}, tmp_path / "checkpoint.pth")
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "README.md", "exec"), {})
 
@@ -73,6 +86,16 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
         load_recipe(path, overrides, FinetuneRecipe if script == "examples/finetune.py" else PretrainRecipe)
 
 
+def check_convert(words: list[str], _, capsys) -> None:
+    with pytest.raises(SystemExit):
+        convert.main(["--help"])
+    usage = capsys.readouterr().out
+    assert all(re.search(rf"{flag}\b", usage) for flag in words if flag.startswith("--"))
+    assert words[words.index("--source") + 1] in key_maps.SOURCES
+    fields = set(BridleConfig().to_dict()) | {"processor"}
+    assert {word.partition("=")[0] for word in words if "=" in word} <= fields
+
+
 def check_make(words: list[str], *_) -> None:
     assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -93,6 +116,7 @@ def check_pytest(words: list[str], *_) -> None:
 # the longest prefix first: what is left of a command goes to its check
 CHECKS = {
     "python -m pytest": check_pytest,
+    "python -m bridle_hf.hub.convert": check_convert,
     "python": check_script,
     "accelerate launch": check_script,
     "make": check_make,

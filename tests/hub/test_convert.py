@@ -165,6 +165,7 @@ def test_an_encoder_without_its_norm_makes_no_folder(golden, tmp_path):
         (["none.pth", "folder", "--source", "bridle"], "none.pth"),
         (["none.pth", "folder", "--source", "mae"], "argument --source: invalid choice: 'mae'"),
         (["none.pth", "folder", "--source", "bridle", "heads"], "'heads' is not of the form key=value"),
+        (["folder", "none.pth", "--source", "bridle", "--reverse", "a=1"], "--reverse takes neither --modality nor"),
     ],
 )
 def test_errors_are_one_line(words, message, capsys):

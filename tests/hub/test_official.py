@@ -254,10 +254,54 @@ def test_wrapped_tables_are_carried_and_can_be_computed(weights):
         torch.testing.assert_close(computed(clip)[0], stored(clip)[0], rtol=0, atol=1e-4)
 
 
-def test_a_shorter_clip_reads_the_first_rows_of_the_table(weights):
-    model = load_official(weights("audio_rq"), BridleModel, **HEADS)
-    short = model.embeddings.positions((20, 8), model.embeddings.positions.table)
-    assert torch.equal(short[0], weights("audio_rq")["encoder_decoder.pos_embed"][0, 1:161])
+def hidden(model, values, seen):
+    """Features of an encoder that sees only the patches `seen`, ascending: (1 + n, D)."""
+    masked = torch.ones(1, model.config.num_patches, dtype=torch.bool)
+    masked[0, seen] = False
+    with torch.no_grad():
+        return model(**{model.main_input_name: values}, bool_masked_pos=masked).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("layout", [None, "wrapped"])
+def test_a_patch_of_a_shorter_clip_is_the_same_patch(weights, layout):
+    model = load_official(weights("audio_rq"), BridleModel, **HEADS, **({"position_layout": layout} if layout else {}))
+    clip = torch.randn(1, 1024, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        short = model(clip[:, :512]).last_hidden_state[0]
+    torch.testing.assert_close(short, hidden(model, clip, range(256)), rtol=0, atol=1e-5)
+    if layout is None:
+        with pytest.raises(ValueError, match=r"grid of \(65, 8\).*table is for \(64, 8\)"):
+            model(torch.randn(1, 1040, 128))
+    else:
+        assert model(torch.randn(1, 1040, 128)).last_hidden_state.shape == (1, 1 + 520, 48)
+
+
+def test_a_patch_of_a_smaller_image_is_the_same_patch(image):
+    trained = 0.1 * torch.randn(37, 48, generator=torch.Generator().manual_seed(0))
+    image["encoder_decoder.pos_embed"] = image["encoder_decoder.pos_embed"] + trained
+    model = load_image(image)
+    values = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        small = model(pixel_values=values[..., :64, :48]).last_hidden_state[0]
+    seen = [6 * row + column for row in range(4) for column in range(3)]
+    torch.testing.assert_close(small, hidden(model, values, seen), rtol=0, atol=1e-5)
+
+
+def test_the_slice_the_reference_fine_tunes_on_esc50(weights):
+    """It cuts rows 128 to 383 out of a table that begins with CLS: its patch 0 stands where patch 127 stood."""
+    audio, prefix = weights("audio_rq"), "encoder_decoder."
+    model = load_official(audio, BridleModel, **HEADS)
+    names = [name for name in audio if name.startswith(prefix) and "decoder_" not in name.removeprefix(prefix)]
+    state = {name.removeprefix(prefix): audio[name] for name in names if "mask_token" not in name}
+    state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"][:, 128:384]], dim=1)
+    esc50 = load_official(state, BridleModel, **HEADS)
+    assert tuple(esc50.config.input_size) == (512, 128) and esc50.config.position_layout == "table"
+    clip = torch.randn(1, 512, 128, generator=torch.Generator().manual_seed(0))
+    patches = torch.zeros(512, 16, 16)
+    patches[127:383] = clip.view(32, 16, 8, 16).transpose(1, 2).reshape(256, 16, 16)
+    placed = patches.view(64, 8, 16, 16).transpose(1, 2).reshape(1, 1024, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(esc50(clip)[0][0], hidden(model, placed, range(127, 383)), rtol=0, atol=1e-5)
 
 
 def test_the_sincos_table_of_the_grid_is_computed_for_any_size(image):

@@ -83,6 +83,8 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     if modality in PROCESSORS:
         build = PROCESSORS[modality]
         build(model.config, **{**NORMALIZATION.get(source, {}), **(processor or {})}).save_pretrained(folder)
+    else:
+        logger.warning("No processor is saved: there is none for modality %s.", modality)
     back = to_official(model, source)
     residue = {name: state[name] for name in back if name in state and not torch.equal(state[name], back[name])}
     if residue:
@@ -148,6 +150,8 @@ def main(arguments=None) -> None:
         help="fields of BridleConfig that no shape tells; processor={mean: -6.6, std: 5.4} for the processor",
     )
     given = parser.parse_intermixed_args(arguments)
+    if given.reverse and (given.modality or given.overrides):
+        parser.error("--reverse takes neither --modality nor key=value: the folder says both")
     try:
         if given.reverse:
             reverse(given.input, given.output, given.source)
