@@ -150,6 +150,11 @@ def test_the_processor_is_saved_with_the_model(golden, tmp_path):
     assert (extractor.mean, extractor.std) == (-4.2677393, 4.5689974)
 
 
+def test_unknown_arguments_of_the_processor(golden, tmp_path):
+    with pytest.raises(ValueError, match="`processor.men` is no argument of BridleFeatureExtractor"):
+        convert(golden("finetune_audio")[0], tmp_path, num_attention_heads=4, processor={"men": -6.6})
+
+
 def test_an_encoder_without_its_norm_makes_no_folder(golden, tmp_path):
     weights, *_ = golden("finetune_audio")
     for name in ("head.weight", "head.bias"):

@@ -218,6 +218,7 @@ def test_labels_are_inferred(weights):
         ({"hidden_size": 96}, "`hidden_size` is 96; the checkpoint's weights say 48"),
         ({"patch_size": (8, 8)}, "`patch_size` is.*say"),
         ({"heads": 4}, "`heads` is no field"),
+        ({"estimator_num_attention_heads": 5}, "^`estimator_hidden_size` 48 is not a multiple of"),
         ({"quantizer_config": {"codes": 4}}, "`quantizer_config.codes` is no field"),
         ({"quantizer_config": {"codebook_size": 8}}, "`quantizer_config.codebook_size` is 8.*say 16"),
         ({"input_size": (96, 80)}, "`input_size` is.*36 patches"),

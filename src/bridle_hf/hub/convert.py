@@ -23,6 +23,7 @@ from ..modeling_bridle import (
     BridleForVideoClassification,
     BridleModel,
 )
+from ..training.arguments import signature_keys
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
 from .official import ConversionReport, load_official, our_names, our_values, read_checkpoint
@@ -42,6 +43,8 @@ NORMALIZATION = {"audiomae": {"mean": -4.2677393, "std": 4.5689974}}
 
 
 def _feature_extractor(config: BridleConfig, **options) -> BridleFeatureExtractor:
+    if unknown := set(options) - set(signature_keys(BridleFeatureExtractor)):
+        raise ValueError(f"`processor.{min(unknown)}` is no argument of BridleFeatureExtractor.")
     frames, bins = config.input_size
     return BridleFeatureExtractor(
         **{"num_mel_bins": bins, "max_length": frames, "pad_to_multiple_of": config.patch_size[0], **options}
@@ -86,9 +89,10 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     else:
         logger.warning("No processor is saved: there is none for modality %s.", modality)
     back = to_official(model, source)
-    residue = {name: state[name] for name in back if name in state and not torch.equal(state[name], back[name])}
-    if residue:
-        save_file(residue, Path(folder, RESIDUE))
+    changed = [name for name in back if name in state and not torch.equal(state[name], back[name])]
+    Path(folder, RESIDUE).unlink(missing_ok=True)
+    if changed:
+        save_file({name: state[name].contiguous() for name in changed}, Path(folder, RESIDUE))
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from math import isqrt, prod
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
 from ..layers_bridle import POSITION_TABLES
@@ -35,7 +36,8 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
     """The configuration that fits all of `found`; what no shape tells is the paper's, or the override's.
 
     Raises:
-        ValueError: a weight the sizes are read from is missing, or an override is unknown or contradicts the weights.
+        ValueError: a weight the sizes are read from is missing, or an override is unknown, contradicts the weights or
+            makes no configuration.
     """
     shapes = _Shapes(found, names)
     root = "bridle." if shapes.count("bridle.") or not shapes.count("tokenizer.") else "tokenizer.encoder."
@@ -72,7 +74,10 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
     quantizer_sizes = _infer_quantizer(found, shapes, quantizer)
     _check_overrides("quantizer_config.", quantizer, BridleQuantizerConfig, quantizer_sizes)
     overrides = {**overrides, "quantizer_config": {**quantizer_sizes, **quantizer}}
-    return BridleConfig(**{"modality": modality, **defaults, **sizes, **overrides})
+    try:
+        return BridleConfig(**{"modality": modality, **defaults, **sizes, **overrides})
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _check_overrides(where: str, overrides: dict, config_class, sizes: dict):
