@@ -121,8 +121,10 @@ def test_a_model_of_ours_there_and_back(options, names):
     assert again.config.position_layout == model.config.position_layout
 
 
-def test_the_encoder_alone_goes_to_audiomae():
+def test_the_encoder_alone(tmp_path):
     model = trained(input_size=(64, 128))
+    convert(to_official(model.bridle), tmp_path, num_attention_heads=2)
+    assert same(AutoModel.from_pretrained(tmp_path).state_dict(), model.bridle.state_dict())
     again = load_official(to_official(model, "audiomae"), BridleModel, num_attention_heads=2)
     assert same(again.state_dict(), model.bridle.state_dict())
 

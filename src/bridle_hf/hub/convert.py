@@ -119,7 +119,7 @@ def reverse(folder, checkpoint, source="bridle") -> None:
 
 
 def _model_class(state, modality: str):
-    if any(name.startswith("encoder_decoder.") for name in state):
+    if "encoder_decoder.mask_token" in state:
         return BridleForPreTraining
     return CLASSIFIERS[modality] if any(name in state for name in ("head.weight", "classifier.weight")) else BridleModel
 

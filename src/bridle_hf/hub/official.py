@@ -46,10 +46,10 @@ def load_official(
     Whether its tokenizer is still the cold start of iteration 1 is not in a file either: pass `cold_start=False` for a
     checkpoint made during or after a tokenizer phase.
 
-    Stored position tables are carried as they are (`position_layout="table"`), so the rows of a shorter clip keep their
-    meaning, unless they are the sin-cos table of the true grid, which is computed for any size (`"grid"`). Passing
-    `position_layout="wrapped"` replaces the reference's audio tables by the same ones computed. A stored position of
-    the CLS token is added to the token. A shorter clip or a smaller image takes its part of a stored table.
+    Stored position tables are carried as they are (`position_layout="table"`), and a shorter clip or a smaller image
+    takes its part of them, unless they are the sin-cos table of the true grid, which is computed for any size
+    (`"grid"`). Passing `position_layout="wrapped"` replaces the reference's audio tables by the same ones computed, for
+    any length. A stored position of the CLS token is added to the token.
 
     A file without any tokenizer key gives a fresh tokenizer (cold start), a warning, and an entry in the report; the
     sizes of its codebooks are then M = 4 and K from the width of the decoder's output, or `quantizer_config`.
@@ -79,8 +79,11 @@ def load_official(
     if cls is BridleForPreTraining and not any(name.startswith("decoder.") for name in found):
         raise ValueError("`cls` is BridleForPreTraining; the checkpoint holds no decoder: load a BridleModel.")
     config = infer_config(found, names, modality, overrides)
-    bare = cls is BridleModel and _ends_without_norm(found, modality)
-    model = cls(config, use_final_norm=False) if bare else cls(config)
+    if cls is BridleModel and _ends_without_norm(found, modality):
+        logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
+        model = cls(config, use_final_norm=False)
+    else:
+        model = cls(config)
     model.load_state_dict(our_values(model, found, names, report))
     model.eval()
     return (model, report) if return_report else model
@@ -88,12 +91,9 @@ def load_official(
 
 def _ends_without_norm(found: dict, modality: str) -> bool:
     """Whether the norm is the head's: in fine-tuned files, and in transformers' VideoMAE where it is to be pooled."""
-    is_trained_alone = not any(name.startswith("decoder.") for name in found)
-    left_out = "layernorm.weight" in found or (is_trained_alone and modality == "video")
-    if not left_out or any(name.startswith("bridle.layernorm.") for name in found):
-        return False
-    logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
-    return True
+    parts = {".".join(name.split(".")[:2]) for name in found}
+    is_alone = not any(part.startswith("decoder.") for part in parts)
+    return "bridle.layernorm" not in parts and ("layernorm.weight" in parts or (is_alone and modality == "video"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
