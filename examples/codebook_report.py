@@ -1,4 +1,4 @@
-"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes over spectrograms.
+"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes over clips.
 
     python examples/codebook_report.py --model runs/demo --dataset DIR --output report.html
     python examples/codebook_report.py --model runs/demo/final --dataset DIR --label-column label --fold-column fold
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
-from bridle_hf.data import DataArguments, load_examples
+from bridle_hf import BridleForPreTraining
+from bridle_hf.data import DataArguments, load_examples, load_processor
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
 
@@ -24,11 +24,11 @@ def main():
     parser.add_argument("--dataset", required=True, help="folder or Hub id of clips, best unseen in pretraining")
     parser.add_argument("--output", default="report.html")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--label-column")
     parser.add_argument("--fold-column")
     parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
-    parser.add_argument("--clips", type=int, default=2, help="spectrograms to draw")
+    parser.add_argument("--clips", type=int, default=2, help="clips to draw")
     arguments = parser.parse_args()
 
     run, source = Path(arguments.model), arguments.model
@@ -41,14 +41,14 @@ def main():
     data = DataArguments(
         dataset=arguments.dataset,
         split=arguments.split,
-        audio_column=arguments.audio_column,
+        input_column=arguments.input_column,
         label_column=arguments.label_column,
         fold_column=arguments.fold_column,
     )
     codebook_report(
         arguments.output,
         model,
-        load_examples(data, BridleFeatureExtractor.from_pretrained(source)),
+        load_examples(data, load_processor(source)),
         name=run.name,
         records=list(read_metrics(run / "metrics.jsonl")),
         results=json.loads(Path(arguments.results).read_text()) if arguments.results else (),

@@ -3,8 +3,8 @@
     python examples/finetune.py --recipe examples/recipes/audio/esc50_finetune.yaml model=runs/esc50/final
     python examples/finetune.py --recipe ... model=runs/esc50/final from_scratch=true output_dir=runs/scratch
 
-The last line of standard output is one JSON object with the accuracy and the mean average precision over the folds;
-`output_dir`/fold-K holds the models, as `pipeline("audio-classification")` loads them.
+The last line of standard output is one JSON object with the top-1 and top-5 accuracy and the mean average precision
+over the folds; `output_dir`/fold-K holds the models, as transformers' pipelines load them.
 """
 
 import argparse

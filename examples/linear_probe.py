@@ -2,11 +2,12 @@
 
     python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR --label-column target --fold-column fold
     python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR ... --baseline random --pooling mean_std
-    python examples/linear_probe.py --dataset DIR ... --baseline logmel
+    python examples/linear_probe.py --model runs/cifar10_tiny/final --dataset DIR --label-column label --test-split test
 
-Baselines under the same protocol: `random`, the model's architecture with random weights; `logmel`, mean and standard
-deviation of the log-mel bins; `logmel-delta`, with mean absolute differences of neighbouring frames as well. The last
-line of standard output is one JSON object.
+Baselines under the same protocol: `random`, the model's architecture with random weights; and features without any
+encoder. For audio `logmel`, mean and standard deviation of the log-mel bins, and `logmel-delta`, with mean absolute
+differences of neighbouring frames as well; for images `colours` and `pixels`; for videos `one-frame` and
+`frame-differences`. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -16,10 +17,14 @@ import sys
 import numpy as np
 import torch
 
-from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleModel
-from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.evaluation.features import POOLINGS, encoder_features, logmel_features
+from bridle_hf import BridleConfig, BridleModel
+from bridle_hf.data import DataArguments, build_processor, load_examples, load_processor
+from bridle_hf.evaluation.features import POOLINGS, encoder_features
+from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
+
+
+MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 
 
 def parse_arguments():
@@ -27,18 +32,19 @@ def parse_arguments():
     parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
     parser.add_argument("--dataset", required=True, help="folder or Hub id of a labelled dataset")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
+    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--label-column", required=True)
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
     parser.add_argument("--folds", nargs="+", type=int, help="test folds, all by default; needed with {fold}")
-    parser.add_argument("--baseline", choices=("logmel", "logmel-delta", "random"))
+    parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
     parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of random weights and drawn folds")
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
     if not arguments.model and arguments.baseline in (None, "random"):
-        parser.error("--model is missing; it is needed for everything but --baseline logmel or logmel-delta")
+        parser.error(f"--model is missing; it is needed for everything but --baseline {', '.join(MODALITY_OF)}")
     if arguments.model and "{fold}" in arguments.model and not (arguments.folds and arguments.fold_column):
         parser.error("--model has {fold} in it, one model a test fold; give --fold-column and --folds, too")
     return arguments
@@ -46,8 +52,8 @@ def parse_arguments():
 
 def features_of(arguments, source, examples, seed):
     """(n, features) of the frozen model at `source`, or of the baseline."""
-    if arguments.baseline in ("logmel", "logmel-delta"):
-        return logmel_features(examples, deltas=arguments.baseline == "logmel-delta")
+    if arguments.baseline in MODALITY_OF:
+        return handmade_features(examples, HANDMADE[examples.modality.name][arguments.baseline])
     if arguments.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))
@@ -63,7 +69,8 @@ def main():
     data = DataArguments(
         dataset=arguments.dataset,
         split=arguments.split,
-        audio_column=arguments.audio_column,
+        test_split=arguments.test_split,
+        input_column=arguments.input_column,
         label_column=arguments.label_column,
         fold_column=arguments.fold_column,
     )
@@ -72,16 +79,17 @@ def main():
     if arguments.model and "{fold}" in arguments.model:
         sources = {arguments.model.replace("{fold}", str(fold)): [fold] for fold in arguments.folds}
     # Features of a trained model under given folds hold nothing random.
-    drawn = arguments.baseline == "random" or not arguments.fold_column
+    drawn = arguments.baseline == "random" or not (arguments.fold_column or arguments.test_split)
     seeds = arguments.seeds if drawn else arguments.seeds[:1]
     per_fold = {seed: {} for seed in seeds}
     chosen = {seed: {} for seed in seeds}
     for source, test_folds in sources.items():
-        extractor = BridleFeatureExtractor.from_pretrained(source) if source else BridleFeatureExtractor()
-        examples = load_examples(data, extractor)
+        bare = BridleConfig(modality=MODALITY_OF.get(arguments.baseline, "audio"))
+        examples = load_examples(data, load_processor(source) if source else build_processor(bare))
         for seed in seeds:
             features = features_of(arguments, source, examples, seed)
-            result = linear_probe(features, examples.labels, examples.folds, seed=seed, test_folds=test_folds)
+            tested = test_folds or examples.test_folds
+            result = linear_probe(features, examples.labels, examples.folds, seed=seed, test_folds=tested)
             per_fold[seed] |= result.per_fold
             chosen[seed] |= result.chosen_c
     accuracy = np.array([list(folds.values()) for folds in per_fold.values()])  # (seeds, folds)
@@ -94,7 +102,7 @@ def main():
         "C": [list(folds.values()) for folds in chosen.values()],
         "features": arguments.baseline or arguments.model,
         "layer": arguments.layer,
-        "pooling": None if (arguments.baseline or "").startswith("logmel") else arguments.pooling,
+        "pooling": None if arguments.baseline in MODALITY_OF else arguments.pooling,
         "dimensions": features.shape[1],
         "clips": len(features),
     }

@@ -1,4 +1,4 @@
-"""Measure the mean and standard deviation of a dataset's log-mel features, for `feature_extractor` in a recipe.
+"""Measure the mean and standard deviation of a dataset's log-mel features, for `processor` in a recipe.
 
     python examples/measure_mean_std.py --dataset ../shared/data/esc10 --max-length 512
 
@@ -19,7 +19,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="folder or Hub id of a dataset with audio")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--audio-column", default="audio")
+    parser.add_argument("--input-column", help="by default the first audio column")
     parser.add_argument("--num-mel-bins", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, from its start")
     parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
@@ -27,7 +27,7 @@ def main():
     extractor = BridleFeatureExtractor(
         num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
     )
-    data = DataArguments(dataset=arguments.dataset, split=arguments.split, audio_column=arguments.audio_column)
+    data = DataArguments(dataset=arguments.dataset, split=arguments.split, input_column=arguments.input_column)
     clips = open_source(data, extractor).decode_all(arguments.num_workers, data.max_bad_share)
     mean, std = measure_mean_std((features for _, features in clips), extractor)
     sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")

@@ -3,13 +3,13 @@
     python examples/study.py --recipe examples/recipes/audio/demo.yaml
     python examples/study.py --recipe examples/recipes/audio/esc10_tiny.yaml --label-column target --seeds 0 1 2 \
         --finetune examples/recipes/audio/esc10_finetune.yaml
+    python examples/study.py --recipe examples/recipes/image/cifar10_tiny.yaml --test-split test
     python examples/study.py --recipe ... --inductive      # one pretraining a fold, without the clips of that fold
 
-Beside each pretrained encoder stand the same architecture with random weights and hand-made features of the log-mel
-spectrogram, all under one protocol: frozen features, logistic regression, folds as given, C searched inside the
-training folds. Then the tokens of the first run are measured, at the cold start and trained. `output_dir` receives a
-folder per run, results.json, results.md and report.html; an interrupted study goes on where it was. The tables are
-printed at the end.
+Beside each pretrained encoder stand the same architecture with random weights and hand-made features, all under one
+protocol: frozen features, logistic regression, folds as given or one test split, C searched inside the training part.
+Then the tokens of the first run are measured, at the cold start and trained. `output_dir` receives a folder per run,
+results.json, results.md and report.html; an interrupted study goes on where it was. The tables are printed at the end.
 """
 
 import argparse
@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from bridle_hf import BridleConfig, BridleForPreTraining, BridleModel
-from bridle_hf.data import load_examples, write_sound_set
-from bridle_hf.evaluation.features import encoder_features, logmel_features
+from bridle_hf.data import load_examples
+from bridle_hf.evaluation.features import encoder_features
+from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training import RecipeError, load_recipe
@@ -42,6 +43,7 @@ def parse_arguments():
     parser.add_argument("--recipe", required=True, help="of examples/pretrain.py")
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--fold-column", default="fold")
+    parser.add_argument("--test-split", help="train on the recipe's split and test on this one, instead of on folds")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--inductive", action="store_true", help="pretrain for each fold without its clips")
     parser.add_argument("--finetune", metavar="RECIPE", help="of examples/finetune.py; also without pretraining")
@@ -57,19 +59,18 @@ def main():
     except RecipeError as error:
         parser.error(str(error))
     folder = Path(recipe.output_dir)
-    if recipe.data.dataset == "synthetic":
-        write_sound_set(folder / "sounds")
-        recipe.data.dataset = str(folder / "sounds")
-    columns = {"label_column": arguments.label_column, "fold_column": arguments.fold_column}
-    examples = load_examples(replace(recipe.data, exclude={}, **columns), recipe.extractor())
+    recipe.data = recipe.open_data()
+    tested = {"test_split": arguments.test_split} if arguments.test_split else {"fold_column": arguments.fold_column}
+    data = replace(recipe.data, exclude={}, label_column=arguments.label_column, **tested)
+    examples = load_examples(data, recipe.build_processor())
 
-    runs = list_runs(arguments, folder, np.unique(examples.folds).tolist())
+    runs = list_runs(arguments, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])
     if stopped := [str(run["folder"]) for run in runs if not (run["folder"] / "final").is_dir()]:
         parser.exit(1, f"{', '.join(stopped)} stopped before the end; the same command goes on\n")
     rows = handmade_rows(examples) + encoder_rows(runs, examples)
     if arguments.finetune:
-        rows += finetune_rows(arguments, recipe, runs)
+        rows += finetune_rows(arguments, recipe)
     summary = summarise(rows)
     tokens = report_page(folder / "report.html", runs[0], examples, summary)
     tables = markdown(summary) + "\n" + markdown(token_rows(tokens))
@@ -114,8 +115,9 @@ def run_all(jobs, commands, folders):
 
 def handmade_rows(examples):
     rows = []
-    for name, deltas in (("log-mel mean + std", False), ("log-mel mean + std + deltas", True)):
-        result = linear_probe(logmel_features(examples, deltas=deltas), examples.labels, examples.folds)
+    for name, describe in HANDMADE[examples.modality.name].items():
+        features = handmade_features(examples, describe)
+        result = linear_probe(features, examples.labels, examples.folds, test_folds=examples.test_folds)
         rows.append(row(name, "", None, [result]))
     return rows
 
@@ -146,7 +148,7 @@ def row(name, pooling, seed, probes):
             "correct": correct.tolist()}  # fmt: skip
 
 
-def finetune_rows(arguments, recipe, runs):
+def finetune_rows(arguments, recipe):
     """Fine-tuning from the last encoder and from random weights, every seed."""
     rows = []
     for seed in arguments.seeds:
@@ -159,7 +161,7 @@ def finetune_rows(arguments, recipe, runs):
                 run_all(1, [command], [target])
             results = json.loads((target / "results.json").read_text())
             per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
-            scores = {score: results[score] for score in ("accuracy", "mean_average_precision")}
+            scores = {score: results[score] for score in ("accuracy", "top_5_accuracy", "mean_average_precision")}
             rows.append({"encoder": name, "pooling": "", "seed": seed, **scores, "per_fold": per_fold})
     return rows
 

@@ -7,16 +7,19 @@ from . import _compat  # noqa: F401  (first: it says in one sentence why the imp
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    AutoVideoProcessor,
 )
 
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
 from .hub.official import load_official
+from .image_processing_bridle import BridleImageProcessor
 from .modeling_bridle import (
     BridleForAudioClassification,
     BridleForImageClassification,
@@ -32,6 +35,7 @@ from .quantization_bridle import (
     VectorQuantizer,
     build_quantizer,
 )
+from .video_processing_bridle import BridleVideoProcessor
 
 __version__ = "0.1.0"
 
@@ -42,9 +46,11 @@ __all__ = [
     "BridleForImageClassification",
     "BridleForPreTraining",
     "BridleForVideoClassification",
+    "BridleImageProcessor",
     "BridleModel",
     "BridleQuantizerConfig",
     "BridleTokenizer",
+    "BridleVideoProcessor",
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "ResidualQuantizer",
@@ -55,6 +61,12 @@ __all__ = [
 
 AutoConfig.register("bridle", BridleConfig, exist_ok=True)
 AutoFeatureExtractor.register(BridleConfig, BridleFeatureExtractor, exist_ok=True)
+AutoImageProcessor.register(
+    BridleConfig, image_processor_classes={"torchvision": BridleImageProcessor}, exist_ok=True
+)
+AutoVideoProcessor.register(
+    BridleConfig, video_processor_classes={"torchvision": BridleVideoProcessor}, exist_ok=True
+)
 AutoModel.register(BridleConfig, BridleModel, exist_ok=True)
 AutoModelForPreTraining.register(BridleConfig, BridleForPreTraining, exist_ok=True)
 AutoModelForAudioClassification.register(BridleConfig, BridleForAudioClassification, exist_ok=True)

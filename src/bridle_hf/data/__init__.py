@@ -1,22 +1,32 @@
-"""Audio data: streaming with an exact position, decoding, a feature cache, augmentation and a synthesized sound set."""
+"""Data: streaming with an exact position, decoding, a cache of decoded clips, augmentation and synthesized sets."""
 
 from .arguments import DataArguments
 from .augmentation import mixup, roll_magnitude, spec_augment
 from .decoding import BadClipError, decode_audio
 from .examples import Examples, load_examples
+from .modalities import MODALITIES, build_processor, load_processor, modality_of
+from .pixels import decode_image, decode_video
 from .streaming import ClipLoader, build_loader
-from .synthetic import write_sound_set
+from .synthetic import write_digit_set, write_motion_set, write_sound_set
 
 __all__ = [
+    "MODALITIES",
     "BadClipError",
     "ClipLoader",
     "DataArguments",
     "Examples",
     "build_loader",
+    "build_processor",
     "decode_audio",
+    "decode_image",
+    "decode_video",
     "load_examples",
+    "load_processor",
     "mixup",
+    "modality_of",
     "roll_magnitude",
     "spec_augment",
+    "write_digit_set",
+    "write_motion_set",
     "write_sound_set",
 ]

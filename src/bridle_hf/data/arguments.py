@@ -1,6 +1,7 @@
 """What to read and how: the `data` section of a recipe."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
@@ -8,24 +9,38 @@ class DataArguments:
     """Where the clips come from, how they are read and how they are augmented.
 
     Args:
-        dataset: folder or Hub id of a dataset with an audio column.
+        dataset: folder or Hub id of a dataset with a column of sounds, images or videos.
         name: configuration of the dataset, where it has several.
         split: split to read.
-        audio_column: column that holds the audio.
+        test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
+        input_column: column that holds the clips; by default the first of the model's modality.
         label_column: column of the class (integer or string), for probing and fine-tuning.
         fold_column: column of the cross-validation fold.
         exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`.
         shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard.
         num_workers: processes that read and decode; 0 reads in the training process.
-        cache: decode every clip once, keep its features on disk and stream from there.
-        cache_dir: folder of the feature caches; by default `bridle` in the datasets cache of HuggingFace.
+        cache: decode every clip once, keep it on disk and stream from there: features of sounds, pixels of the rest.
+        in_memory: probes and fine-tuning hold all decoded clips in memory; otherwise each is decoded when its turn comes.
+        cache_dir: folder of the caches; by default `bridle` in the datasets cache of HuggingFace.
         max_bad_share: share of clips that may be undecodable before the run stops.
+
+    Audio:
         min_seconds: a shorter clip counts as undecodable: a truncated wav file decodes without any error.
         max_frames: frames a clip is padded or cropped to; by default the feature extractor's `max_length`.
         roll: roll each training clip in time by a random number of frames.
         gain: scale each training clip's waveform by 0.5 + Beta(10, 10).
         frequency_mask: widest SpecAugment frequency mask, as a share of the mel bins (0 turns it off).
         time_mask: widest SpecAugment time mask, as a share of the clip's frames (0 turns it off).
+
+    Images and videos:
+        crop: "resized", a random part of random size and aspect; "multi_scale", one of a few sizes at random places.
+        crop_scale: smallest and largest part of the area that a resized crop takes, or of the shorter side for
+            multi-scale crops.
+        flip: mirror half of the training clips.
+        rand_augment: magnitude of torchvision's RandAugment, two operations a clip (0 turns it off).
+        erase: share of the training clips of which a random box is erased.
+        test_views: clips along time and crops along the longer side of a video, whose predictions are averaged in the
+            tests of fine-tuning.
 
     Raises:
         ValueError: for a value outside its range.
@@ -34,13 +49,15 @@ class DataArguments:
     dataset: str = ""
     name: str | None = None
     split: str = "train"
-    audio_column: str = "audio"
+    test_split: str | None = None
+    input_column: str | None = None
     label_column: str | None = None
     fold_column: str | None = None
     exclude: dict[str, list] = field(default_factory=dict)
     shuffle_buffer: int = 1000
     num_workers: int = 0
     cache: bool = False
+    in_memory: bool = True
     cache_dir: str | None = None
     max_bad_share: float = 0.05
     min_seconds: float = 0.2
@@ -49,16 +66,30 @@ class DataArguments:
     gain: bool = True
     frequency_mask: float = 0.0
     time_mask: float = 0.0
+    crop: Literal["resized", "multi_scale"] = "resized"
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    flip: bool = True
+    rand_augment: int = 0
+    erase: float = 0.0
+    test_views: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
         for key, least in (("shuffle_buffer", 1), ("num_workers", 0), ("max_frames", 1), ("min_seconds", 0)):
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ValueError(f"data.{key} must be at least {least}, got {value}.")
-        for key in ("max_bad_share", "frequency_mask", "time_mask"):
+        for key in ("max_bad_share", "frequency_mask", "time_mask", "erase"):
             value = getattr(self, key)
             if not 0 <= value <= 1:
                 raise ValueError(f"data.{key} must be between 0 and 1, got {value}.")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"data.crop_scale must be two ascending shares above 0, got {self.crop_scale}.")
+        if not 0 <= self.rand_augment <= 30:
+            raise ValueError(f"data.rand_augment must be between 0 and 30, got {self.rand_augment}.")
+        if min(self.test_views) < 1:
+            raise ValueError(f"data.test_views must be two numbers of at least 1, got {self.test_views}.")
+        if self.test_split and self.fold_column:
+            raise ValueError("data.test_split and data.fold_column are both given; tests take one of them.")
         for column, values in self.exclude.items():
             if not isinstance(values, (list, tuple)):
                 raise ValueError(f"data.exclude.{column} must be a list of values to leave out, got {values!r}.")

@@ -85,7 +85,7 @@ def mixup(
     """Mix each clip with another of its batch, and their targets alike: weight * a + (1 - weight) * b.
 
     Args:
-        features: (B, T, F) normalised log-mel features. They are mixed as they are, not as waveforms.
+        features: (B, ...) normalised log-mel features or pixels. Sounds are mixed as features, not as waveforms.
         targets: (B, classes) float targets, one-hot or multi-hot.
         rng: source of the pairs and of one weight a clip, drawn from Beta(alpha, alpha).
         alpha: 10 keeps most weights between 0.3 and 0.7.
@@ -95,7 +95,7 @@ def mixup(
     """
     partner = rng.permutation(len(features))
     weight = rng.beta(alpha, alpha, size=len(features)).astype(features.dtype)
-    other = (1 - weight)[:, None, None] * features[partner]
-    mixed = weight[:, None, None] * features + other
+    of_clip = weight.reshape(-1, *[1] * (features.ndim - 1))
+    mixed = of_clip * features + (1 - of_clip) * features[partner]
     weight = weight[:, None].astype(targets.dtype)
     return mixed, weight * targets + (1 - weight) * targets[partner]

@@ -1,6 +1,6 @@
-"""Audio bytes to a mono waveform without a system FFmpeg.
+"""Bytes of audio files, images and videos to arrays, without a system FFmpeg.
 
-soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (the extra `av`).
+Audio: soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (the extra `av`).
 """
 
 import io
@@ -32,7 +32,7 @@ def decode_audio(audio: dict | str | None, sampling_rate: int, min_seconds: floa
         BadClipError: where the clip is missing, corrupt, empty, shorter than `min_seconds` or holds NaN or inf.
     """
     try:
-        content = _read(audio)
+        content = read_bytes(audio)
         samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)  # (samples, channels)
     except soundfile.LibsndfileError as error:
         samples, rate = _decode_with_av(content, str(error))
@@ -48,7 +48,12 @@ def decode_audio(audio: dict | str | None, sampling_rate: int, min_seconds: floa
     return waveform
 
 
-def _read(audio: dict | str | None) -> bytes:
+def read_bytes(audio: dict | str | None) -> bytes:
+    """What an undecoded column of `datasets` holds, or the file at a path or URL.
+
+    Raises:
+        BadClipError: neither is there.
+    """
     if isinstance(audio, str):
         audio = {"bytes": None, "path": audio}
     if audio is None or (audio.get("bytes") is None and not audio.get("path")):

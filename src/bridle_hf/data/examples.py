@@ -1,60 +1,83 @@
-"""Small labelled sets in memory, for probes and fine-tuning."""
+"""Labelled sets for probes and fine-tuning: every clip at hand by its number."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
 from .cache import open_clips
-from .collation import frame_mask, pad_features
+from .modalities import Modality, modality_of
 
 
 @dataclass
 class Examples:
-    """A labelled set: n clips of T frames.
+    """A labelled set of n decoded clips.
 
     Attributes:
-        features: (n, T, mel bins) float32, normalised, 0 where padded.
-        attention_mask: (n, T) int64, 1 for a frame of the clip.
+        modality: what the clips are.
+        clips: one array a clip, as the modality decodes it.
+        collate: makes model inputs of clips, see `data.collation`.
         labels: (n,) int64, contiguous from 0, or None without `label_column`.
-        folds: (n,) the values of `fold_column`, or None without.
+        folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
         clip_names: name of each clip, for reports.
+        test_folds: the folds to test on, where it is not all of them in turn.
     """
 
-    features: np.ndarray
-    attention_mask: np.ndarray
-    labels: np.ndarray | None
-    folds: np.ndarray | None
-    label_names: list[str]
-    clip_names: list[str]
+    modality: Modality
+    clips: Sequence[np.ndarray]
+    collate: Callable
+    labels: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    label_names: list[str] = field(default_factory=list)
+    clip_names: list[str] = field(default_factory=list)
+    test_folds: list[str] | None = None
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.clips)
+
+    def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
+        """The model's inputs for some clips, without chance. `options` are the collator's."""
+        return self.collate.test([self.clips[row] for row in rows], **options)
+
+    def training_batch(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The model's inputs for some clips, augmented."""
+        return self.collate([self.clips[row] for row in rows], rng)
 
 
-def load_examples(data: DataArguments, feature_extractor) -> Examples:
-    """Decode all clips that `data` names, in the dataset's order, cropped from their beginning or padded.
+def load_examples(data: DataArguments, processor) -> Examples:
+    """All clips that `data` names, in the dataset's order; those of `test_split` come last.
 
     Raises:
         ValueError: for a missing column, an empty set, or a clip without exactly one label.
     """
-    source = open_clips(data, feature_extractor)
-    max_frames = data.max_frames or feature_extractor.max_length
-    features, values, folds, names = [], [], [], []
-    for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
-        features.append(clip[:max_frames])
-        values.append(example[data.label_column] if data.label_column else None)
-        folds.append(example[data.fold_column] if data.fold_column else None)
-        names.append(example["clip_name"])
-    padded, lengths = pad_features(features, max_frames)
+    modality = modality_of(processor)
+    clips, values, folds, names = [], [], [], []
+    for split in (data.split, data.test_split):
+        if split is None:
+            continue
+        source = open_clips(replace(data, split=split), processor)
+        for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
+            clips.append(clip)
+            values.append(example[data.label_column] if data.label_column else None)
+            folds.append(example[data.fold_column] if data.fold_column else split)
+            names.append(example["clip_name"])
     labels, label_names = None, []
     if data.label_column:
         label_feature = (source.dataset.features or {}).get(data.label_column)
         labels, label_names = _contiguous(values, label_feature, data.label_column)
-    folds = np.array(folds) if data.fold_column else None
-    return Examples(padded, frame_mask(lengths, max_frames), labels, folds, label_names, names)
+    return Examples(
+        modality,
+        clips,
+        modality.collator(data, processor),
+        labels,
+        np.array(folds) if data.fold_column or data.test_split else None,
+        label_names,
+        names,
+        [data.test_split] if data.test_split else None,
+    )
 
 
 def _contiguous(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:

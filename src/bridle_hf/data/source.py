@@ -1,4 +1,4 @@
-"""A dataset read shard by shard, its audio undecoded: the raw material of streams, caches and example sets."""
+"""A dataset read shard by shard, its clips undecoded: the raw material of streams, caches and example sets."""
 
 import logging
 import os
@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .decoding import BadClipError, clip_features
+from .decoding import BadClipError
+from .modalities import modality_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +24,15 @@ BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this man
 
 @dataclass
 class Source:
-    """Raw examples by shard, and the function that makes features of one.
+    """Raw examples by shard, and the function that decodes one.
 
-    `featurize(example)` returns normalised features (frames, mel bins) and raises `BadClipError` for a clip to skip.
-    `skipped` names the clips that could not be used when all of them were decoded: name -> reason.
+    `featurize(example, rng=None)` returns a clip as the modality decodes it: with a generator a random part, where the
+    whole is costly. It raises `BadClipError` for a clip to skip. `skipped` names the clips that could not be used when all of them were decoded: name -> reason.
     """
 
     dataset: datasets.IterableDataset
-    featurize: Callable[[dict], np.ndarray]
-    audio_column: str | None
+    featurize: Callable[..., np.ndarray]
+    input_column: str | None
     exclude: dict[str, list]
     description: str
     skipped: dict[str, str] = field(default_factory=dict)
@@ -48,8 +49,8 @@ class Source:
             dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
         )
         for index, example in enumerate(islice(examples, start, None), start):
-            audio = example.get(self.audio_column)
-            name = audio.get("path") if isinstance(audio, dict) else audio or example.get("clip_name")
+            raw = example.get(self.input_column)
+            name = raw.get("path") if isinstance(raw, dict) else raw or example.get("clip_name")
             yield example | {"clip_name": name or f"shard {shard}, example {index}"}
 
     def keeps(self, example: dict) -> bool:
@@ -59,9 +60,9 @@ class Source:
         )
 
     def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
-        """Every example that `exclude` keeps, in order, with its features; `num_workers` threads decode ahead.
+        """Every example that `exclude` keeps, in order, with its decoded clip; `num_workers` threads decode ahead.
 
-        Threads do here what processes do elsewhere, since decoding and the filter bank run outside Python's lock.
+        Threads do here what processes do elsewhere, since decoding and filter banks run outside Python's lock.
         Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
         """
         examples = (example for shard in range(self.num_shards) for example in self.read(shard) if self.keeps(example))
@@ -104,13 +105,24 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
         )
 
 
-class RawAudio(datasets.Audio):
-    """An audio column that is passed on as it is. The library's own needs torchcodec even to pass on a path."""
+class Raw:
+    """A column that is passed on as it is. The library's own need torchcodec even to pass on a path."""
 
     def encode_example(self, value) -> dict:
         if isinstance(value, (str, os.PathLike)):
             return {"bytes": None, "path": os.fspath(value)}
         return {"bytes": value, "path": None} if isinstance(value, bytes) else value
+
+
+class RawAudio(Raw, datasets.Audio):
+    pass
+
+
+class RawVideo(Raw, datasets.Video):
+    pass
+
+
+RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
 
 
 def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
@@ -121,7 +133,7 @@ def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
     return datasets.load_dataset_builder(path if os.path.isdir(path) else data.dataset, data.name)
 
 
-def open_source(data: DataArguments, feature_extractor) -> Source:
+def open_source(data: DataArguments, processor) -> Source:
     """Open the dataset that `data` names for streaming.
 
     Raises:
@@ -129,12 +141,12 @@ def open_source(data: DataArguments, feature_extractor) -> Source:
     """
     dataset = load_builder(data).as_streaming_dataset(data.split).decode(False)
     for column, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Audio):
-            dataset = dataset.cast_column(column, RawAudio(decode=False))
+        if type(feature) in RAW:
+            dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
     columns = dataset.column_names or list(next(iter(dataset)))
     for argument, column in [
-        ("audio_column", data.audio_column),
+        ("input_column", data.input_column),
         ("label_column", data.label_column),
         ("fold_column", data.fold_column),
         *((f"exclude.{column}", column) for column in data.exclude),
@@ -142,7 +154,21 @@ def open_source(data: DataArguments, feature_extractor) -> Source:
         if column is not None and column not in columns:
             raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {columns}.")
 
-    def featurize(example: dict) -> np.ndarray:
-        return clip_features(example[data.audio_column], feature_extractor, data.min_seconds)
+    modality = modality_of(processor)
+    column = data.input_column or find_column(dataset.features or {}, modality, description)
 
-    return Source(dataset, featurize, data.audio_column, data.exclude, description)
+    def featurize(example: dict, rng: np.random.Generator | None = None) -> np.ndarray:
+        return modality.decode(example[column], data, processor, rng)
+
+    return Source(dataset, featurize, column, data.exclude, description)
+
+
+def find_column(features: dict, modality, description: str) -> str:
+    """The first column of a modality's type."""
+    for column, feature in features.items():
+        if isinstance(feature, modality.column_type):
+            return column
+    raise ValueError(
+        f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
+        f"holds bytes or paths, its columns are {list(features)}."
+    )

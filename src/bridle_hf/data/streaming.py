@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -13,14 +13,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
 from .cache import open_clips
-from .collation import TrainingCollator
 from .decoding import BadClipError
+from .modalities import modality_of
 from .source import Source, check_bad_share
 
 logger = logging.getLogger(__name__)
 
 EMPTY_EPOCHS = 16  # epochs without an example after which a stream gives up
-SHARDS, SPLIT, BLOCK, BATCH = range(4)  # what a random generator is for
+SHARDS, SPLIT, BLOCK, BATCH, CLIP = range(5)  # what a random generator is for
 
 
 class ClipStream(IterableDataset):
@@ -35,7 +35,7 @@ class ClipStream(IterableDataset):
     def __init__(
         self,
         source: Source,
-        collate: TrainingCollator,
+        collate: Callable,
         data: DataArguments,
         batch_size: int,
         seed: int,
@@ -61,7 +61,8 @@ class ClipStream(IterableDataset):
                 at["index"] += 1
                 at["seen"] += 1
                 try:
-                    features.append(self.source.featurize(block[index]))
+                    rng = self._rng(CLIP, at["epoch"], at["block"], consumer, at["index"])
+                    features.append(self.source.featurize(block[index], rng))
                 except BadClipError as error:
                     at["bad"] += 1
                     skipped.append((block[index]["clip_name"], str(error)))
@@ -124,7 +125,7 @@ class ClipStream(IterableDataset):
 class ClipLoader:
     """An endless iterator of batches that knows its position.
 
-    Yields `{"input_values": (B, T, mel bins) float32, "attention_mask": (B, T) int64}`. After `k` calls of `next`, the
+    Yields what the modality's collator makes, such as `{"pixel_values": (B, 3, H, W) float32}`. After `k` calls of `next`, the
     state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read ahead.
 
     Attributes:
@@ -186,13 +187,13 @@ def _leave_process_group(worker: int) -> None:
 
 
 def build_loader(
-    data: DataArguments, feature_extractor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    data: DataArguments, processor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> ClipLoader:
     """Build the endless training loader of one process.
 
     Args:
         data: what to read and how.
-        feature_extractor: a `BridleFeatureExtractor`.
+        processor: a `BridleFeatureExtractor`, `BridleImageProcessor` or `BridleVideoProcessor`.
         batch_size: clips in each batch of this process.
         seed: with the same seed and layout, the batches are the same bit for bit.
         rank, world_size: this process and how many there are; their examples are disjoint and together complete.
@@ -200,6 +201,6 @@ def build_loader(
     Raises:
         ValueError: for a missing column or an empty dataset.
     """
-    collate = TrainingCollator(data, feature_extractor)
-    stream = ClipStream(open_clips(data, feature_extractor), collate, data, batch_size, seed, rank, world_size)
+    collate = modality_of(processor).collator(data, processor)
+    stream = ClipStream(open_clips(data, processor), collate, data, batch_size, seed, rank, world_size)
     return ClipLoader(stream, data.num_workers)

@@ -1,4 +1,4 @@
-"""Frozen features of clips: pooled layers of an encoder, and hand-made statistics of the log-mel spectrogram."""
+"""Frozen features of clips: pooled layers of an encoder."""
 
 from math import prod
 
@@ -6,18 +6,20 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..modeling_bridle import run
+
 POOLINGS = ("mean", "mean_std", "cls")
 
 
 def batches(examples, batch_size, device="cpu", description=None):
-    """Examples in their order: `input_values` (B, T, F) and `attention_mask` (B, T) on `device`."""
-    starts = range(0, len(examples.features), batch_size)
+    """Examples in their order, on `device`: the model's input (B, ...), and `attention_mask` (B, T) or None."""
+    starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=description, leave=False, disable=None if description else True):
-        rows = slice(start, start + batch_size)
-        yield (
-            torch.as_tensor(examples.features[rows], device=device),
-            torch.as_tensor(examples.attention_mask[rows], device=device),
-        )
+        batch = examples.batch(range(start, min(start + batch_size, len(examples))))
+        batch = {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
+        mask = batch.pop("attention_mask", None)
+        (values,) = batch.values()
+        yield values, mask
 
 
 def pool(hidden_states, valid, pooling, has_cls):
@@ -54,7 +56,7 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
 
     Args:
         model: `BridleModel`. It is put in evaluation mode.
-        examples: object with `features` (n, T, F) and `attention_mask` (n, T).
+        examples: `Examples`, n of them.
         layers: `None` is the encoder's output after its final norm; 0 are the patch embeddings, i the output of the
             i-th layer, negative numbers count from the end.
         poolings: of `POOLINGS`.
@@ -75,7 +77,7 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
     found = {(layer, pooling): [] for layer in layers for pooling in poolings}
     for values, mask in batches(examples, batch_size, model.device, "features"):
         hidden = any(layer is not None for layer in layers)
-        output = model(input_values=values, attention_mask=mask, output_hidden_states=hidden)
+        output = run(model, values, mask, output_hidden_states=hidden)
         valid = patch_validity(model, values, mask)
         for (layer, pooling), rows in found.items():
             tokens = output.last_hidden_state if layer is None else output.hidden_states[layer]
@@ -84,29 +86,9 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
 
 
 def patch_validity(model, values, attention_mask):
-    """(B, N) bool: which patches of `values` hold at least one frame that is no padding."""
+    """(B, N) bool: which patches of `values` hold at least one frame that is no padding; all without a mask."""
     valid = model.embeddings.patch_validity(values, attention_mask)
     if valid is None:  # no patch is padding
         grid = model.embeddings.patch_embeddings.grid(values)
         return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
     return valid
-
-
-def logmel_features(examples, deltas=False):
-    """Hand-made features of each clip: mean and standard deviation of every mel bin over the frames of the clip.
-
-    Args:
-        examples: object with `features` (n, T, F) and `attention_mask` (n, T).
-        deltas (`bool`): add the mean absolute difference of neighbouring frames.
-
-    Returns:
-        float64 array (n, 2 F), or (n, 3 F) with deltas.
-    """
-    rows = []
-    for clip, mask in zip(examples.features, examples.attention_mask, strict=True):
-        frames = np.asarray(clip, dtype=np.float64)[np.asarray(mask, dtype=bool)]  # (t, F)
-        row = [frames.mean(axis=0), frames.std(axis=0)]
-        if deltas:
-            row.append(np.abs(np.diff(frames, axis=0)).mean(axis=0) if len(frames) > 1 else np.zeros(frames.shape[1]))
-        rows.append(np.concatenate(row))
-    return np.stack(rows)

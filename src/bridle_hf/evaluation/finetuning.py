@@ -1,4 +1,4 @@
-"""Fine-tuning of a pretrained encoder for audio classification with transformers' Trainer, fold by fold."""
+"""Fine-tuning of a pretrained encoder for classification with transformers' Trainer, fold by fold."""
 
 import json
 import logging
@@ -14,11 +14,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.augmentation import mixup
-from ..data.collation import TrainingCollator
 from ..data.examples import load_examples
-from ..feature_extraction_bridle import BridleFeatureExtractor
-from ..modeling_bridle import BridleForAudioClassification
-from ..training.arguments import config_keys
+from ..data.modalities import MODALITIES, load_processor
+from ..data.pixel_augmentation import cutmix, drawn_from
+from ..training.arguments import config_keys, processor_keys
 from ..training.parameters import parameter_groups
 from .metrics import load_metric
 from .probe import outer_folds
@@ -38,6 +37,8 @@ class FinetuneTraining:
         loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50).
         mixup: share of the clips of a batch that are mixed with another one.
         mixup_alpha: weights are drawn from Beta(alpha, alpha).
+        cutmix: share of the batches in which a box of each clip comes from another one instead (images, videos).
+        label_smoothing: share of each target that is spread over all classes.
         mixed_precision: "no" or "bf16".
         attention: an attention implementation of transformers; null leaves the choice to it. On CPUs in bf16 "eager"
             trains faster.
@@ -54,6 +55,8 @@ class FinetuneTraining:
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     mixup: float = 0.5
     mixup_alpha: float = 10.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
     mixed_precision: Literal["no", "bf16"] = "no"
     attention: str | None = None
 
@@ -61,8 +64,9 @@ class FinetuneTraining:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a whole number of at least 1.")
-        if not 0 <= self.mixup <= 1:
-            raise ValueError(f"`mixup` is {self.mixup}; it takes a share between 0 and 1.")
+        for name in ("mixup", "cutmix", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a share between 0 and 1.")
 
 
 @dataclass
@@ -71,12 +75,14 @@ class FinetuneRecipe:
 
     Attributes:
         model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
-        output_dir: receives fold-K/ (a model that `pipeline("audio-classification")` loads) and results.json.
-        data: the labelled clips, and how the training ones are augmented. Without `fold_column`, five folds are drawn.
+        output_dir: receives fold-K/ (a model that transformers' pipelines load) and results.json.
+        data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
+            as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining.
         folds: test folds to run; null is all of them.
         seed: of weights, order, augmentation and drawn folds.
         config: what to change in the model's config, such as `drop_path_rate` or `classifier_mask_ratio`.
+        processor: what to change in the settings of its processor, such as `mean` or `frame_stride`.
     """
 
     model: str
@@ -85,7 +91,8 @@ class FinetuneRecipe:
     from_scratch: bool = False
     folds: list[int | str] | None = None
     seed: int = 0
-    config: dict = field(default_factory=dict, metadata={"keys": lambda: config_keys(BridleConfig)})
+    config: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
+    processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self):
@@ -102,34 +109,33 @@ def finetune(recipe):
         recipe (`FinetuneRecipe`)
 
     Returns:
-        dict: `accuracy` and `mean_average_precision` (means over folds, in [0, 1]), `folds`, the lists `per_fold` and
-        `per_fold_mean_average_precision` in their order, `from_scratch`, `seed`. Also written to results.json.
+        dict: `accuracy`, `top_5_accuracy` and `mean_average_precision` (means over folds, in [0, 1]), `folds`, the
+        lists `per_fold` (accuracies) and `per_fold_mean_average_precision` in their order, `from_scratch`, `seed`. Also
+        written to results.json.
 
     Raises:
         ValueError: for a fold that the data does not have.
     """
-    extractor = BridleFeatureExtractor.from_pretrained(_model_of(recipe, (recipe.folds or [None])[0]))
-    examples = load_examples(recipe.data, extractor)
+    processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
+    examples = load_examples(recipe.data, processor)
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     there = np.unique(folds).tolist()
     scores = {}
-    for fold in recipe.folds or there:
+    for fold in recipe.folds or examples.test_folds or there:
         if fold not in there:
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
-        of_this_fold = BridleFeatureExtractor.from_pretrained(_model_of(recipe, fold))
-        if of_this_fold.to_dict() != extractor.to_dict():
-            extractor = of_this_fold
-            examples = load_examples(recipe.data, extractor)
-        scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, extractor)
+        of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
+        if of_this_fold.to_dict() != processor.to_dict():
+            processor = of_this_fold
+            examples = load_examples(recipe.data, processor)
+        scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor)
         logger.info("fold %s: %s", fold, scores[fold])
-    accuracy = [score["accuracy"] for score in scores.values()]
-    precision = [score["mean_average_precision"] for score in scores.values()]
+    per_fold = {name: [float(score[name]) for score in scores.values()] for name in next(iter(scores.values()))}
     results = {
-        "accuracy": float(np.mean(accuracy)),
-        "mean_average_precision": float(np.mean(precision)),
+        **{name: float(np.mean(values)) for name, values in per_fold.items()},
         "folds": list(scores),
-        "per_fold": accuracy,
-        "per_fold_mean_average_precision": precision,
+        "per_fold": per_fold["accuracy"],
+        "per_fold_mean_average_precision": per_fold["mean_average_precision"],
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
@@ -137,11 +143,11 @@ def finetune(recipe):
     return results
 
 
-def finetune_fold(recipe, fold, examples, test, extractor):
+def finetune_fold(recipe, fold, examples, test, processor):
     """Trains on the clips outside `test` (n,), tests on those inside, and saves to `output_dir`/fold-K.
 
     Returns:
-        dict: `accuracy`, `mean_average_precision` on the test clips.
+        dict: `accuracy`, `top_5_accuracy`, `mean_average_precision` on the test clips.
     """
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
@@ -166,31 +172,27 @@ def finetune_fold(recipe, fold, examples, test, extractor):
         logging_strategy="epoch",
         report_to="none",
         remove_unused_columns=False,
-        label_names=["labels"],
+        dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.num_workers,
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-    collate = Collator(examples, recipe, extractor)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train_rows,
-        eval_dataset=test_rows,
-        data_collator=collate,
-        compute_metrics=Scores(),
+        data_collator=TrainingBatches(examples, settings),
         compute_loss_func=LOSSES[settings.loss],
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": settings.learning_rate}),
     )
     # Each micro-batch is a mean of its own, so accumulation has to divide by their number.
     trainer.loss_is_scaled_for_ga = False
     trainer.train()
-    collate.training = False
-    measured = trainer.evaluate()
+    logits = predict(trainer, examples, test_rows, recipe.data.test_views)
     if trainer.is_world_process_zero():
         model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-    return {name: measured[f"eval_{name}"] for name in ("accuracy", "mean_average_precision")}
+        processor.save_pretrained(folder)
+    return score(logits, examples.labels[test_rows])
 
 
 def build_classifier(recipe, source, label_names):
@@ -198,41 +200,58 @@ def build_classifier(recipe, source, label_names):
     config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: label for label, name in enumerate(label_names)}
-    single = recipe.training.loss == "cross_entropy"
+    classifier, single = MODALITIES[config.modality].classifier, recipe.training.loss == "cross_entropy"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     if recipe.from_scratch:
-        return BridleForAudioClassification(config)
-    return BridleForAudioClassification.from_pretrained(source, config=config)
+        return classifier(config)
+    return classifier.from_pretrained(source, config=config)
 
 
-class Collator:
-    """Row numbers to a batch; augmented and mixed while training, as they are for testing."""
+class TrainingBatches:
+    """Row numbers to an augmented batch, some of its clips mixed."""
 
-    def __init__(self, examples, recipe, extractor):
-        self.examples, self.settings = examples, recipe.training
-        self.augment = TrainingCollator(recipe.data, extractor)
-        self.rng = np.random.default_rng(recipe.seed)
-        self.training = True
+    def __init__(self, examples, settings):
+        self.examples, self.settings = examples, settings
 
     def __call__(self, rows):
-        values, mask = self.examples.features[rows], self.examples.attention_mask[rows]  # (B, T, F), (B, T)
-        targets = np.eye(len(self.examples.label_names), dtype=np.float32)[self.examples.labels[rows]]  # (B, classes)
-        if self.training:
-            clips = [clip[: valid.sum()] for clip, valid in zip(values, mask, strict=True)]
-            batch = self.augment(clips, self.rng)
-            values, mask, targets = self.mix(batch["input_values"], batch["attention_mask"], targets)
-        batch = {"input_values": values, "attention_mask": mask, "labels": targets}
-        return {name: torch.as_tensor(value) for name, value in batch.items()}
+        # torch's generator is seeded by the run, and anew in every worker of every epoch.
+        rng = np.random.default_rng(torch.randint(2**63 - 1, ()).item())
+        batch = self.examples.training_batch(rows, rng)
+        classes = len(self.examples.label_names)
+        targets = np.eye(classes, dtype=np.float32)[self.examples.labels[rows]]  # (B, classes)
+        targets += self.settings.label_smoothing * (1 / classes - targets)
+        if self.settings.cutmix and rng.random() < self.settings.cutmix:
+            with drawn_from(rng):
+                batch["pixel_values"], targets = cutmix(batch["pixel_values"], targets)
+        else:
+            batch, targets = self.mix(batch, targets, rng)
+        return {name: torch.as_tensor(value) for name, value in (batch | {"labels": targets}).items()}
 
-    def mix(self, values, mask, targets):
+    def mix(self, batch, targets, rng):
         """Mixes a random share of the clips with each other. A mixed clip is as long as the longer of the two."""
-        chosen = np.flatnonzero(self.rng.random(len(values)) < self.settings.mixup)
+        mask = batch.pop("attention_mask", None)
+        ((name, values),) = batch.items()
+        chosen = np.flatnonzero(rng.random(len(values)) < self.settings.mixup)
         # The mask goes along as one more mel bin, so that it is mixed with the same partners.
-        stacked = np.concatenate([values, mask[..., None].astype(values.dtype)], axis=-1)  # (B, T, F + 1)
+        stacked = values if mask is None else np.concatenate([values, mask[..., None].astype(values.dtype)], axis=-1)
         stacked[chosen], targets[chosen] = mixup(
-            stacked[chosen], targets[chosen], self.rng, alpha=self.settings.mixup_alpha
+            stacked[chosen], targets[chosen], rng, alpha=self.settings.mixup_alpha
         )
-        return stacked[..., :-1], (stacked[..., -1] > 0).astype(mask.dtype), targets
+        if mask is None:
+            return {name: stacked}, targets
+        return {name: stacked[..., :-1], "attention_mask": (stacked[..., -1] > 0).astype(mask.dtype)}, targets
+
+
+def predict(trainer, examples, rows, views=(1, 1)):
+    """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits."""
+    options = {} if tuple(views) == (1, 1) else {"views": views}
+    size, logits = trainer.args.per_device_eval_batch_size, []
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        batch = {name: torch.as_tensor(value) for name, value in examples.batch(some, **options).items()}
+        _, scores, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+        logits.append(scores.float().unflatten(0, (len(some), -1)).mean(dim=1).cpu().numpy())
+    return np.concatenate(logits)
 
 
 def cross_entropy(outputs, labels, num_items_in_batch=None):
@@ -248,18 +267,16 @@ def binary_cross_entropy(outputs, labels, num_items_in_batch=None):
 LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
 
 
-class Scores:
-    """`compute_metrics` of the Trainer: accuracy and mean average precision."""
-
-    def __init__(self):
-        self.accuracy, self.precision = load_metric("top_k_accuracy"), load_metric("mean_average_precision")
-
-    def __call__(self, prediction):
-        scores, labels = prediction.predictions, prediction.label_ids.argmax(axis=-1)
-        return {
-            "accuracy": self.accuracy.compute(predictions=scores, references=labels, k=1)["accuracy"],
-            **self.precision.compute(predictions=scores, references=labels),
-        }
+def score(logits, labels):
+    """Top-1 and top-5 accuracy and mean average precision of logits (n, classes)."""
+    given = {"predictions": logits, "references": labels}
+    top = load_metric("top_k_accuracy").compute(**given, k=min(5, logits.shape[1]))
+    precision = load_metric("mean_average_precision").compute(**given)
+    return {
+        "accuracy": top["accuracy"],
+        "top_5_accuracy": top["top_k_accuracy"],
+        "mean_average_precision": precision["mean_average_precision"],
+    }
 
 
 def _model_of(recipe, fold):

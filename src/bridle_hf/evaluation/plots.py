@@ -139,23 +139,50 @@ def norms_by_depth(qualities):
     return figures
 
 
-@matplotlib.rc_context(STYLE)
-def codes_over_spectrogram(features, codes, valid, grid):
-    """A spectrogram with the first code of each patch written on it, and a map of the codes of each stage.
+def as_picture(values, codes, valid, grid):
+    """Brings a clip of any modality into the axes of a spectrogram: left to right, bottom to top.
 
     Args:
-        features: (T, F) log-mel frames.
+        values: a model's input: (T, F), (C, H, W) or (T, C, H, W).
+        codes: (N, M). valid: (N,). grid: patches along each axis.
+
+    Returns:
+        the arguments of `codes_over_picture`. An image becomes its brightness; of a video, one frame a tubelet stands
+        beside the next.
+    """
+    if values.ndim == 2:
+        return values, codes, valid, grid
+    frames, rows, columns = (1, *grid)[-3:]
+    films = values.reshape(-1, *values.shape[-3:]).mean(axis=1)  # (T, H, W)
+    films = films[:: len(films) // frames]  # (frames, H, W)
+
+    def turn(array):
+        """(frames, rows, columns, ...) -> (frames * columns, rows from the bottom, ...)"""
+        array = np.flip(np.moveaxis(array, 1, 2), axis=2)
+        return array.reshape(-1, *array.shape[2:])
+
+    codes, valid = (turn(array.reshape(frames, rows, columns, *array.shape[1:])) for array in (codes, valid))
+    flat = (len(codes) * codes.shape[1],)
+    return turn(films), codes.reshape(*flat, -1), valid.reshape(flat), (frames * columns, rows)
+
+
+@matplotlib.rc_context(STYLE)
+def codes_over_picture(picture, codes, valid, grid):
+    """A clip with the first code of each patch written on it, and a map of the codes of each stage.
+
+    Args:
+        picture: (T, F): log-mel frames, or the columns of pixels that `as_picture` makes of images and videos.
         codes: (N, M).
         valid: (N,), false where a patch is padding.
-        grid: patches along time and frequency.
+        grid: patches along both axes.
 
-    In the maps a code has the colour of its rank by the mean level of its patches: brighter codes stand for louder
-    patches, and patches of one colour share a code.
+    In the maps a code has the colour of its rank by the mean level of its patches: brighter codes stand for louder or
+    brighter patches, and patches of one colour share a code.
     """
     time, frequency = grid
     shown = int(valid.reshape(grid).any(axis=1).sum())
-    patch = features.shape[0] // time, features.shape[1] // frequency
-    picture = features[: shown * patch[0]]
+    patch = picture.shape[0] // time, picture.shape[1] // frequency
+    picture = picture[: shown * patch[0]]
     level = picture.reshape(shown, patch[0], frequency, patch[1]).mean(axis=(1, 3))  # (shown, frequency)
     stages = codes.reshape(*grid, -1)[:shown]
     count = stages.shape[-1]
@@ -168,7 +195,7 @@ def codes_over_spectrogram(features, codes, valid, grid):
             side.set_visible(False)
     top = axes[0]
     top.imshow(picture.T, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
-    top.set_title("log-mel spectrogram; on each patch, its first code")
+    top.set_title("the clip; on each patch, its first code")
     middle = np.median(level)
     for column in range(shown):
         for row in range(frequency):
@@ -184,5 +211,5 @@ def codes_over_spectrogram(features, codes, valid, grid):
         rank = means.argsort().argsort() / max(len(kinds) - 1, 1)
         axis.imshow(rank[index].T, origin="lower", aspect="auto", extent=extent, cmap="viridis", vmin=0, vmax=1)
         axis.set_title(f"codebook {stage + 1}: {len(kinds)} codes in this clip")
-    axes[-1].set_xlabel("patch along time")
+    axes[-1].set_xlabel("patch")
     return figure

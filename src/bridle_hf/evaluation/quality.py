@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..modeling_bridle import run
 from .codebooks import bag_of_codes_accuracy, churn, code_counts, mutual_information, residual_energy, usage
 from .features import batches, patch_validity
 
@@ -14,7 +15,7 @@ def tokenize(tokenizer, examples, batch_size=32):
 
     Args:
         tokenizer: `BridleTokenizer`; it is put in evaluation mode and not changed otherwise.
-        examples: object with `features` (n, T, F) and `attention_mask` (n, T).
+        examples: `Examples`, n of them.
 
     Returns:
         codes int64 array (n, N, M) and validity bool array (n, N), false where a patch is padding.
@@ -86,8 +87,7 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
 
     Args:
         tokenizer: `BridleTokenizer`.
-        examples: held-out clips: `features` (n, T, F), `attention_mask` (n, T), and for the bag of codes `labels` (n,)
-            and `folds` (n,), each of which may be None.
+        examples: `Examples` of held-out clips, for the bag of codes with `labels` and `folds`.
         previous_codes: codes (n, N, M) of an earlier checkpoint for the same clips, for the churn.
         tokens: what `tokenize` gives for these clips, where it is known already.
 
@@ -123,7 +123,7 @@ def predictor_quality(model, examples, batch_size=32, seed=0):
 
     Args:
         model: `BridleForPreTraining`.
-        examples: held-out clips with `features` (n, T, F) and `attention_mask` (n, T).
+        examples: `Examples` of held-out clips.
         seed (`int`): of the masks, one a clip.
 
     Returns:
@@ -136,7 +136,7 @@ def predictor_quality(model, examples, batch_size=32, seed=0):
     nats, correct, counts = 0.0, 0.0, 0
     for values, mask in batches(examples, batch_size, model.device, "predictions"):
         noise = torch.rand(patch_validity(model.bridle, values, mask).shape, generator=generator)
-        output = model(input_values=values, attention_mask=mask, noise=noise.to(values.device), phase="encoder")
+        output = run(model, values, mask, noise=noise.to(values.device), phase="encoder")
         keep = output.labels[..., 0] != -100  # (B, S)
         logits, labels = output.logits[keep].float(), output.labels[keep]  # (n, M, K), (n, M)
         nats = nats + F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(0).cpu().numpy()

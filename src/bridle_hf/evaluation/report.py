@@ -206,11 +206,12 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     parts += [
         heading("Prediction of masked codes", "By the decoder, from the visible patches."),
         table(["", "entropy, bits", "cross-entropy, bits", "accuracy", "share explained"], rows),
-        heading("Codes over spectrograms"),
+        heading("Codes over clips"),
     ]
-    grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(examples.features[:1]))
     for row in np.unique(np.linspace(0, len(codes) - 1, clips).round().astype(int)):
-        drawing = plots.codes_over_spectrogram(examples.features[row], codes[row], valid[row], grid)
+        values = examples.batch([row])[model.main_input_name]
+        grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(values))
+        drawing = plots.codes_over_picture(*plots.as_picture(values[0], codes[row], valid[row], grid))
         label = examples.label_names[examples.labels[row]] if examples.labels is not None else ""
         caption = (
             f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."

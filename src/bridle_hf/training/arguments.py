@@ -1,14 +1,16 @@
 """What a recipe may say: the dataclasses of a pretraining run."""
 
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import BaseImageProcessor
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..feature_extraction_bridle import BridleFeatureExtractor
+from ..data.modalities import MODALITIES, build_processor
 
 Kind = Literal["encoder", "tokenizer", "joint"]
 
@@ -20,10 +22,19 @@ def config_keys(cls: type) -> dict:
     return {f.name: config_keys(below[f.name]) if f.name in below else None for f in fields(cls)}
 
 
-def signature_keys(cls: type) -> dict:
-    """Names of the keyword arguments of a class."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {p.name: None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"}
+def processor_keys(recipe: dict) -> dict:
+    """Names of the settings of a processor: of the modality in the `model` of a recipe, or of any where it says none."""
+    model = recipe.get("model")
+    named = model.get("modality", "audio") if isinstance(model, dict) else None
+    classes = [modality.processor for name, modality in MODALITIES.items() if named in (None, name)]
+    return {key: None for cls in classes for key in _settings(cls)}
+
+
+def _settings(processor: type) -> list[str]:
+    if issubclass(processor, BaseImageProcessor):
+        return list(processor.valid_kwargs.__annotations__)
+    parameters = inspect.signature(processor.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
 @dataclass
@@ -111,7 +122,8 @@ class PretrainRecipe:
         output_dir: receives checkpoints/, encoder-iterK/, final/, metrics.jsonl and recipe.yaml.
         resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
         model: keyword arguments of `BridleConfig`.
-        feature_extractor: keyword arguments of `BridleFeatureExtractor`; its sizes follow `model.input_size`.
+        processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
+            `model.input_size`.
         phases: the schedule, in order. `encoder`, `tokenizer` and `joint` say what phases of a kind have in common.
     """
 
@@ -119,10 +131,8 @@ class PretrainRecipe:
     data: DataArguments
     seed: int = 0
     resume: str = "auto"
-    model: dict = field(default_factory=dict, metadata={"keys": lambda: config_keys(BridleConfig)})
-    feature_extractor: dict = field(
-        default_factory=dict, metadata={"keys": lambda: signature_keys(BridleFeatureExtractor)}
-    )
+    model: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
+    processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
     training: TrainingArguments = field(default_factory=TrainingArguments)
     phases: list[PhaseEntry] = field(default_factory=list)
     encoder: PhaseArguments = field(default_factory=PhaseArguments)
@@ -143,12 +153,16 @@ class PretrainRecipe:
         except StrictDataclassError as error:
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
-    def extractor(self) -> BridleFeatureExtractor:
-        """The feature extractor, of the model's input size unless `feature_extractor` says otherwise."""
-        max_length, num_mel_bins = self.config().input_size
-        return BridleFeatureExtractor(
-            **{"max_length": max_length, "num_mel_bins": num_mel_bins, **self.feature_extractor}
-        )
+    def build_processor(self):
+        """The front-end, of the model's input size unless `processor` says otherwise."""
+        return build_processor(self.config(), **self.processor)
+
+    def open_data(self) -> DataArguments:
+        """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
+        if self.data.dataset != "synthetic":
+            return self.data
+        folder = MODALITIES[self.config().modality].write_set(Path(self.output_dir) / "synthetic")
+        return replace(self.data, dataset=str(folder))
 
 
 def _at_least_one(key: str, value: int) -> None:

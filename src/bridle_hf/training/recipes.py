@@ -125,7 +125,7 @@ def _build(cls: type, values: Any, prefix: str, origin: Callable[[str], str]) ->
         if key not in known:
             raise RecipeError(_unknown(dotted, str(key), known, origin(dotted)))
         if (keys := known[key].metadata.get("keys")) is not None:
-            _check_keys(value, keys(), dotted, origin)
+            _check_keys(value, keys(values), dotted, origin)
         arguments[key] = _convert(hints[key], value, dotted, origin)
     for name, f in known.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 
 from ..data.streaming import build_loader
-from ..data.synthetic import write_sound_set
 from ..modeling_bridle import BridleForPreTraining
 from .arguments import PretrainRecipe
 from .checkpoints import (
@@ -58,7 +56,7 @@ class Run:
         )
         check_processes(self.accelerator)
         self.schedule = build_schedule(recipe, self.accelerator.num_processes)
-        self.extractor = recipe.extractor()
+        self.processor = recipe.build_processor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
 
     def find_start(self) -> Checkpoint | None:
@@ -97,15 +95,11 @@ class Run:
         accelerator.init_trackers("tensorboard")
 
     def open_data(self):
-        """The loader of this process. A dataset named `synthetic` is synthesized into `output_dir`/sounds first."""
-        data, accelerator = self.recipe.data, self.accelerator
-        if data.dataset == "synthetic":
-            data = replace(data, dataset=str(self.folder / "sounds"))
-            with accelerator.main_process_first():
-                write_sound_set(data.dataset)
+        """The loader of this process."""
+        accelerator = self.accelerator
         return build_loader(
-            data,
-            self.extractor,
+            self.recipe.open_data(),
+            self.processor,
             batch_size=self.recipe.training.batch_size,
             seed=self.recipe.seed,
             rank=accelerator.process_index,
@@ -186,7 +180,7 @@ class Run:
             with folder_written_beside(self.folder / name, self.accelerator) as beside:
                 if self.accelerator.is_main_process:
                     part.save_pretrained(beside)
-                    self.extractor.save_pretrained(beside)
+                    self.processor.save_pretrained(beside)
 
     def log(self, record: dict) -> None:
         """One line of metrics.jsonl, and the same numbers to the tracker."""

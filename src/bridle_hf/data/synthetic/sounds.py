@@ -5,16 +5,16 @@ moves in time; every clip has its own pitch, tempo, level, room, microphone and 
 spectrum alone does not name the class.
 """
 
-import json
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from filelock import FileLock
 from tqdm.auto import tqdm
+
+from .folder import FOLDS, write_set
 
 RATE = 16000  # Hz
 SECONDS = (2.0, 5.0)  # length of a clip
@@ -22,8 +22,6 @@ SNR_DB = (10.0, 40.0)  # sound over background noise; lower is harder
 PEAK_DB = (-20.0, -3.0)
 MICROPHONE_DB = 2.0  # ripples of each clip's frequency response; larger is harder
 ECHO_SECONDS = (0.05, 0.4)
-FOLDS = 5
-RECEIPT = ".sound_set"  # file that says what a finished set holds
 
 Rng = np.random.Generator
 Event = Callable[[int], np.ndarray]  # samples -> waveform
@@ -160,35 +158,18 @@ def write_sound_set(folder: str | os.PathLike, seed: int = 0, clips_per_class: i
     Raises:
         FileExistsError: where `folder` holds anything else.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    receipt = json.dumps({"seed": seed, "clips_per_class": clips_per_class})
-    with FileLock(f"{folder}.lock"):  # the processes of a run all ask for the set; one of them writes it
-        if folder.exists() and any(folder.iterdir()):
-            if not (folder / RECEIPT).is_file():
-                raise FileExistsError(f"{folder} holds something else than a sound set: name a new folder.")
-            if (folder / RECEIPT).read_text() == receipt:
-                return folder
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _write_clips(unfinished / "train", seed, clips_per_class)
-        (unfinished / RECEIPT).write_text(receipt)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
-    return folder
+    receipt = {"set": "sounds", "seed": seed, "clips_per_class": clips_per_class}
+    return write_set(folder, receipt, partial(_write_clips, seed=seed, clips_per_class=clips_per_class))
 
 
-def _write_clips(folder: Path, seed: int, clips_per_class: int) -> None:
-    folder.mkdir(parents=True)
+def _write_clips(folder: Path, seed: int, clips_per_class: int) -> Iterator[dict]:
     order = np.random.default_rng(seed).permutation(len(CLASSES) * clips_per_class)
-    with open(folder / "metadata.jsonl", "w") as metadata:
-        for number, place in enumerate(tqdm(order, desc="synthesizing", unit=" clips")):
-            take, label = divmod(int(place), len(CLASSES))
-            clip = synthesize(CLASSES[label], np.random.default_rng([seed, label, take]))
-            name = f"{number:05d}.flac"
-            soundfile.write(folder / name, clip, RATE, subtype="PCM_16")
-            row = {"file_name": name, "label": label, "label_name": CLASSES[label].__name__, "fold": take % FOLDS + 1}
-            metadata.write(json.dumps(row) + "\n")
+    for number, place in enumerate(tqdm(order, desc="synthesizing", unit=" clips")):
+        take, label = divmod(int(place), len(CLASSES))
+        clip = synthesize(CLASSES[label], np.random.default_rng([seed, label, take]))
+        name = f"{number:05d}.flac"
+        soundfile.write(folder / name, clip, RATE, subtype="PCM_16")
+        yield {"file_name": name, "label": label, "label_name": CLASSES[label].__name__, "fold": take % FOLDS + 1}
 
 
 def _log_uniform(rng: Rng, low: float, high: float) -> float:

@@ -1,0 +1,42 @@
+"""Writing a synthesized set: whole or not at all, once for all processes of a run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from filelock import FileLock
+
+FOLDS = 5
+RECEIPT = ".synthesized"  # file that says what a finished set holds
+
+
+def write_set(folder: str | os.PathLike, receipt: dict, write: Callable[[Path], Iterable[dict]]) -> Path:
+    """Write a dataset folder, or leave it alone where the same set is already there.
+
+    Args:
+        folder: new folder, or one that this function wrote; a set of another receipt is replaced.
+        receipt: what the set's content depends on.
+        write: writes the files of the set into the folder it is given, and yields a row of metadata for each.
+
+    Raises:
+        FileExistsError: where `folder` holds anything else.
+    """
+    folder, receipt = Path(folder), json.dumps(receipt)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # the processes of a run all ask for the set; one of them writes it
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / RECEIPT).is_file():
+                raise FileExistsError(f"{folder} holds something else than a synthesized set: name a new folder.")
+            if (folder / RECEIPT).read_text() == receipt:
+                return folder
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "train").mkdir(parents=True)
+        with open(unfinished / "train" / "metadata.jsonl", "w") as metadata:
+            metadata.writelines(json.dumps(row) + "\n" for row in write(unfinished / "train"))
+        (unfinished / RECEIPT).write_text(receipt)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    return folder

@@ -1,0 +1,52 @@
+"""Image front-end of BRIDLE: resize, centre crop, scale to [0, 1] and normalise."""
+
+from typing import Any
+
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+
+class BridleImageProcessor(TorchvisionBackend):
+    """Turns images into `pixel_values` (B, 3, height, width) float32.
+
+    The shorter side is resized to `size["shortest_edge"]`, the middle of `crop_size` is cut out, values are divided by
+    255 and normalised with `image_mean` and `image_std`. Grey images and images with transparency become RGB. Every
+    argument can be given at construction and at each call; they are those of transformers' image processors.
+
+    Raises:
+        ValueError: an image without 1, 3 or 4 channels, or one that holds NaN or inf.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def process_image(self, image: Any, *args, **kwargs) -> torch.Tensor:
+        """One image of any kind that transformers takes -> (channels, height, width), not resized yet."""
+        try:
+            pixels = super().process_image(image, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(
+                f"images has a {type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))}; an image takes 1, "
+                f"3 or 4 channels, first or last: {error}"
+            ) from error
+        check_finite(pixels, "images")
+        return pixels
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Raise a `ValueError` where floating point values hold NaN or inf."""
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise ValueError(f"{name} contains NaN or inf; it takes finite values only.")
+
+
+__all__ = ["BridleImageProcessor"]
