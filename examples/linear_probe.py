@@ -23,7 +23,6 @@ from bridle_hf.evaluation.features import POOLINGS, encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 
-
 MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 
 

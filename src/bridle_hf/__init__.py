@@ -61,12 +61,8 @@ __all__ = [
 
 AutoConfig.register("bridle", BridleConfig, exist_ok=True)
 AutoFeatureExtractor.register(BridleConfig, BridleFeatureExtractor, exist_ok=True)
-AutoImageProcessor.register(
-    BridleConfig, image_processor_classes={"torchvision": BridleImageProcessor}, exist_ok=True
-)
-AutoVideoProcessor.register(
-    BridleConfig, video_processor_classes={"torchvision": BridleVideoProcessor}, exist_ok=True
-)
+AutoImageProcessor.register(BridleConfig, image_processor_classes={"torchvision": BridleImageProcessor}, exist_ok=True)
+AutoVideoProcessor.register(BridleConfig, video_processor_classes={"torchvision": BridleVideoProcessor}, exist_ok=True)
 AutoModel.register(BridleConfig, BridleModel, exist_ok=True)
 AutoModelForPreTraining.register(BridleConfig, BridleForPreTraining, exist_ok=True)
 AutoModelForAudioClassification.register(BridleConfig, BridleForAudioClassification, exist_ok=True)

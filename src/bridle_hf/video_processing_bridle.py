@@ -1,4 +1,4 @@
-"""Video front-end of BRIDLE: frames at a stride, resize, crop, scale to [0, 1] and normalise; several views for tests."""
+"""Video front-end of BRIDLE: frames at a stride, resize, crop, scale to [0, 1], normalise; several views for tests."""
 
 import numpy as np
 import torch
@@ -51,9 +51,9 @@ class BridleVideoProcessorKwargs(VideosKwargs, total=False):
 class BridleVideoProcessor(BaseVideoProcessor):
     """Turns videos into `pixel_values` (B, frames, 3, height, width) float32.
 
-    With `do_sample_frames`, a clip of `num_frames` frames, `frame_stride` apart, is taken from the middle of each video;
-    otherwise all frames are. Then as for images: the shorter side resized to `size["shortest_edge"]`, the middle of
-    `crop_size` cut out, scaled and normalised. Files are decoded by PyAV, which brings its own FFmpeg.
+    With `do_sample_frames`, a clip of `num_frames` frames, `frame_stride` apart, is taken from the middle of each
+    video; otherwise all frames are. Then as for images: the shorter side resized to `size["shortest_edge"]`, the middle
+    of `crop_size` cut out, scaled and normalised. Files are decoded by PyAV, which brings its own FFmpeg.
 
     For tests with several views, `num_clips` clips and `num_crops` crops of each make B * num_clips * num_crops rows,
     the views of one video next to each other: average their logits.
@@ -94,7 +94,9 @@ class BridleVideoProcessor(BaseVideoProcessor):
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
 
-    def sample_frames(self, metadata, num_frames=None, fps=None, frame_stride=None, num_clips=1, **kwargs) -> np.ndarray:
+    def sample_frames(
+        self, metadata, num_frames=None, fps=None, frame_stride=None, num_clips=1, **kwargs
+    ) -> np.ndarray:
         """Indices of the frames of all clips, clip after clip."""
         num_frames = self.num_frames if num_frames is None else num_frames
         if fps is not None or num_frames is None:
@@ -104,7 +106,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
         return np.concatenate([clip_indices(total, num_frames, frame_stride, position) for position in positions])
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
-        """Decodes paths and URLs: frames (frames, height, width, 3) uint8 and metadata. Reads no further than needed."""
+        """Decodes paths and URLs, no further than needed: frames (frames, height, width, 3) uint8 and metadata."""
         if isinstance(video_url_or_urls, list):
             return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True))
         wanted = None

@@ -142,7 +142,7 @@ def test_too_many_bad_clips_stop_the_run(tmp_path, num_workers, extractor):
         take(loader, 100)
 
 
-@pytest.mark.parametrize("argument", ["audio_column", "label_column", "fold_column"])
+@pytest.mark.parametrize("argument", ["input_column", "label_column", "fold_column"])
 def test_missing_column_is_named_with_those_there_are(parquet_folder, extractor, argument):
     data = DataArguments(parquet_folder, **{argument: "sound"})
     with pytest.raises(ValueError, match=rf"data.{argument}.*no column 'sound'.*\['audio', 'index', 'fold', 'class'\]"):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from bridle_hf.data import DataArguments, load_examples, synthetic, write_sound_set
+from bridle_hf.data import DataArguments, load_examples, write_sound_set
+from bridle_hf.data.synthetic import sounds
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +18,10 @@ def contents(folder) -> dict:
 def test_loads_like_any_dataset(sound_set, extractor):
     data = DataArguments(str(sound_set), label_column="label_name", fold_column="fold", max_frames=512)
     examples = load_examples(data, extractor)
-    assert examples.label_names == sorted(make.__name__ for make in synthetic.CLASSES) and len(examples) == 60
+    assert examples.label_names == sorted(make.__name__ for make in sounds.CLASSES) and len(examples) == 60
     for fold in range(1, 6):
         assert np.bincount(examples.labels[examples.folds == fold]).tolist() == [1] * 12
-    frames = examples.attention_mask.sum(1)
+    frames = examples.batch(range(60))["attention_mask"].sum(1)
     assert frames.min() >= 190 and frames.max() <= 500 and len(set(frames)) > 20
 
 
@@ -47,7 +48,7 @@ def test_a_set_that_is_there_stays_and_another_replaces_it(tmp_path):
 
 def test_other_files_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(FileExistsError, match="something else than a sound set"):
+    with pytest.raises(FileExistsError, match="something else than a synthesized set"):
         write_sound_set(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
@@ -59,7 +60,7 @@ def loudest_course(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return spectrum.argmax(1) * 16000 / 4096, spectrum.max(1)
 
 
-@pytest.mark.parametrize("make, sign", [(synthetic.chirp_up, 1), (synthetic.chirp_down, -1)])
+@pytest.mark.parametrize("make, sign", [(sounds.chirp_up, 1), (sounds.chirp_down, -1)])
 def test_chirps_rise_and_fall(make, sign):
     for seed in range(5):
         hertz, level = loudest_course(make(np.random.default_rng(seed), 48000))
@@ -77,4 +78,4 @@ def test_metronome_is_regular_and_rain_is_not():
             values.append(gaps.std() / gaps.mean())
         return float(np.mean(values))
 
-    assert unevenness(synthetic.metronome) < 0.05 < 0.3 < unevenness(synthetic.rain)
+    assert unevenness(sounds.metronome) < 0.05 < 0.3 < unevenness(sounds.rain)

@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf.data import MODALITIES, DataArguments, Examples
+from bridle_hf.data.collation import AudioCollator
 
 RATE = 16000
 
@@ -25,6 +27,20 @@ def wav(samples):
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, format="WAV")
     return {"bytes": buffer.getvalue(), "path": "tone.wav"}
+
+
+@pytest.fixture(scope="session")
+def padded_examples():
+    """Examples of log-mel features (n, T, F), each with the frames that its row of a mask (n, T) counts."""
+
+    def make(features, mask, labels=None, folds=None):
+        clips = [clip[: valid.sum()] for clip, valid in zip(features, mask, strict=True)]
+        extractor = BridleFeatureExtractor(max_length=features.shape[1], num_mel_bins=features.shape[2])
+        collate = AudioCollator(DataArguments(roll=False, gain=False), extractor)
+        names = [str(label) for label in np.unique(labels)] if labels is not None else []
+        return Examples(MODALITIES["audio"], clips, collate, labels, folds, names)
+
+    return make
 
 
 @pytest.fixture(scope="session")

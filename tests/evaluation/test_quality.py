@@ -1,6 +1,6 @@
 import json
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,14 +28,13 @@ def build(**quantizer):
 
 
 @pytest.fixture(scope="module")
-def clips():
+def clips(padded_examples):
     """Twenty clips of two classes that differ in level, half of them padded."""
     rng = np.random.default_rng(0)
     labels = np.arange(20) % 2
     features = rng.normal(size=(20, 64, 32)).astype(np.float32) + 2 * labels[:, None, None].astype(np.float32)
     frames = np.where(np.arange(20) < 10, 64, 32)
-    mask = (np.arange(64) < frames[:, None]).astype(np.int64)
-    return SimpleNamespace(features=features, attention_mask=mask, labels=labels, folds=np.arange(20) // 4)
+    return padded_examples(features, np.arange(64) < frames[:, None], labels, np.arange(20) // 4)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def model(clips):
 def test_codes_are_the_tokenizers_and_padding_is_marked(model, clips):
     codes, valid = tokenize(model.tokenizer, clips, batch_size=7)
     with torch.no_grad():
-        alone = model.tokenizer.encode(torch.tensor(clips.features[12:13, :32]))
+        alone = model.tokenizer.encode(torch.tensor(clips.clips[12][None]))
     assert codes.shape == (20, 8, 3)
     np.testing.assert_array_equal(codes[12][valid[12]], alone[0])
     assert valid.sum() == 10 * 8 + 10 * 4
@@ -62,10 +61,9 @@ def test_quality_against_plain_loops(model, clips):
 
     left, total, used = np.zeros(3), 0.0, [set(), set(), set()]
     books = [book.embed.double().numpy() for book in model.tokenizer.quantizer.codebooks]
-    for clip, mask in zip(clips.features, clips.attention_mask, strict=True):
-        frames = int(mask.sum())
+    for clip in clips.clips:
         with torch.no_grad():
-            z = model.tokenizer.project(torch.tensor(clip[None, :frames]))[0].double().numpy()
+            z = model.tokenizer.project(torch.tensor(clip[None]))[0].double().numpy()
         for vector in z:
             vector = vector / np.linalg.norm(vector)
             total += vector @ vector
@@ -82,7 +80,7 @@ def test_quality_against_plain_loops(model, clips):
 
 
 def test_positions_in_the_cold_start_show_as_position_information(clips):
-    quiet = SimpleNamespace(**{**vars(clips), "features": 0.05 * clips.features})  # positions are louder
+    quiet = replace(clips, clips=[np.float32(0.05) * clip for clip in clips.clips])  # positions are louder
     told = {}
     for positions in (False, True):
         model = build()
@@ -102,7 +100,7 @@ def test_churn_is_zero_for_the_same_tokenizer_and_not_after_new_codebooks(model,
 
 def test_quantizers_without_residuals_and_unlabelled_clips(clips):
     model = build(type="random_projection")
-    unlabelled = SimpleNamespace(**{**vars(clips), "labels": None})
+    unlabelled = replace(clips, labels=None)
     quality = tokenizer_quality(model.tokenizer, unlabelled)
     assert quality["residual_energy"] is None and quality["bag_of_codes"] is None
     assert len(quality["cur"]) == 3

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -103,7 +104,7 @@ def test_colours_follow_the_page(page):
 
 def test_a_cold_model_has_one_column_and_needs_no_labels(pretrained, examples, tmp_path):
     model = BridleForPreTraining.from_pretrained(pretrained)
-    unlabelled = type(examples)(examples.features, examples.attention_mask, None, None, [], examples.clip_names)
+    unlabelled = replace(examples, labels=None, folds=None)
     qualities = codebook_report(tmp_path / "cold.html", model, unlabelled, name="cold", clips=1)
     assert list(qualities) == ["cold start"]
     assert qualities["cold start"]["bag_of_codes"] is None

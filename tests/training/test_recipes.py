@@ -10,7 +10,7 @@ from bridle_hf.evaluation.finetuning import FinetuneRecipe
 from bridle_hf.training.phases import build_schedule
 from bridle_hf.training.recipes import RecipeError, changed_keys, load_recipe, recipe_to_yaml
 
-RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "audio"
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 
 
 @dataclass
@@ -94,7 +94,7 @@ def test_bad_files_are_named(tmp_path):
     [
         ("model.hiden_size=8", "unknown key `model.hiden_size`.*did you mean hidden_size"),
         ("model.quantizer_config.codebok_size=8", "unknown key `model.quantizer_config.codebok_size`.*codebook_size"),
-        ("feature_extractor.men=0", "unknown key `feature_extractor.men`.*mean"),
+        ("processor.men=0", "unknown key `processor.men`.*mean"),
         ("data.datset=x", "unknown key `data.datset`.*did you mean dataset"),
         ("training.batchsize=8", "unknown key `training.batchsize`.*did you mean batch_size"),
         ("phases.0.stepps=8", "unknown key `phases.0.stepps`.*did you mean steps"),
@@ -129,9 +129,9 @@ def test_changes_between_recipes_are_named():
     assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_shipped_recipes_load(path):
-    if "finetune" in path.name:
+    if path.stem.endswith(("finetune", "probe")):
         assert load_recipe(path, cls=FinetuneRecipe).model
         return
     recipe = load_recipe(path)
@@ -140,7 +140,7 @@ def test_the_shipped_recipes_load(path):
 
 
 def test_as2m_base_is_the_paper_s_table_5():
-    recipe = load_recipe(RECIPES / "as2m_base.yaml")
+    recipe = load_recipe(RECIPES / "audio" / "as2m_base.yaml")
     config = recipe.config()
     encoder, tokenizer, again = build_schedule(recipe, num_processes=64)
     assert (encoder.name, tokenizer.name, again.name) == ("encoder-iter1", "tokenizer-iter2", "encoder-iter2")

@@ -20,7 +20,7 @@ class DataArguments:
         shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard.
         num_workers: processes that read and decode; 0 reads in the training process.
         cache: decode every clip once, keep it on disk and stream from there: features of sounds, pixels of the rest.
-        in_memory: probes and fine-tuning hold all decoded clips in memory; otherwise each is decoded when its turn comes.
+        in_memory: hold all decoded clips of a probe or of fine-tuning in memory; otherwise decode each in its turn.
         cache_dir: folder of the caches; by default `bridle` in the datasets cache of HuggingFace.
         max_bad_share: share of clips that may be undecodable before the run stops.
 

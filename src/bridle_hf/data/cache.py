@@ -1,8 +1,8 @@
 """Clips decoded once and kept on disk as a dataset of their own, which then streams like any other.
 
 A cache is a folder of Arrow files, which cost half of what parquet files do to read. Each row holds `features` (log-mel
-features or pixels as raw bytes), their `dtype` and `shape`, `clip_name` and the source's other columns. The content does not depend on `exclude`,
-crops or augmentation, so that folds and phases share it.
+features or pixels as raw bytes), their `dtype` and `shape`, `clip_name` and the source's other columns. The content
+does not depend on `exclude`, crops or augmentation, so that folds and phases share it.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ def open_clips(data: DataArguments, processor) -> Source:
 def write_cache(data: DataArguments, processor) -> Path:
     """Write every decoded clip that `data` names, unless they are there, and return their folder.
 
-    The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It is
-    written beside and renamed when whole; other processes of the machine wait for the one that writes.
+    The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
+    is written beside and renamed when whole; other processes of the machine wait for the one that writes.
     """
     modality = modality_of(processor)
     settings = modality.kept_settings(data, processor)

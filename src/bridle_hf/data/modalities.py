@@ -29,7 +29,7 @@ class Modality:
 
     Attributes:
         name: of the modality in `BridleConfig`.
-        column_type: the type of a dataset's column that holds it.
+        column_type, column_names: the type of a dataset's column that holds it, and its names where it has no type.
         processor: the front-end's class.
         sizes: the arguments of the processor that follow from a model's config.
         decode: (raw value of the column, data, processor, generator) -> one clip as the collator takes it, and a
@@ -42,6 +42,7 @@ class Modality:
 
     name: str
     column_type: type
+    column_names: tuple[str, ...]
     processor: type
     sizes: Callable[[BridleConfig], dict]
     decode: Callable[..., np.ndarray]
@@ -105,6 +106,7 @@ MODALITIES = {
         Modality(
             name="audio",
             column_type=datasets.Audio,
+            column_names=("audio",),
             processor=BridleFeatureExtractor,
             sizes=spectrogram_sizes,
             decode=decode_sound,
@@ -116,6 +118,7 @@ MODALITIES = {
         Modality(
             name="image",
             column_type=datasets.Image,
+            column_names=("image", "img"),
             processor=BridleImageProcessor,
             sizes=picture_sizes,
             decode=decode_picture,
@@ -127,6 +130,7 @@ MODALITIES = {
         Modality(
             name="video",
             column_type=datasets.Video,
+            column_names=("video",),
             processor=BridleVideoProcessor,
             sizes=video_sizes,
             decode=decode_frames,

@@ -26,8 +26,9 @@ BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this man
 class Source:
     """Raw examples by shard, and the function that decodes one.
 
-    `featurize(example, rng=None)` returns a clip as the modality decodes it: with a generator a random part, where the
-    whole is costly. It raises `BadClipError` for a clip to skip. `skipped` names the clips that could not be used when all of them were decoded: name -> reason.
+    `featurize(example, rng=None)` returns a clip as the modality decodes it, with a generator a random part where the
+    whole is costly, and raises `BadClipError` for a clip to skip. `skipped` names the clips that could not be used when
+    all of them were decoded: name -> reason.
     """
 
     dataset: datasets.IterableDataset
@@ -155,7 +156,7 @@ def open_source(data: DataArguments, processor) -> Source:
             raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {columns}.")
 
     modality = modality_of(processor)
-    column = data.input_column or find_column(dataset.features or {}, modality, description)
+    column = data.input_column or find_column(dataset.features or dict.fromkeys(columns), modality, description)
 
     def featurize(example: dict, rng: np.random.Generator | None = None) -> np.ndarray:
         return modality.decode(example[column], data, processor, rng)
@@ -164,10 +165,11 @@ def open_source(data: DataArguments, processor) -> Source:
 
 
 def find_column(features: dict, modality, description: str) -> str:
-    """The first column of a modality's type."""
-    for column, feature in features.items():
-        if isinstance(feature, modality.column_type):
-            return column
+    """The first column of a modality's type, or else of a usual name."""
+    typed = [column for column, feature in features.items() if isinstance(feature, modality.column_type)]
+    named = [column for column in modality.column_names if column in features]
+    if typed or named:
+        return (typed + named)[0]
     raise ValueError(
         f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
         f"holds bytes or paths, its columns are {list(features)}."

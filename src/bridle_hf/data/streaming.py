@@ -125,8 +125,9 @@ class ClipStream(IterableDataset):
 class ClipLoader:
     """An endless iterator of batches that knows its position.
 
-    Yields what the modality's collator makes, such as `{"pixel_values": (B, 3, H, W) float32}`. After `k` calls of `next`, the
-    state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read ahead.
+    Yields what the modality's collator makes, such as `{"pixel_values": (B, 3, H, W) float32}`. After `k` calls of
+    `next`, the state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read
+    ahead.
 
     Attributes:
         skipped: name -> reason of every clip that could not be used so far, or when the cache was written.

@@ -234,9 +234,7 @@ class TrainingBatches:
         chosen = np.flatnonzero(rng.random(len(values)) < self.settings.mixup)
         # The mask goes along as one more mel bin, so that it is mixed with the same partners.
         stacked = values if mask is None else np.concatenate([values, mask[..., None].astype(values.dtype)], axis=-1)
-        stacked[chosen], targets[chosen] = mixup(
-            stacked[chosen], targets[chosen], rng, alpha=self.settings.mixup_alpha
-        )
+        stacked[chosen], targets[chosen] = mixup(stacked[chosen], targets[chosen], rng, alpha=self.settings.mixup_alpha)
         if mask is None:
             return {name: stacked}, targets
         return {name: stacked[..., :-1], "attention_mask": (stacked[..., -1] > 0).astype(mask.dtype)}, targets

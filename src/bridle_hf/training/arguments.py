@@ -23,7 +23,7 @@ def config_keys(cls: type) -> dict:
 
 
 def processor_keys(recipe: dict) -> dict:
-    """Names of the settings of a processor: of the modality in the `model` of a recipe, or of any where it says none."""
+    """Names of the settings of a processor: of the modality in a recipe's `model`, or of any where it has none."""
     model = recipe.get("model")
     named = model.get("modality", "audio") if isinstance(model, dict) else None
     classes = [modality.processor for name, modality in MODALITIES.items() if named in (None, name)]

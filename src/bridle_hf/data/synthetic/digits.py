@@ -88,8 +88,8 @@ def to_pixels(picture: np.ndarray) -> np.ndarray:
 def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 2) -> Path:
     """Write the pictures as an image dataset folder, or leave the folder alone where that set is already there.
 
-    `folder/train` holds PNG files (32 x 32, colour) and `metadata.jsonl` with the columns `label` (0 to 9) and `fold` (1
-    to 5; pictures of one handwritten digit are in one fold). The same seed gives the same files.
+    `folder/train` holds PNG files (32 x 32, colour) and `metadata.jsonl` with the columns `label` (0 to 9) and `fold`
+    (1 to 5; pictures of one handwritten digit are in one fold). The same seed gives the same files.
 
     Args:
         folder: new folder, or one that this function wrote; a set of another seed or size is replaced.

@@ -1,7 +1,7 @@
 """Videos of moving digits as real mp4 files; the class is the motion and cannot be told from one frame.
 
-Ten motions of the handwritten digits that scikit-learn brings along. The canvas has no edges (what leaves it comes in at
-the other side), the first place and the first angle are uniform, and all motions keep them so: every single frame of
+Ten motions of the handwritten digits that scikit-learn brings along. The canvas has no edges (what leaves it comes in
+at the other side), the first place and the first angle are uniform, and all motions keep them so: every single frame of
 every class is drawn from the same distribution, whichever digit it shows.
 """
 
@@ -108,8 +108,8 @@ def write_motion_set(folder: str | os.PathLike, seed: int = 0, videos_per_class:
     """Write the videos as a video dataset folder, or leave the folder alone where that set is already there.
 
     `folder/train` holds mp4 files (H.264, 32 x 32, 24 frames, 2 s) and `metadata.jsonl` with the columns `label`
-    (integer), `label_name` and `fold` (1 to 5, each with the same number of videos of every class, give or take one). The
-    same seed gives the same files.
+    (integer), `label_name` and `fold` (1 to 5, each with the same number of videos of every class, give or take one).
+    The same seed gives the same files.
 
     Args:
         folder: new folder, or one that this function wrote; a set of another seed or size is replaced.
