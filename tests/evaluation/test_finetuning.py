@@ -20,7 +20,7 @@ from bridle_hf.training import RecipeError, load_recipe
 @pytest.fixture
 def recipe(tones, pretrained, tmp_path):
     def make(**changes):
-        training = {"epochs": 12, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 5e-3, "layer_decay": 1.0}
+        training = {"epochs": 16, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 5e-3, "layer_decay": 1.0}
         data = {"dataset": str(tones), "label_column": "sound", "fold_column": "fold"}
         return FinetuneRecipe(
             model=changes.pop("model", str(pretrained)),

@@ -1,8 +1,9 @@
 """Clips decoded once and kept on disk as a dataset of their own, which then streams like any other.
 
 A cache is a folder of Arrow files, which cost half of what parquet files do to read. Each row holds `features` (log-mel
-features or pixels as raw bytes), their `dtype` and `shape`, `clip_name` and the source's other columns. The content
-does not depend on `exclude`, crops or augmentation, so that folds and phases share it.
+features or pixels as raw bytes) with their `dtype` and `shape`, or the clip's `file` undecoded; its `clip_name` and the
+source's other columns. The content does not depend on `exclude`, crops or augmentation, so that folds and phases share
+it.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,11 +23,16 @@ from filelock import FileLock
 
 from .arguments import DataArguments
 from .modalities import modality_of
-from .source import Source, load_builder, open_source
+from .source import Source, keeps, load_builder, open_source
 
 logger = logging.getLogger(__name__)
 
-KEPT_COLUMNS = {"features": "binary", "dtype": "string", "clip_name": "string"}
+CLIP_COLUMNS = {
+    "features": datasets.Value("binary"),
+    "dtype": datasets.Value("string"),
+    "shape": datasets.List(datasets.Value("int32")),
+}
+FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLIPS_PER_FILE = 256
 CLIPS_PER_CHUNK = 32
 SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
@@ -39,16 +46,27 @@ def open_clips(data: DataArguments, processor) -> Source:
         return source
     folder = write_cache(data, processor)
     cached = datasets.load_dataset("arrow", data_files=str(folder / "*.arrow"), split="train", streaming=True)
-
-    def featurize(example: dict, rng: np.random.Generator | None = None) -> np.ndarray:
-        return np.frombuffer(example["features"], dtype=example["dtype"]).reshape(example["shape"])
-
     skipped = json.loads((folder / SKIPPED).read_text())
-    return replace(source, dataset=cached, featurize=featurize, input_column=None, skipped=skipped)
+    return replace(source, dataset=cached, featurize=_unpack, input_column=None, skipped=skipped)
 
 
-def write_cache(data: DataArguments, processor) -> Path:
-    """Write every decoded clip that `data` names, unless they are there, and return their folder.
+def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
+    """The clips that `data` names, on disk and at hand by their number, and the function that makes an array of a row.
+
+    With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
+    among them.
+    """
+    folder = write_cache(data, processor, decoded=data.cache)
+    table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
+    if data.exclude:
+        columns = table.select_columns(list(data.exclude))
+        table = table.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
+    decode = modality_of(processor).decode
+    return table, _unpack if data.cache else lambda row: decode(row[FILE], data, processor)
+
+
+def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
+    """Write every clip that `data` names, unless they are there, and return their folder: decoded clips or their files.
 
     The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
     is written beside and renamed when whole; other processes of the machine wait for the one that writes.
@@ -56,8 +74,8 @@ def write_cache(data: DataArguments, processor) -> Path:
     modality = modality_of(processor)
     settings = modality.kept_settings(data, processor)
     files = load_builder(data).cache_dir
-    identity = json.dumps([FORMAT, modality.name, files, data.split, data.input_column, settings], default=str)
-    folder = cache_root(data) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    identity = [FORMAT, modality.name, decoded, files, data.split, data.input_column, settings]
+    folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -65,9 +83,9 @@ def write_cache(data: DataArguments, processor) -> Path:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             every_clip = replace(data, exclude={}, label_column=None, fold_column=None)
-            _write_files(open_source(every_clip, processor), data, unfinished)
+            _write_files(open_source(every_clip, processor), data, unfinished, decoded)
             os.replace(unfinished, folder)
-            logger.info("the decoded clips of %s are kept in %s", data.dataset, folder)
+            logger.info("the clips of %s are kept in %s", data.dataset, folder)
     return folder
 
 
@@ -76,15 +94,15 @@ def cache_root(data: DataArguments) -> Path:
     return Path(data.cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "bridle")).expanduser()
 
 
-def _write_files(source: Source, data: DataArguments, folder: Path) -> None:
+def _write_files(source: Source, data: DataArguments, folder: Path, decoded: bool) -> None:
     schema = None
     if source.dataset.features is not None:
         columns = {key: value for key, value in source.dataset.features.items() if key != source.input_column}
-        columns |= {key: datasets.Value(kind) for key, kind in KEPT_COLUMNS.items()}
-        columns["shape"] = datasets.List(datasets.Value("int32"))
-        schema = datasets.Features(columns).arrow_schema
+        columns |= CLIP_COLUMNS if decoded else {FILE: FILE_TYPE}
+        schema = datasets.Features(columns | {"clip_name": datasets.Value("string")}).arrow_schema
     rows = (
-        {key: value for key, value in example.items() if key != source.input_column} | _kept(clip)
+        {key: value for key, value in example.items() if key != source.input_column}
+        | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share)
     )
     for number, clips in enumerate(iter(lambda: list(islice(rows, CLIPS_PER_FILE)), [])):
@@ -94,7 +112,16 @@ def _write_files(source: Source, data: DataArguments, folder: Path) -> None:
     (folder / SKIPPED).write_text(json.dumps(source.skipped))
 
 
-def _kept(clip: np.ndarray) -> dict:
+def _pack(clip: np.ndarray) -> dict:
     """The columns that hold a clip: floating point numbers in half precision, pixels as they are."""
     dtype = np.float16 if clip.dtype.kind == "f" else clip.dtype
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
+
+
+def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
+    """The clip of a row. It is kept whole; what of it is used, the collator chooses."""
+    return np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
+
+
+def _file(raw: dict | str) -> dict:
+    return raw if isinstance(raw, dict) else {"bytes": None, "path": raw}

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 
 from .arguments import DataArguments
-from .cache import open_clips
+from .cache import map_clips, open_clips
 from .modalities import Modality, modality_of
 
 
@@ -47,6 +47,22 @@ class Examples:
         return self.collate([self.clips[row] for row in rows], rng)
 
 
+class MappedClips(Sequence):
+    """Clips of a table on disk, each made an array when it is asked for."""
+
+    def __init__(self, table: datasets.Dataset, decode: Callable[[dict], np.ndarray]):
+        self.table, self.decode = table, decode
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.decode(self.table[int(row)])
+
+    def __add__(self, other: "MappedClips") -> "MappedClips":
+        return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
+
+
 def load_examples(data: DataArguments, processor) -> Examples:
     """All clips that `data` names, in the dataset's order; those of `test_split` come last.
 
@@ -54,30 +70,35 @@ def load_examples(data: DataArguments, processor) -> Examples:
         ValueError: for a missing column, an empty set, or a clip without exactly one label.
     """
     modality = modality_of(processor)
-    clips, values, folds, names = [], [], [], []
+    clips, rows, splits = None, [], []
     for split in (data.split, data.test_split):
-        if split is None:
-            continue
-        source = open_clips(replace(data, split=split), processor)
-        for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
-            clips.append(clip)
-            values.append(example[data.label_column] if data.label_column else None)
-            folds.append(example[data.fold_column] if data.fold_column else split)
-            names.append(example["clip_name"])
-    labels, label_names = None, []
+        if split is not None:
+            more, about, types = _read(replace(data, split=split), processor)
+            clips = more if clips is None else clips + more
+            rows += about
+            splits += [split] * len(about)
+    labels, label_names, folds = None, [], None
     if data.label_column:
-        label_feature = (source.dataset.features or {}).get(data.label_column)
-        labels, label_names = _contiguous(values, label_feature, data.label_column)
-    return Examples(
-        modality,
-        clips,
-        modality.collator(data, processor),
-        labels,
-        np.array(folds) if data.fold_column or data.test_split else None,
-        label_names,
-        names,
-        [data.test_split] if data.test_split else None,
-    )
+        values = [row[data.label_column] for row in rows]
+        labels, label_names = _contiguous(values, types.get(data.label_column), data.label_column)
+    if data.fold_column or data.test_split:
+        folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
+    names = [row["clip_name"] for row in rows]
+    tested = [data.test_split] if data.test_split else None
+    return Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+
+
+def _read(data: DataArguments, processor) -> tuple[Sequence[np.ndarray], list[dict], dict]:
+    """The clips of one split, label, fold and name of each, and the types of the dataset's columns."""
+    columns = [column for column in (data.label_column, data.fold_column, "clip_name") if column]
+    if not data.in_memory:
+        table, decode = map_clips(data, processor)
+        return MappedClips(table, decode), table.select_columns(columns).to_list(), table.features
+    source, clips, rows = open_clips(data, processor), [], []
+    for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
+        clips.append(clip)
+        rows.append({column: example[column] for column in columns})
+    return clips, rows, source.dataset.features or {}
 
 
 def _contiguous(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:

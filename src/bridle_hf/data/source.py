@@ -55,10 +55,8 @@ class Source:
             yield example | {"clip_name": name or f"shard {shard}, example {index}"}
 
     def keeps(self, example: dict) -> bool:
-        """Whether `exclude` lets the example in. Values compare as text: a recipe may say 1 for a column of strings."""
-        return all(
-            str(example[column]) not in {str(value) for value in values} for column, values in self.exclude.items()
-        )
+        """Whether `exclude` lets the example in."""
+        return keeps(self.exclude, example)
 
     def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
         """Every example that `exclude` keeps, in order, with its decoded clip; `num_workers` threads decode ahead.
@@ -85,6 +83,11 @@ class Source:
                     yield example, features
         if seen == bad:
             raise ValueError(f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips).")
+
+
+def keeps(exclude: dict[str, list], example: dict) -> bool:
+    """Whether an example is left in. Values compare as text: a recipe may say 1 for a column of strings."""
+    return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
 
 
 def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:

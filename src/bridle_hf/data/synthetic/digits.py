@@ -1,7 +1,7 @@
 """Pictures of handwritten digits as real image files, for demos and tests that must not download anything.
 
-The digits are those that scikit-learn brings along, 8 x 8 pixels each. Every picture has one of them somewhere, larger
-or smaller, turned a little, in colours of its own over a background with stripes, so that single pixels say little.
+The digits are those that scikit-learn brings along, 8 x 8 pixels each. Every picture has one of them off the middle,
+larger or smaller, turned a little, bright on dark in colours of its own, so that single pixels do not say it all.
 """
 
 import os
@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 from .folder import FOLDS, write_set
 
 SIZE = 32  # pixels, both sides
-SCALE = (14.0, 24.0)  # pixels that the 8 of a digit become
-TURN = 20.0  # degrees, to either side
-CONTRAST = 0.35  # least distance of the digit's and the background's brightness
+SCALE = (20.0, 26.0)  # pixels that the 8 of a digit become
+SHIFT = 3.0  # pixels off the middle, in every direction
+TURN = 15.0  # degrees, to either side
+DARK, BRIGHT = (0.0, 0.4), (0.6, 1.0)  # of each colour channel
 NOISE = 0.05
 
 
@@ -53,36 +54,22 @@ def place_digit(digit: np.ndarray, size: int, centre, scale: float, degrees: flo
     return map_coordinates(digit, turned * (8 / scale) + 3.5, order=1, mode="constant")
 
 
-def draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """Two colours (2, 3) in [0, 1] of different brightness."""
-    while True:
-        colours = rng.uniform(size=(2, 3))
-        if abs(np.subtract(*colours.mean(axis=1))) > CONTRAST:
-            return colours
+def draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A bright colour and a dark one, (3,) each in [0, 1]."""
+    return rng.uniform(*BRIGHT, size=3), rng.uniform(*DARK, size=3)
 
 
-def stripes(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A background pattern (size, size) of mean 0: a few waves that meet their own ends at the edges."""
-    rows, columns = np.indices((size, size)) * (2 * np.pi / size)
-    waves = [
-        np.sin(down * rows + along * columns + phase)
-        for (down, along), phase in zip(rng.integers(-4, 5, (3, 2)), rng.uniform(0, 2 * np.pi, 3), strict=True)
-    ]
-    return 0.1 * sum(waves)
+def paint(ink: np.ndarray, front: np.ndarray, back: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A covered share of each pixel (H, W) and two colours to a noisy picture, uint8 (H, W, 3)."""
+    picture = ink[..., None] * (front - back) + back
+    return np.round(255 * (picture + NOISE * rng.standard_normal(picture.shape)).clip(0, 1)).astype(np.uint8)
 
 
 def draw_picture(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture of a digit (8, 8): uint8 (SIZE, SIZE, 3)."""
-    scale = rng.uniform(*SCALE)
-    centre = rng.uniform(0.4 * scale, SIZE - 0.4 * scale, size=2)
-    ink = place_digit(digit, SIZE, centre, scale, rng.uniform(-TURN, TURN))[..., None]
-    front, back = draw_colours(rng)
-    picture = ink * front + (1 - ink) * (back + stripes(rng, SIZE)[..., None])
-    return to_pixels(picture + NOISE * rng.standard_normal(picture.shape))
-
-
-def to_pixels(picture: np.ndarray) -> np.ndarray:
-    return np.round(255 * picture.clip(0, 1)).astype(np.uint8)
+    centre = (SIZE - 1) / 2 + rng.uniform(-SHIFT, SHIFT, size=2)
+    ink = place_digit(digit, SIZE, centre, rng.uniform(*SCALE), rng.uniform(-TURN, TURN))
+    return paint(ink, *draw_colours(rng), rng)
 
 
 def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 2) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .digits import digit_images, draw_colours, place_digit, stripes, to_pixels
+from .digits import digit_images, draw_colours, paint, place_digit
 from .folder import FOLDS, write_set
 
 SIZE = 32  # pixels, both sides
@@ -23,7 +23,6 @@ SPEED = (1.0, 2.0)  # pixels a frame
 SPIN = (8.0, 20.0)  # degrees a frame
 RADIUS = (4.0, 7.0)  # pixels, of circles and swings
 TURN = (14.0, 26.0)  # degrees a frame, along circles and swings
-NOISE = 0.03
 
 Rng = np.random.Generator
 Course = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, column and angle in degrees, (FRAMES,) each or 0
@@ -81,12 +80,11 @@ def draw_video(motion: str, rng: Rng) -> np.ndarray:
     digit = rng.choice(digit_images()[0])
     (row, column), angle = rng.uniform(0, SIZE, size=2), rng.uniform(0, 360)
     rows, columns, angles = MOTIONS[motion](rng, np.arange(FRAMES))
-    scale, (front, back), pattern = rng.uniform(*SCALE), draw_colours(rng), stripes(rng, SIZE)[..., None]
+    scale, colours = rng.uniform(*SCALE), draw_colours(rng)
     frames = []
     for down, along, turn in zip(rows, columns, angles, strict=True):
-        ink = place_digit(digit, SIZE, (row + down, column + along), scale, angle + turn)[..., None]
-        frame = ink * front + (1 - ink) * (back + pattern)
-        frames.append(to_pixels(frame + NOISE * rng.standard_normal(frame.shape)))
+        ink = place_digit(digit, SIZE, (row + down, column + along), scale, angle + turn)
+        frames.append(paint(ink, *colours, rng))
     return np.stack(frames)
 
 
