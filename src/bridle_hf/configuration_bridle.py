@@ -299,6 +299,11 @@ class BridleConfig(PreTrainedConfig):
         return prod(self.grid)
 
     @property
+    def num_frames(self) -> int:
+        """Frames of an input of `input_size`; transformers' video pipeline asks for it."""
+        return self.input_size[0]
+
+    @property
     def patch_dim(self) -> int:
         """Numbers in one patch."""
         return prod(self.patch_size) * self.num_channels

@@ -84,7 +84,8 @@ class PixelCollator:
 
     def test(self, clips: list[np.ndarray], **options) -> dict[str, np.ndarray]:
         """The clips as the processor gives them, without chance."""
-        batch = self.processor(list(clips), input_data_format="channels_first", return_tensors="np", **options)
+        clips = [np.require(clip, requirements="W") for clip in clips]  # a mapped one is not writable, torch complains
+        batch = self.processor(clips, input_data_format="channels_first", return_tensors="np", **options)
         return {"pixel_values": batch["pixel_values"]}
 
 

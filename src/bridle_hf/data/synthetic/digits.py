@@ -1,7 +1,7 @@
 """Pictures of handwritten digits as real image files, for demos and tests that must not download anything.
 
 The digits are those that scikit-learn brings along, 8 x 8 pixels each. Every picture has one of them off the middle,
-larger or smaller, turned a little, bright on dark in colours of its own, so that single pixels do not say it all.
+larger or smaller, turned a little, white on black in noise, so that single pixels do not say it all.
 """
 
 import os
@@ -21,7 +21,7 @@ SIZE = 32  # pixels, both sides
 SCALE = (20.0, 26.0)  # pixels that the 8 of a digit become
 SHIFT = 3.0  # pixels off the middle, in every direction
 TURN = 15.0  # degrees, to either side
-DARK, BRIGHT = (0.0, 0.4), (0.6, 1.0)  # of each colour channel
+DARK, BRIGHT = (0.0, 0.1), (0.7, 1.0)
 NOISE = 0.05
 
 
@@ -54,28 +54,28 @@ def place_digit(digit: np.ndarray, size: int, centre, scale: float, degrees: flo
     return map_coordinates(digit, turned * (8 / scale) + 3.5, order=1, mode="constant")
 
 
-def draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A bright colour and a dark one, (3,) each in [0, 1]."""
-    return rng.uniform(*BRIGHT, size=3), rng.uniform(*DARK, size=3)
+def draw_levels(rng: np.random.Generator) -> tuple[float, float]:
+    """Brightness of a digit and of what is behind it."""
+    return rng.uniform(*BRIGHT), rng.uniform(*DARK)
 
 
-def paint(ink: np.ndarray, front: np.ndarray, back: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A covered share of each pixel (H, W) and two colours to a noisy picture, uint8 (H, W, 3)."""
-    picture = ink[..., None] * (front - back) + back
-    return np.round(255 * (picture + NOISE * rng.standard_normal(picture.shape)).clip(0, 1)).astype(np.uint8)
+def paint(ink: np.ndarray, front: float, back: float, rng: np.random.Generator) -> np.ndarray:
+    """A covered share of each pixel (H, W) and two levels to a noisy grey picture, uint8 (H, W, 3)."""
+    picture = ink * (front - back) + back + NOISE * rng.standard_normal(ink.shape)
+    return np.round(255 * picture.clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
 def draw_picture(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture of a digit (8, 8): uint8 (SIZE, SIZE, 3)."""
     centre = (SIZE - 1) / 2 + rng.uniform(-SHIFT, SHIFT, size=2)
     ink = place_digit(digit, SIZE, centre, rng.uniform(*SCALE), rng.uniform(-TURN, TURN))
-    return paint(ink, *draw_colours(rng), rng)
+    return paint(ink, *draw_levels(rng), rng)
 
 
 def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 2) -> Path:
     """Write the pictures as an image dataset folder, or leave the folder alone where that set is already there.
 
-    `folder/train` holds PNG files (32 x 32, colour) and `metadata.jsonl` with the columns `label` (0 to 9) and `fold`
+    `folder/train` holds PNG files (32 x 32) and `metadata.jsonl` with the columns `label` (0 to 9) and `fold`
     (1 to 5; pictures of one handwritten digit are in one fold). The same seed gives the same files.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .digits import digit_images, draw_colours, paint, place_digit
+from .digits import digit_images, draw_levels, paint, place_digit
 from .folder import FOLDS, write_set
 
 SIZE = 32  # pixels, both sides
@@ -80,11 +80,11 @@ def draw_video(motion: str, rng: Rng) -> np.ndarray:
     digit = rng.choice(digit_images()[0])
     (row, column), angle = rng.uniform(0, SIZE, size=2), rng.uniform(0, 360)
     rows, columns, angles = MOTIONS[motion](rng, np.arange(FRAMES))
-    scale, colours = rng.uniform(*SCALE), draw_colours(rng)
+    scale, levels = rng.uniform(*SCALE), draw_levels(rng)
     frames = []
     for down, along, turn in zip(rows, columns, angles, strict=True):
         ink = place_digit(digit, SIZE, (row + down, column + along), scale, angle + turn)
-        frames.append(paint(ink, *colours, rng))
+        frames.append(paint(ink, *levels, rng))
     return np.stack(frames)
 
 
