@@ -24,9 +24,10 @@ pytest.importorskip("parameterized")
 
 os.environ["HF_TRANSFORMERS_SDIST"] = str(SDIST)
 sys.path.insert(0, str(SHARED))
-from hfharness import ModelSpec, make_tests  # noqa: E402
+from hfharness import ImageProcessorSpec, ModelSpec, VideoProcessorSpec, make_tests  # noqa: E402
 
 from bridle_hf.configuration_bridle import BridleConfig  # noqa: E402
+from bridle_hf.image_processing_bridle import BridleImageProcessor  # noqa: E402
 from bridle_hf.modeling_bridle import (  # noqa: E402
     BridleForAudioClassification,
     BridleForImageClassification,
@@ -35,6 +36,7 @@ from bridle_hf.modeling_bridle import (  # noqa: E402
     BridleModel,
     BridleTokenizer,
 )
+from bridle_hf.video_processing_bridle import BridleVideoProcessor  # noqa: E402
 
 PATCHES, KEPT, WIDTH, HEADS, LAYERS = 16, 3, 48, 4, 2
 TINY = {
@@ -124,6 +126,20 @@ SPECS = [
             ["test_hidden_states_output", "test_retain_grad_hidden_states_attentions"],
             "a tokenizer returns codes, not hidden states",
         ),
+    ),
+    ImageProcessorSpec(
+        name="Bridle",
+        backends={"torchvision": BridleImageProcessor},
+        init={"size": {"shortest_edge": 20}, "crop_size": {"height": 18, "width": 18}},
+        size=(3, 18, 18),
+        skip={"test_call_numpy_4_channels": "the harness expects three channels where it gives four"},
+    ),
+    VideoProcessorSpec(
+        name="Bridle",
+        cls=BridleVideoProcessor,
+        init={"size": {"shortest_edge": 20}, "crop_size": {"height": 18, "width": 18}},
+        num_frames=8,
+        crop=18,
     ),
 ]
 globals().update(make_tests(SPECS, __name__))

@@ -1,7 +1,7 @@
 """Pictures of handwritten digits as real image files, for demos and tests that must not download anything.
 
 The digits are those that scikit-learn brings along, 8 x 8 pixels each. Every picture has one of them off the middle,
-larger or smaller, turned a little, white on black in noise, so that single pixels do not say it all.
+larger or smaller, turned a little, white on black, so that single pixels do not say it all.
 """
 
 import os
@@ -22,7 +22,7 @@ SCALE = (20.0, 26.0)  # pixels that the 8 of a digit become
 SHIFT = 3.0  # pixels off the middle, in every direction
 TURN = 15.0  # degrees, to either side
 DARK, BRIGHT = (0.0, 0.1), (0.7, 1.0)
-NOISE = 0.05
+NOISE = 0.01
 
 
 @lru_cache(maxsize=1)
