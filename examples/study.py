@@ -149,14 +149,17 @@ def row(name, pooling, seed, probes):
 
 
 def finetune_rows(arguments, recipe):
-    """Fine-tuning from the last encoder and from random weights, every seed."""
+    """Fine-tuning from the last encoder and from random weights, every seed; of videos also on one frame alone."""
+    variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", ["from_scratch=true"])]
+    if recipe.config().modality == "video":
+        variants.append(("fine-tuned on one frame", "-one-frame", ["processor.frame_stride=0"]))
     rows = []
     for seed in arguments.seeds:
         model = f"{recipe.output_dir}/seed-{seed}" + ("-fold-{fold}" if arguments.inductive else "") + "/final"
-        for name, from_scratch in (("fine-tuned", False), ("fine-tuned from random weights", True)):
-            target = Path(recipe.output_dir) / f"finetune-seed-{seed}{'-scratch' if from_scratch else ''}"
+        for name, suffix, changes in variants:
+            target = Path(recipe.output_dir) / f"finetune-seed-{seed}{suffix}"
             command = [str(HERE / "finetune.py"), "--recipe", arguments.finetune, f"model={model}", f"seed={seed}"]
-            command += [f"output_dir={target}", f"from_scratch={from_scratch}", f"data.dataset={recipe.data.dataset}"]
+            command += [f"output_dir={target}", f"data.dataset={recipe.data.dataset}", *changes]
             if not (target / "results.json").is_file():
                 run_all(1, [command], [target])
             results = json.loads((target / "results.json").read_text())

@@ -133,7 +133,9 @@ def test_command_can_be_given_as_written(command, monkeypatch, capsys):
 
 def test_the_table_of_recipes_is_complete_and_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text()
-    recipes = {path.name for path in (ROOT / "examples" / "recipes").glob("*/*.yaml")}
-    assert set(re.findall(r"^\| `([\w.]+\.yaml)`", readme, re.MULTILINE)) == recipes
+    folder = ROOT / "examples" / "recipes"
+    recipes = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.yaml")}
+    rows = "".join(re.findall(r"^\| `.*", readme, re.MULTILINE))
+    assert set(re.findall(r"`(\w+/\w+\.yaml)`", rows)) == recipes
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
         assert (ROOT / path).exists(), path
