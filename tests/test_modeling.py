@@ -277,6 +277,7 @@ LAYOUT = {
         ("audio", (2, 3, 8), "`input_values` measures (3, 8); the model takes one or more whole patches of (4, 4)"),
         ("audio", (2, 0, 8), "`input_values` measures (0, 8)"),
         ("image", (2, 3, 8, 9), "`pixel_values` measures (8, 9)"),
+        ("video", (2, 1, 3, 8, 8), "`pixel_values` measures (1, 8, 8)"),  # shorter than a tubelet
     ],
 )
 def test_wrong_shapes_are_named(modality, shape, message):

@@ -21,8 +21,7 @@ SIZE = 32  # pixels, both sides
 SCALE = (20.0, 26.0)  # pixels that the 8 of a digit become
 SHIFT = 3.0  # pixels off the middle, in every direction
 TURN = 15.0  # degrees, to either side
-DARK, BRIGHT = (0.0, 0.1), (0.7, 1.0)
-NOISE = 0.01
+BRIGHTNESS = (0.6, 1.0)
 
 
 @lru_cache(maxsize=1)
@@ -54,22 +53,16 @@ def place_digit(digit: np.ndarray, size: int, centre, scale: float, degrees: flo
     return map_coordinates(digit, turned * (8 / scale) + 3.5, order=1, mode="constant")
 
 
-def draw_levels(rng: np.random.Generator) -> tuple[float, float]:
-    """Brightness of a digit and of what is behind it."""
-    return rng.uniform(*BRIGHT), rng.uniform(*DARK)
-
-
-def paint(ink: np.ndarray, front: float, back: float, rng: np.random.Generator) -> np.ndarray:
-    """A covered share of each pixel (H, W) and two levels to a noisy grey picture, uint8 (H, W, 3)."""
-    picture = ink * (front - back) + back + NOISE * rng.standard_normal(ink.shape)
-    return np.round(255 * picture.clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=-1)
+def paint(ink: np.ndarray) -> np.ndarray:
+    """Levels (H, W) in [0, 1] to a grey picture, uint8 (H, W, 3)."""
+    return np.round(255 * ink).astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
 def draw_picture(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture of a digit (8, 8): uint8 (SIZE, SIZE, 3)."""
     centre = (SIZE - 1) / 2 + rng.uniform(-SHIFT, SHIFT, size=2)
     ink = place_digit(digit, SIZE, centre, rng.uniform(*SCALE), rng.uniform(-TURN, TURN))
-    return paint(ink, *draw_levels(rng), rng)
+    return paint(rng.uniform(*BRIGHTNESS) * ink)
 
 
 def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 2) -> Path:

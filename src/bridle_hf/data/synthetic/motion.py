@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .digits import digit_images, draw_levels, paint, place_digit
+from .digits import BRIGHTNESS, digit_images, paint, place_digit
 from .folder import FOLDS, write_set
 
 SIZE = 32  # pixels, both sides
@@ -80,11 +80,11 @@ def draw_video(motion: str, rng: Rng) -> np.ndarray:
     digit = rng.choice(digit_images()[0])
     (row, column), angle = rng.uniform(0, SIZE, size=2), rng.uniform(0, 360)
     rows, columns, angles = MOTIONS[motion](rng, np.arange(FRAMES))
-    scale, levels = rng.uniform(*SCALE), draw_levels(rng)
+    scale, level = rng.uniform(*SCALE), rng.uniform(*BRIGHTNESS)
     frames = []
     for down, along, turn in zip(rows, columns, angles, strict=True):
         ink = place_digit(digit, SIZE, (row + down, column + along), scale, angle + turn)
-        frames.append(paint(ink, *levels, rng))
+        frames.append(paint(level * ink))
     return np.stack(frames)
 
 
@@ -93,7 +93,8 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int, codec: s
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        # A fixed quantiser: rate control looks ahead in threads of its own and gives other bytes every time.
+        stream = container.add_stream(codec, rate=rate, options={"qp": "20"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the same bytes on every machine
