@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from bridle_hf.data.synthetic.motion import write_video
+
+SPECTROGRAM = "model.input_size=[48, 64]"
 TINY = [
-    "model.input_size=[48, 64]",
-    "model.hidden_size=16",
+    "model.hidden_size=24",
     "model.num_hidden_layers=1",
     "model.num_attention_heads=2",
-    "model.decoder_hidden_size=16",
+    "model.decoder_hidden_size=24",
     "model.decoder_num_hidden_layers=1",
     "model.decoder_num_attention_heads=2",
     "model.quantizer_config={codebook_size: 8, codebook_dim: 8}",
@@ -36,15 +40,20 @@ def study(repository, tones, tmp_path):
     }
     (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(finetune))
 
-    def run(*options):
-        command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", str(recipes / "demo.yaml")]
-        command += ["--label-column", "sound", *options, f"data.dataset={tones}", "output_dir=runs", *TINY]
-        paths = os.environ | {"PYTHONPATH": str(repository / "src")}
-        done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout, json.loads((tmp_path / "runs" / "results.json").read_text())
+    return lambda *options: start(
+        repository, tmp_path, "audio", "--label-column", "sound", *options, f"data.dataset={tones}", SPECTROGRAM
+    )
 
-    return run
+
+def start(repository, folder, modality, *options):
+    """What the study of a demo prints, cut down to a few steps, and its results."""
+    recipe = repository / "examples" / "recipes" / modality / "demo.yaml"
+    command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", str(recipe)]
+    paths = os.environ | {"PYTHONPATH": str(repository / "src")}
+    command += [*options, "output_dir=runs", *TINY]
+    done = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, json.loads((folder / "runs" / "results.json").read_text())
 
 
 def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
@@ -66,3 +75,25 @@ def test_inductive_runs_do_not_see_the_test_fold(study, tmp_path):
         assert recipe["data"]["exclude"] == {"fold": [fold]}
     trained = [row for row in results["encoders"] if row["encoder"] == "iteration 1"]
     assert all(set(row["per_fold"]) == {"1", "2", "3"} and len(row["correct"]) == 24 for row in trained)
+
+
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_pictures_and_a_test_split(repository, tmp_path, modality):
+    """Dark and bright ones: any mean tells them apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 8)):
+        for number in range(count):
+            folder = tmp_path / "set" / split / ("dark", "bright")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 100, (24, 32, 32, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
+            if modality == "image":
+                Image.fromarray(pixels[0]).save(folder / f"{number}.png")
+            else:
+                write_video(folder / f"{number}.mp4", pixels, rate=12)
+    options = ["--test-split", "test", "phases=[{kind: encoder}]", f"data.dataset={tmp_path / 'set'}"]
+    _, results = start(repository, tmp_path, modality, *options)
+    scores = {(row["encoder"], row["pooling"]): row for row in results["encoders"]}
+    handmade = {"image": "colours", "video": "one-frame"}[modality]
+    assert scores[handmade, ""]["accuracy"] == 1.0 and scores[handmade, ""]["per_fold"] == {"test": 1.0}
+    assert ("iteration 1", "mean") in scores
+    assert "<svg" in (tmp_path / "runs" / "report.html").read_text()
