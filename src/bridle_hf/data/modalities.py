@@ -67,7 +67,7 @@ def sound_settings(data: DataArguments, processor) -> dict:
 
 def spectrogram_sizes(config: BridleConfig) -> dict:
     max_length, num_mel_bins = config.input_size
-    return {"max_length": max_length, "num_mel_bins": num_mel_bins}
+    return {"max_length": max_length, "num_mel_bins": num_mel_bins, "pad_to_multiple_of": config.patch_size[0]}
 
 
 def decode_picture(raw, data: DataArguments, processor, rng=None) -> np.ndarray:

@@ -15,15 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
-from ..feature_extraction_bridle import BridleFeatureExtractor
-from ..modeling_bridle import (
-    BridleForAudioClassification,
-    BridleForImageClassification,
-    BridleForPreTraining,
-    BridleForVideoClassification,
-    BridleModel,
-)
-from ..training.arguments import signature_keys
+from ..data.modalities import MODALITIES, build_processor
+from ..modeling_bridle import BridleForPreTraining, BridleModel
+from ..training.arguments import processor_keys
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
 from .official import ConversionReport, load_official, our_names, our_values, read_checkpoint
@@ -33,30 +27,20 @@ logger = logging.getLogger(__name__)
 # Beside the model: the tensors that come back from it equal in meaning but not in every bit, as they were.
 RESIDUE = "reference.safetensors"
 
-CLASSIFIERS = {
-    "audio": BridleForAudioClassification,
-    "image": BridleForImageClassification,
-    "video": BridleForVideoClassification,
-}
 # Mean and deviation of the log-mel values a source was trained with, where they are not BRIDLE's.
 NORMALIZATION = {"audiomae": {"mean": -4.2677393, "std": 4.5689974}}
 
 
-def _feature_extractor(config: BridleConfig, **options) -> BridleFeatureExtractor:
-    if unknown := set(options) - set(signature_keys(BridleFeatureExtractor)):
-        raise ValueError(f"`processor.{min(unknown)}` is no argument of BridleFeatureExtractor.")
-    frames, bins = config.input_size
-    return BridleFeatureExtractor(
-        **{"num_mel_bins": bins, "max_length": frames, "pad_to_multiple_of": config.patch_size[0], **options}
-    )
-
-
-# modality -> what builds the processor of a configuration
-PROCESSORS = {"audio": _feature_extractor}
+def _processor(config: BridleConfig, **settings):
+    known = processor_keys({"model": {"modality": config.modality}})
+    if unknown := set(settings) - set(known):
+        name = MODALITIES[config.modality].processor.__name__
+        raise ValueError(f"`processor.{min(unknown)}` is no argument of {name}.")
+    return build_processor(config, **settings)
 
 
 def convert(checkpoint, folder, source="bridle", modality=None, processor=None, **overrides) -> ConversionReport:
-    """Write the folder of a reference checkpoint: weights, configuration and, where there is one, the processor.
+    """Write the folder of a reference checkpoint: weights, configuration and processor.
 
     The model is a `BridleForPreTraining` where the file holds a decoder of codes, a classifier where it holds a head,
     and else a `BridleModel`.
@@ -83,11 +67,7 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
             "`checkpoint` is an encoder without its final norm; convert one with the norm or with its head."
         )
     model.save_pretrained(folder)
-    if modality in PROCESSORS:
-        build = PROCESSORS[modality]
-        build(model.config, **{**NORMALIZATION.get(source, {}), **(processor or {})}).save_pretrained(folder)
-    else:
-        logger.warning("No processor is saved: there is none for modality %s.", modality)
+    _processor(model.config, **NORMALIZATION.get(source, {}) | (processor or {})).save_pretrained(folder)
     back = to_official(model, source)
     changed = [name for name in back if name in state and not torch.equal(state[name], back[name])]
     Path(folder, RESIDUE).unlink(missing_ok=True)
@@ -121,7 +101,8 @@ def reverse(folder, checkpoint, source="bridle") -> None:
 def _model_class(state, modality: str):
     if "encoder_decoder.mask_token" in state:
         return BridleForPreTraining
-    return CLASSIFIERS[modality] if any(name in state for name in ("head.weight", "classifier.weight")) else BridleModel
+    has_head = any(name in state for name in ("head.weight", "classifier.weight"))
+    return MODALITIES[modality].classifier if has_head else BridleModel
 
 
 def _is_state_of(model, state: dict, source: str) -> bool:
