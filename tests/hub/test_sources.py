@@ -5,13 +5,23 @@ The names of the original code are written here from its public listings, not fr
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel, ViTMAEConfig, ViTMAEModel
+from transformers import (
+    AutoImageProcessor,
+    AutoVideoProcessor,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    ViTMAEConfig,
+    ViTMAEModel,
+)
 
 from bridle_hf import load_official
 from bridle_hf.hub import to_official
+from bridle_hf.hub.convert import convert
 from bridle_hf.modeling_bridle import (
     BridleForAudioClassification,
     BridleForPreTraining,
@@ -144,6 +154,16 @@ def test_transformers_models_and_their_files(source, tmp_path):
         ours, report = load_official(state, BridleModel, MODALITIES[source], return_report=True, **OPTIONS)
         torch.testing.assert_close(features(ours, values), features(model, values), rtol=0, atol=1e-4)
         assert set(report.used) == set(state) and not report.dropped and not report.initialised
+
+
+@pytest.mark.parametrize(("source", "auto"), [("vit-mae", AutoImageProcessor), ("videomae", AutoVideoProcessor)])
+def test_the_processor_is_saved_with_the_model(source, auto, tmp_path):
+    sizes = OPTIONS | {"input_size": (32, 32) if source == "vit-mae" else (4, 32, 32)}
+    convert(theirs(source).state_dict(), tmp_path, source=source, processor={"image_mean": [0.5] * 3}, **sizes)
+    processor = auto.from_pretrained(tmp_path)
+    assert processor.crop_size["height"] == 32 and tuple(processor.image_mean) == (0.5, 0.5, 0.5)
+    clip = np.zeros((9, 40, 40, 3)[source == "vit-mae" :], dtype=np.uint8)
+    assert processor(clip, return_tensors="np")["pixel_values"].shape[1:] == INPUTS[source][1:]
 
 
 def test_fine_tuned_videomae():
