@@ -110,6 +110,15 @@ def test_one_model_a_fold(recipe, pretrained, tmp_path):
         recipe(model="pretrained-{fold}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"training": {"cutmix": 0.5}}, "`training.cutmix` is 0.5"), ({"data": {"test_views": (3, 1)}}, "only videos")],
+)
+def test_options_of_other_modalities_are_named(recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(recipe(**changes))
+
+
 def test_unknown_fold_is_named(recipe):
     with pytest.raises(ValueError, match=r"`folds` names 7; the data has \[1, 2, 3\]"):
         finetune(recipe(folds=[7]))

@@ -15,7 +15,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.augmentation import mixup
 from ..data.examples import load_examples
-from ..data.modalities import MODALITIES, load_processor
+from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
 from ..training.arguments import config_keys, processor_keys
 from ..training.parameters import parameter_groups
@@ -114,9 +114,14 @@ def finetune(recipe):
         written to results.json.
 
     Raises:
-        ValueError: for a fold that the data does not have.
+        ValueError: for a fold that the data does not have, or an option that the modality does not have.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
+    modality = modality_of(processor).name
+    if recipe.training.cutmix and modality == "audio":
+        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; sounds take 0, only pictures have boxes.")
+    if tuple(recipe.data.test_views) != (1, 1) and modality != "video":
+        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; only videos take more than [1, 1].")
     examples = load_examples(recipe.data, processor)
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     there = np.unique(folds).tolist()
