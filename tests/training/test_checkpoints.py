@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from bridle_hf.training.checkpoints import (
     drop_later_,
@@ -43,7 +44,7 @@ def save(trained, tmp_path):
             phase=phase,
             step=step,
             state={"note": "x"},
-            data={"at": (1, 2)},
+            data={"at": [1, 2]},
             recipe="a: 1\n",
             keep=keep,
         )
@@ -55,7 +56,7 @@ def test_what_is_saved_comes_back(trained, save):
     _, model, optimizer = trained
     checkpoint = open_checkpoint(save(1, 20))
     assert (checkpoint.phase, checkpoint.step, checkpoint.state["note"]) == (1, 20, "x")
-    assert checkpoint.rank_state(0)["data"] == {"at": (1, 2)}
+    assert checkpoint.rank_state(0)["data"] == {"at": [1, 2]}
     for name, value in checkpoint.weights().items():
         assert torch.equal(value, model.state_dict()[name])
     fresh = torch.nn.Linear(3, 2)
@@ -67,15 +68,19 @@ def test_what_is_saved_comes_back(trained, save):
 
 def test_files_hold_no_code(save):
     path = save(0, 1)
-    for name in ("optimizer.pt", "rank-0.pt"):
-        torch.load(path / name, weights_only=True)
-        assert zipfile.is_zipfile(path / name)
-    assert json.loads((path / "state.json").read_text())["num_processes"] == 1
-    names = {"model.safetensors", "optimizer.pt", "rank-0.pt", "state.json", "recipe.yaml", "manifest.json"}
+    names = {"model.safetensors", "optimizer.safetensors", "rank-0.json", "state.json", "recipe.yaml", "manifest.json"}
     assert {file.name for file in path.iterdir()} == names
+    for file in path.iterdir():
+        assert not zipfile.is_zipfile(file)  # as a pickle of torch is
+    for name in ("rank-0.json", "manifest.json"):
+        json.loads((path / name).read_text())
+    assert json.loads((path / "state.json").read_text())["num_processes"] == 1
+    assert load_file(path / "optimizer.safetensors").keys() == {
+        f"{name}/{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
+    }
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "lose", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "lose", "manifest", "empty manifest"])
 def test_a_damaged_checkpoint_is_passed_over(save, tmp_path, caplog, damage):
     good, bad = save(0, 9), save(0, 10)
     victim = bad / "model.safetensors"
@@ -88,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over(save, tmp_path, caplog, damage):
     elif damage == "lose":
         victim.unlink()
     else:
-        (bad / "manifest.json").write_text('{"model')
+        (bad / "manifest.json").write_text("{}" if damage == "empty manifest" else '{"model')
     assert find_checkpoint(tmp_path).path == good
     assert str(bad) in caplog.text
     with pytest.raises(ValueError, match="manifest"):
@@ -125,7 +130,7 @@ def test_a_folder_appears_whole_or_not_at_all(trained, tmp_path):
 
 
 def test_random_generators_go_on_where_they_were(tmp_path):
-    torch.save(random_state(), tmp_path / "state.pt")
+    (tmp_path / "state.json").write_text(json.dumps(random_state()))
     drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
-    set_random_state_(torch.load(tmp_path / "state.pt", weights_only=True))
+    set_random_state_(json.loads((tmp_path / "state.json").read_text()))
     assert [random.random(), np.random.rand(), torch.rand(()).item()] == drawn

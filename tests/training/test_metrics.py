@@ -51,9 +51,9 @@ def test_codebook_measures(tiny_recipe):
         assert found["residual"][stage] == pytest.approx((left**2).sum() / len(codes), rel=1e-4)
 
 
-def test_losses_are_means_over_micro_batches():
-    outputs = [SimpleNamespace(losses={"b": torch.tensor(x), "a": torch.tensor(1.0)}) for x in (1.0, 4.0)]
-    assert mean_losses(outputs, Accelerator(cpu=True)) == {"a": 1.0, "b": 2.5}
+def test_weighted_losses_of_micro_batches_are_added_up():
+    losses = [{"b": torch.tensor(x), "a": torch.tensor(0.5)} for x in (1.0, 4.0)]
+    assert mean_losses(losses, Accelerator(cpu=True)) == {"a": 1.0, "b": 5.0}
 
 
 def test_a_file_goes_back_to_a_step(tmp_path):

@@ -138,7 +138,7 @@ def test_dead_codes_are_reset_when_the_config_says_so(schedule, model, policy, d
     for step in range(14):
         book = model.tokenizer.quantizer.codebooks[1]
         book.set_(book.embed, torch.tensor([0.0, 50.0, 50.0, 50.0]))  # a dead code
-        if phase.after_step_(model, batch(seed=step), step, torch.Generator().manual_seed(step)):
+        if phase.after_step_(model, [batch(seed=step)], step, torch.Generator().manual_seed(step)):
             found.append(step)
     assert found == due
 

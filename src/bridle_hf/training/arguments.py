@@ -82,11 +82,15 @@ class TrainingArguments:
         examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
         mixed_precision: "no", "bf16" or "fp16". The quantizer computes in float32 in any case.
         max_grad_norm: gradients are scaled down to this norm; null never clips.
+        skip_bad_steps: how many steps with NaN or inf in batch, loss or gradient a run may leave out; the next one
+            stops it.
         logging_steps: a record is written for the first, every so many and the last step of a phase.
         checkpoint_steps, keep_checkpoints: how often a checkpoint is written, and how many of the newest are kept.
         attention: "eager", "sdpa" or another attention implementation of transformers; null leaves the choice to it.
             On CPUs in bf16 "eager" trains faster.
+        gradient_checkpointing: compute activations a second time instead of keeping them.
         compile: compile the model with torch.compile.
+        deadline: seconds that a process waits for the others before it gives up.
         tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard"; null for none.
     """
 
@@ -99,11 +103,14 @@ class TrainingArguments:
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = 1.0
+    skip_bad_steps: int = 0
     logging_steps: int = 10
     checkpoint_steps: int = 500
     keep_checkpoints: int = 2
     attention: str | None = None
+    gradient_checkpointing: bool = False
     compile: bool = False
+    deadline: float = 1800.0
     tracker: str | None = "tensorboard"
 
     def __post_init__(self):
@@ -112,6 +119,10 @@ class TrainingArguments:
         for name in ("checkpoint_steps", "keep_checkpoints", "max_steps_per_phase", "examples_per_epoch"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
+        if self.skip_bad_steps < 0:
+            raise ValueError(f"`skip_bad_steps` is {self.skip_bad_steps}; it takes a whole number of at least 0.")
+        if not 0 < self.deadline < 1e9:
+            raise ValueError(f"`deadline` is {self.deadline}; it takes a number of seconds above 0.")
 
 
 @dataclass

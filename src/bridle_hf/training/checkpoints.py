@@ -1,15 +1,15 @@
 """Checkpoints: one folder each, complete or not there at all, with a manifest that tells a damaged one.
 
     checkpoints/phase-00-step-00000500/
-        model.safetensors     weights and codebooks
-        optimizer.pt          moments of AdamW, by parameter name
-        rank-0.pt, ...        of every process: position in the data, state of the random generators
-        state.json            phase, step, learning rate, number of processes, cold start
-        recipe.yaml           the recipe of the run
-        manifest.json         size and sha256 of the files above
+        model.safetensors        weights and codebooks
+        optimizer.safetensors    moments of AdamW by parameter name, its settings as JSON in the header
+        rank-0.json, ...         of every process: position in the data, state of the random generators
+        state.json               phase, step, learning rate, number of processes, cold start
+        recipe.yaml              the recipe of the run
+        manifest.json            size and sha256 of the files above
 
-Nothing in them is pickled code: tensors, numbers, strings and containers of these. The learning rate and the random
-numbers of a step follow from (seed, phase, step), so phase and step are the whole state of the scheduler.
+Nothing in them is pickled. The learning rate and the random numbers of a step follow from (seed, phase, step), so phase
+and step are the whole state of the scheduler.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 # Whole tensors on the CPU of the first process, under the names of the bare model, however the model is wrapped.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,17 @@ class Checkpoint:
         return load_file(self.path / "model.safetensors")
 
     def rank_state(self, rank: int) -> dict:
-        return torch.load(self.path / f"rank-{rank}.pt", weights_only=True)
+        return json.loads((self.path / f"rank-{rank}.json").read_text())
 
     def load_optimizer_(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        state = torch.load(self.path / "optimizer.pt", weights_only=True)
-        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        path, state = self.path / "optimizer.safetensors", {}
+        with safe_open(path, "pt") as file:
+            groups = json.loads(file.metadata()["param_groups"])
+        for name, value in load_file(path).items():
+            parameter, key = name.rsplit("/", 1)
+            state.setdefault(parameter, {})[key] = value
+        saved = {"state": state, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(full_state_dict=True))
 
 
 def checkpoint_name(phase: int, step: int) -> str:
@@ -65,7 +73,7 @@ def checkpoint_name(phase: int, step: int) -> str:
 
 
 def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state, data, recipe, keep) -> Path:
-    """Writes a checkpoint. Every process must call it; processes share the file system.
+    """Writes a checkpoint, then removes the oldest. Every process must call it; processes share the file system.
 
     Args:
         folder: `checkpoints/` of the run.
@@ -79,10 +87,13 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
     weights = get_model_state_dict(model, options=WHOLE)
     moments = get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE)
     with folder_written_beside(target, accelerator, manifest=True) as beside:
-        torch.save({"data": data, "random": random_state()}, beside / f"rank-{accelerator.process_index}.pt")
+        rank_state = {"data": data, "random": random_state()}
+        (beside / f"rank-{accelerator.process_index}.json").write_text(json.dumps(rank_state))
         if accelerator.is_main_process:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "model.safetensors")
-            torch.save(moments, beside / "optimizer.pt")
+            save_file(contiguous(weights), beside / "model.safetensors")
+            tensors = {f"{name}/{key}": v for name, values in moments["state"].items() for key, v in values.items()}
+            groups = {"param_groups": json.dumps(moments["param_groups"])}
+            save_file(contiguous(tensors), beside / "optimizer.safetensors", groups)
             state = {"phase": phase, "step": step, "num_processes": accelerator.num_processes, **state}
             (beside / "state.json").write_text(json.dumps(state, indent=1))
             (beside / "recipe.yaml").write_text(recipe)
@@ -96,31 +107,41 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
 def folder_written_beside(target: Path, accelerator, manifest: bool = False) -> Iterator[Path]:
     """A folder to write into that takes the place of `target`, flushed to disk, once the block ends without an error.
 
-    Every process must enter it. `manifest` adds size and sha256 of every file.
+    Every process must enter it. `manifest` adds size and sha256 of every file. After an error (a full disk) nothing is
+    left of it.
     """
     beside = target.with_name(f".{target.name}.partial")
     if accelerator.is_main_process:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    yield beside
+    try:
+        yield beside
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _put_in_place(beside, target, manifest)
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = sorted(path for path in beside.rglob("*") if path.is_file())
-        if manifest:
-            entries = {str(path.relative_to(beside)): _fingerprint(path) for path in files}
-            (beside / MANIFEST).write_text(json.dumps(entries, indent=1))
-            files.append(beside / MANIFEST)
-        for path in (*files, beside):
-            _flush(path)
-        retired = target.with_name(f".{target.name}.old")
-        shutil.rmtree(retired, ignore_errors=True)
-        if target.exists():
-            os.replace(target, retired)
-        os.replace(beside, target)
-        _flush(target.parent)
-        shutil.rmtree(retired, ignore_errors=True)
-    accelerator.wait_for_everyone()
+
+
+def _put_in_place(beside: Path, target: Path, manifest: bool) -> None:
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    if manifest:
+        entries = {str(path.relative_to(beside)): _fingerprint(path) for path in files}
+        (beside / MANIFEST).write_text(json.dumps(entries, indent=1))
+        files.append(beside / MANIFEST)
+    for path in (*files, beside):
+        _flush(path)
+    retired = target.with_name(f".{target.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        os.replace(target, retired)
+    os.replace(beside, target)
+    _flush(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -149,6 +170,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
+    if not isinstance(manifest, dict) or not OF_EVERY_CHECKPOINT <= manifest.keys():
+        raise ValueError(f"{path / MANIFEST} lists {list(manifest)}; it takes {sorted(OF_EVERY_CHECKPOINT)} and more.")
     for name, expected in manifest.items():
         found = _fingerprint(path / name) if (path / name).is_file() else None
         if found != expected:
@@ -158,21 +181,29 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned."""
+    """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned. So
+    are those that a killed process was writing or replacing."""
     for path in list_checkpoints(folder):
         if path.name > checkpoint_name(checkpoint.phase, checkpoint.step):
             shutil.rmtree(path)
+    for path in Path(folder).glob(".phase-*"):
+        shutil.rmtree(path)
+
+
+def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def random_state() -> dict:
-    """State of the random generators of this process, in plain containers."""
+    """State of the random generators of this process as JSON values."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
-        "torch": torch.get_rng_state(),
-        "accelerator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "accelerator": torch.cuda.get_rng_state().numpy().tobytes().hex() if torch.cuda.is_available() else None,
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
     }
 
 
@@ -181,10 +212,14 @@ def set_random_state_(state: dict) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(_from_hex(state["torch"]))
     if state["accelerator"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["accelerator"])
+        torch.cuda.set_rng_state(_from_hex(state["accelerator"]))
+
+
+def _from_hex(text: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
 
 
 def _fingerprint(path: Path) -> dict:

@@ -4,24 +4,26 @@ Every random draw of a step comes from a seed made of (seed, phase, step, proces
 behind, so that a resumed run and a replayed step draw the same numbers.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from math import isfinite, prod
+from dataclasses import dataclass
+from math import isfinite
 
 import torch
-from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..modeling_bridle import BridleForPreTraining
 from .arguments import PretrainRecipe
-from .checkpoints import Checkpoint, random_state
+from .checkpoints import Checkpoint
+from .failures import save_failure
 from .metrics import codebook_metrics, mean_losses, stage_predictions
 from .parameters import parameter_groups
 from .phases import Phase
-from .run import Run, seed_from, stop_signals
+from .run import Run, stop_signals, waiting_for_others
+from .seeds import seed_from
+from .steps import Step, draw_step, total_loss, weigh, weighted_losses
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,12 @@ def pretrain(recipe: PretrainRecipe) -> bool:
         True when the run is finished, False when SIGTERM or SIGINT ended it after a step and a checkpoint.
 
     Raises:
-        FloatingPointError: the loss or the gradient became NaN or inf; `output_dir`/failure/ holds batch and step.
+        FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
+        RuntimeError: another process ended or hangs, or too many clips cannot be used.
+        OSError: a checkpoint could not be written; those before it are intact.
         ValueError: a checkpoint that does not fit the recipe, or processes that do not know of each other.
     """
-    with stop_signals() as stop:
+    with stop_signals() as stop, waiting_for_others(recipe.training.deadline):
         run = Run(recipe, stop)
         checkpoint = run.find_start()
         if run.is_finished(checkpoint):
@@ -51,7 +55,7 @@ def pretrain(recipe: PretrainRecipe) -> bool:
                     logger.info("stopped after step %d of %s; resume=auto goes on", checkpoint.step, phase.name)
                     break
             run.export(phase, checkpoint)
-        run.accelerator.end_training()
+        run.end()
         return not stop
 
 
@@ -63,9 +67,11 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
 
     model = run.build_model(phase, checkpoint).to(accelerator.device)
     phase.set_modes_(model)
-    batches = Batches(run.loader, accelerator.device)
+    loader = Waiting(run.loader)
     if not resumed:
-        phase.start_(model, batches, torch.Generator().manual_seed(seed_from(seed, phase.index)))
+        phase.start_(model, loader, torch.Generator().manual_seed(seed_from(seed, phase.index)))
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     groups = parameter_groups(model, phase.learning_rate, training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=training.betas, fused=True)
     # Most steps of a joint phase leave the tokenizer out.
@@ -74,60 +80,51 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     model, optimizer = accelerator.prepare(model, optimizer)
     if resumed:
         checkpoint.load_optimizer_(model, optimizer.optimizer)
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
     bar = tqdm(total=phase.steps, initial=first, desc=phase.name, disable=not accelerator.is_main_process)
-    clock = Clock(batches, first)
-    for step in range(first, phase.steps):
+    clock = Clock(loader, first)
+    micros, masks = training.gradient_accumulation_steps, training.masks_per_sample
+    for number in range(first, phase.steps):
         for group in optimizer.param_groups:
-            group["lr"] = phase.learning_rate_at(step)
+            group["lr"] = phase.learning_rate_at(number)
 
-        outputs = []
-        for micro in range(training.gradient_accumulation_steps):
-            batch = next(batches)
-            # After the batch: a loader that has just been opened takes a number for itself.
-            torch.manual_seed(seed_from(seed, phase.index, step, micro, accelerator.process_index))
-            noise = draw_noise(bare, batch, training.masks_per_sample)
-            last = micro + 1 == training.gradient_accumulation_steps
-            with nullcontext() if last else accelerator.no_sync(model):
-                try:
-                    output = model(**batch, noise=noise, phase=phase.loss_at(step))
-                except ValueError as error:  # the quantizer refuses NaN before there is a loss
-                    fail(run, phase, step, bare, batch, noise, str(error))
-                accelerator.backward(output.loss / training.gradient_accumulation_steps)
-            outputs.append(output)
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf")))
-
-        loss, stop = agree(run, outputs)
-        # In fp16 the loss scaler looks after gradients that overflow.
-        if not isfinite(loss) or not (isfinite(norm) or training.mixed_precision == "fp16"):
-            fail(run, phase, step, bare, batch, noise, f"the loss is {loss} and the gradient norm {norm}")
-        optimizer.step()
+        place = (seed, phase.index, number, accelerator.process_index)
+        step = draw_step(bare, loader, place, phase.loss_at(number), micros, masks)
+        taken = forward_backward(run, model, bare, step)
+        if taken.reason is None:
+            optimizer.step()
         optimizer.zero_grad()
-        if outputs[-1].quantizer_stats is not None:
-            bare.tokenizer.update_(add_up([output.quantizer_stats for output in outputs]))
-        generator = torch.Generator().manual_seed(seed_from(seed, phase.index, step))  # the same on all processes
-        codes_reset = phase.after_step_(bare, batch, step, generator)
+        if taken.reason is None:
+            if taken.outputs[-1].quantizer_stats is not None:
+                bare.tokenizer.update_(add_up([output.quantizer_stats for output in taken.outputs]))
+            generator = torch.Generator().manual_seed(seed_from(seed, phase.index, number))  # the same on all processes
+            codes_reset = phase.after_step_(bare, step.batches, number, generator)
+        else:
+            leave_out(run, phase, model, bare, number, step, taken)
 
-        done = step + 1
+        done, stop = number + 1, any_asked_to_stop(run)
         bar.update()
-        if done == 1 or done % training.logging_steps == 0 or done == phase.steps:
+        if taken.reason is None and (done == 1 or done % training.logging_steps == 0 or done == phase.steps):
             record = {
                 "phase": phase.name,
                 "phase_index": phase.index,
                 "step": done,
                 "total_step": sum(earlier.steps for earlier in run.schedule[: phase.index]) + done,
-                "loss": loss,
-                "losses": mean_losses(outputs, accelerator),
-                **stage_predictions(output, accelerator),
-                "codebooks": codebook_metrics(bare, output, batch, accelerator),
+                "loss": taken.loss,
+                "losses": mean_losses(taken.losses, accelerator),
+                **stage_predictions(taken.outputs[-1], accelerator),
+                "codebooks": codebook_metrics(bare, taken.outputs[-1], step.batches[-1], accelerator),
                 "codes_reset": codes_reset,
-                "lr": phase.learning_rate_at(step),
-                "grad_norm": norm,
-                "clips_skipped": len(run.loader.skipped),
-                **clock.read(training.batch_size * len(outputs) * accelerator.num_processes, done),
+                "lr": phase.learning_rate_at(number),
+                "grad_norm": taken.norm,
+                "steps_skipped": run.steps_skipped,
+                **run.skipped(),
+                **clock.read(training.batch_size * micros * accelerator.num_processes, done),
             }
             run.log(record)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{taken.loss:.3f}", refresh=False)
         if done % training.checkpoint_steps == 0 or done == phase.steps or stop:
             checkpoint = run.save(phase, done, model, optimizer, bare)
         if stop:
@@ -137,15 +134,78 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     return checkpoint
 
 
-class Batches(Iterator):
-    """Batches of a loader on the device; keeps the seconds spent waiting for them."""
+@dataclass
+class Taken:
+    """What came out of a step's passes: `losses` are weighted; `loss` is the mean over processes, `norm` the length of
+    the gradient before clipping, and `reason` tells, on all processes, why the step is no good."""
 
-    def __init__(self, loader: Iterator[dict], device: torch.device):
-        self.loader, self.device, self.waited = loader, device, 0.0
+    weights: torch.Tensor
+    outputs: list
+    losses: list[dict]
+    loss: float = float("nan")
+    norm: float = float("nan")
+    reason: str | None = None
+
+
+def forward_backward(run: Run, model, bare, step: Step) -> Taken:
+    """The forward and backward passes of a step, up to clipped gradients; changes neither weights nor codebooks."""
+    accelerator, training = run.accelerator, run.recipe.training
+    weights, bad = weigh(bare, step, accelerator)
+    taken = Taken(weights, [], [])
+    if bad:
+        taken.reason = "a batch holds NaN or inf"
+        return taken
+    parts = []
+    for micro, inputs in enumerate(step.inputs(accelerator.device)):
+        last = micro + 1 == len(step.batches)
+        with nullcontext() if last else accelerator.no_sync(model):
+            try:
+                output = model(**inputs)
+            except ValueError as error:  # the quantizer refuses NaN before there is a loss
+                if accelerator.num_processes > 1:  # the others know nothing of it; they end at their deadline
+                    raise
+                taken.reason = str(error)
+                return taken
+            losses = weighted_losses(output, weights[micro])
+            parts.append(total_loss(losses, step.loss, bare.config.joint_tokenizer_weight))
+            accelerator.backward(parts[-1])
+        taken.outputs.append(output)
+        taken.losses.append(losses)
+    norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf"))
+    taken.norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    taken.loss = float(accelerator.reduce(torch.stack(parts).detach().float().sum(), "mean"))
+    # In fp16 the loss scaler looks after gradients that overflow.
+    if not isfinite(taken.loss) or not (isfinite(taken.norm) or training.mixed_precision == "fp16"):
+        taken.reason = f"the loss is {taken.loss} and the gradient norm {taken.norm}"
+    return taken
+
+
+def leave_out(run: Run, phase: Phase, model, bare, number: int, step: Step, taken: Taken) -> None:
+    """Saves a step that went wrong. Raises a `FloatingPointError` unless the recipe lets the run skip it."""
+    allowed = run.recipe.training.skip_bad_steps
+    folder = save_failure(
+        run.folder / "failure", run.accelerator, model, bare, phase, number, step, taken.weights, taken.reason
+    )
+    run.steps_skipped += 1
+    if run.steps_skipped <= allowed:
+        logger.warning("skipped step %d of %s: %s; saved in %s", number + 1, phase.name, taken.reason, folder)
+        return
+    raise FloatingPointError(
+        f"step {number + 1} of {phase.name}: {taken.reason}. `python examples/replay_step.py {folder}` takes it again "
+        f"and tells where. Look at the batch first; a lower learning rate or mixed_precision=no helps where it is "
+        f"sound, and training.skip_bad_steps={run.steps_skipped} leaves it out."
+    )
+
+
+class Waiting(Iterator):
+    """The batches of a loader; keeps the seconds spent waiting for them."""
+
+    def __init__(self, loader: Iterator[dict]):
+        self.loader, self.waited = loader, 0.0
 
     def __next__(self) -> dict[str, torch.Tensor]:
         start = time.perf_counter()
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in next(self.loader).items()}
+        batch = next(self.loader)
         self.waited += time.perf_counter() - start
         return batch
 
@@ -153,21 +213,14 @@ class Batches(Iterator):
 class Clock:
     """Speed, and share of the time spent waiting for data, since the last reading."""
 
-    def __init__(self, batches: Batches, step: int):
-        self.batches, self.last = batches, (time.perf_counter(), batches.waited, step)
+    def __init__(self, loader: Waiting, step: int):
+        self.loader, self.last = loader, (time.perf_counter(), loader.waited, step)
 
     def read(self, clips_per_step: int, step: int) -> dict[str, float]:
-        now = (time.perf_counter(), self.batches.waited, step)
+        now = (time.perf_counter(), self.loader.waited, step)
         elapsed, waited, steps = (new - old for new, old in zip(now, self.last, strict=True))
         self.last = now
         return {"clips_per_second": clips_per_step * steps / elapsed, "data_wait": waited / elapsed}
-
-
-def draw_noise(model: BridleForPreTraining, batch: dict, masks: int) -> torch.Tensor:
-    """Uniform noise (masks * B, N) for the masks, drawn on the CPU so that it is the same for every kind of device."""
-    values = batch[model.main_input_name]
-    patches = prod(model.bridle.embeddings.patch_embeddings.grid(values))
-    return torch.rand(masks * len(values), patches).to(values.device)
 
 
 def add_up(stats: list[dict]) -> dict[str, torch.Tensor]:
@@ -175,26 +228,10 @@ def add_up(stats: list[dict]) -> dict[str, torch.Tensor]:
     return {name: sum(each[name] for each in stats) for name in stats[0]}
 
 
-def agree(run: Run, outputs: list) -> tuple[float, bool]:
-    """What every process knows after a step: its mean loss over all of them, and whether any was asked to stop."""
-    loss = torch.stack([output.loss.detach().float() for output in outputs]).mean()
-    both = torch.stack([loss, loss.new_tensor(bool(run.stop))])
-    loss, asked = run.accelerator.reduce(both, "mean").tolist()
+def any_asked_to_stop(run: Run) -> bool:
+    """Whether any process was asked to stop; then all of them are."""
+    asked = torch.tensor(float(bool(run.stop)), device=run.accelerator.device)
+    asked = bool(run.accelerator.reduce(asked, "sum") > 0)
     if asked and not run.stop:
         run.stop.append("another process")
-    return loss, bool(asked)
-
-
-def fail(run: Run, phase: Phase, step: int, bare, batch: dict, noise: torch.Tensor, reason: str) -> None:
-    """Saves what is needed to look into a step that went wrong and ends the run before the step touches the weights."""
-    folder, rank = run.folder / "failure", run.accelerator.process_index
-    folder.mkdir(parents=True, exist_ok=True)
-    details = {"phase": phase.name, "step": step, "loss": phase.loss_at(step), "reason": reason}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(details, indent=1))
-    torch.save({"batch": batch, "noise": noise, "random": random_state(), **details}, folder / f"rank-{rank}.pt")
-    weights = {name: value.contiguous() for name, value in bare.state_dict().items()}
-    save_file(weights, folder / f"rank-{rank}.safetensors")
-    raise FloatingPointError(
-        f"step {step + 1} of {phase.name}: {reason}. Batch, masks, weights and random state are in {folder}. "
-        "Look at the batch first; a lower learning rate or mixed_precision=no helps where it is sound."
-    )
+    return asked

@@ -13,11 +13,11 @@ from ..evaluation.codebooks import usage
 from .phases import project, valid_patches
 
 
-def mean_losses(outputs: list, accelerator: Accelerator) -> dict[str, float]:
-    """Named losses of a step: mean over its micro-batches and over processes."""
-    names = sorted(outputs[0].losses)
-    losses = torch.stack([torch.stack([o.losses[name].detach().float() for name in names]) for o in outputs]).mean(0)
-    return dict(zip(names, accelerator.reduce(losses, "mean").tolist(), strict=True))
+def mean_losses(losses: list[dict], accelerator: Accelerator) -> dict[str, float]:
+    """Named losses of a step from the weighted ones of its micro-batches: means over the patches of all processes."""
+    names = sorted(losses[0])
+    summed = torch.stack([torch.stack([each[name].detach().float() for name in names]) for each in losses]).sum(0)
+    return dict(zip(names, accelerator.reduce(summed, "mean").tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -62,12 +62,17 @@ class MetricsFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def rewind(self, phase: int, step: int) -> None:
-        """Forgets the records after `step` steps of phase number `phase`, and a line that was cut off."""
+    def rewind(self, phase: int, step: int) -> list[dict]:
+        """Forgets the records after `step` steps of phase number `phase`, and a line that was cut off.
+
+        Returns:
+            The records that are left.
+        """
         kept = [r for r in read_metrics(self.path) if (r["phase_index"], r["step"]) <= (phase, step)]
         beside = self.path.with_suffix(".partial")
         beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(beside, self.path)
+        return kept
 
     def append(self, record: dict) -> None:
         with self.path.open("a") as file:

@@ -11,10 +11,12 @@ Every phase starts from the weights its predecessor left, but for the parts it `
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from ..codebook_bridle import world_size
 from .arguments import PhaseArguments, PhaseEntry, PretrainRecipe
@@ -57,16 +59,17 @@ class Phase:
         """The `phase` argument of `BridleForPreTraining.forward`."""
         return self.kind
 
-    def set_modes_(self, model: torch.nn.Module) -> None:
+    @classmethod
+    def set_modes_(cls, model: torch.nn.Module) -> None:
         """Frozen parts neither learn nor drop anything out; what trains is in training mode."""
         for part in PARTS:
-            trains = part in self.trains
+            trains = part in cls.trains
             getattr(model, part).train(trains).requires_grad_(trains)
 
     def start_(self, model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
         """What happens once, before the first step."""
 
-    def after_step_(self, model: torch.nn.Module, batch: dict, step: int, generator: torch.Generator) -> int:
+    def after_step_(self, model: torch.nn.Module, batches: list[dict], step: int, generator: torch.Generator) -> int:
         """What happens after a step's codebook update. Returns the number of codes that were replaced."""
         return 0
 
@@ -96,8 +99,8 @@ class TokenizerPhase(Phase):
             model.tokenizer.encoder.load_state_dict(model.bridle.state_dict())
         initialize_codebooks_(model, batches, generator)
 
-    def after_step_(self, model, batch, step, generator):
-        return reset_dead_codes_(model, batch, step, self.steps, generator)
+    def after_step_(self, model, batches, step, generator):
+        return reset_dead_codes_(model, batches, step, self.steps, generator)
 
 
 class JointPhase(Phase):
@@ -114,11 +117,11 @@ class JointPhase(Phase):
             model.tokenizer.reset_()
             initialize_codebooks_(model, batches, generator)
 
-    def after_step_(self, model, batch, step, generator):
+    def after_step_(self, model, batches, step, generator):
         if self.loss_at(step) != "joint":
             return 0
         updates = step // self.tokenizer_update_every
-        return reset_dead_codes_(model, batch, updates, self.steps // self.tokenizer_update_every, generator)
+        return reset_dead_codes_(model, batches, updates, self.steps // self.tokenizer_update_every, generator)
 
 
 KINDS = {phase.kind: phase for phase in (EncoderPhase, TokenizerPhase, JointPhase)}
@@ -137,8 +140,8 @@ def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], gener
         quantizer.initialize_(torch.cat(tokens), generator=generator)
 
 
-def reset_dead_codes_(model, batch: dict, step: int, steps: int, generator: torch.Generator) -> int:
-    """Moves codes that are hardly used to tokens of this batch, when `quantizer_config.reset` says so.
+def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generator: torch.Generator) -> int:
+    """Moves codes that are hardly used to tokens of this step, when `quantizer_config.reset` says so.
 
     Periodic resets end half-way, so that the codes the encoder is to predict have settled by the end of the phase.
     """
@@ -148,19 +151,36 @@ def reset_dead_codes_(model, batch: dict, step: int, steps: int, generator: torc
         "first_batch": step == 0,
         "periodic": (step + 1) % config.reset_interval == 0 and step < steps // 2,
     }[config.reset]
-    return model.tokenizer.quantizer.reset_dead_codes_(project(model, batch), generator=generator) if due else 0
+    if not due:
+        return 0
+    tokens = torch.cat([project(model, batch) for batch in batches])
+    return model.tokenizer.quantizer.reset_dead_codes_(tokens, generator=generator)
 
 
 @torch.no_grad()
 def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     """What the quantizer receives for a batch, without padding: (tokens, d)."""
+    device = model.tokenizer.cold_projection.device
+    batch = {name: value.to(device) for name, value in batch.items()}
     values, attention_mask = batch[model.main_input_name], batch.get("attention_mask")
     training = model.tokenizer.training
     model.tokenizer.eval()
-    tokens = model.tokenizer.project(values, attention_mask)  # (B, N, d)
+    with gathered(model):
+        tokens = model.tokenizer.project(values, attention_mask)  # (B, N, d)
     model.tokenizer.train(training)
     valid = valid_patches(model, batch)
     return tokens.flatten(0, 1) if valid is None else tokens[valid]
+
+
+@contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """Has the parameters at hand that FSDP2 keeps in shards outside the model's forward."""
+    sharded = isinstance(model, FSDPModule)
+    if sharded:
+        model.unshard()
+    yield
+    if sharded:
+        model.reshard()
 
 
 def valid_patches(model: torch.nn.Module, batch: dict) -> torch.Tensor | None:

@@ -1,5 +1,6 @@
 """What surrounds the steps: processes, data, schedule, output folder; where a run begins again and what it leaves."""
 
+import datetime
 import logging
 import os
 import signal
@@ -7,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, gather_object
+from safetensors import SafetensorError
 
+from ..codebook_bridle import world_size
 from ..data.streaming import build_loader
 from ..modeling_bridle import BridleForPreTraining
 from .arguments import PretrainRecipe
@@ -21,6 +24,7 @@ from .checkpoints import (
     drop_later_,
     find_checkpoint,
     folder_written_beside,
+    list_checkpoints,
     open_checkpoint,
     save_checkpoint,
     set_random_state_,
@@ -28,6 +32,7 @@ from .checkpoints import (
 from .metrics import MetricsFile, flat
 from .phases import Phase, build_schedule
 from .recipes import changed_keys, recipe_to_yaml
+from .seeds import seed_from
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +57,14 @@ class Run:
             dynamo_backend="inductor" if training.compile else None,
             log_with=training.tracker,
             project_dir=recipe.output_dir,
-            kwargs_handlers=[self.ddp],
+            kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=training.deadline))],
         )
         check_processes(self.accelerator)
         self.schedule = build_schedule(recipe, self.accelerator.num_processes)
         self.processor = recipe.build_processor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.data_seed, self.steps_skipped = recipe.seed, 0
+        self.clips_skipped, self.named = 0, set()
 
     def find_start(self) -> Checkpoint | None:
         """The checkpoint to go on from, None to start from nothing.
@@ -77,19 +84,33 @@ class Run:
         return checkpoint
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint."""
-        accelerator = self.accelerator
-        self.loader = self.open_data()
+        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint.
+
+        Positions in the data do not carry over to another number of processes: the data is then shuffled anew.
+        """
+        accelerator, before = self.accelerator, checkpoint.state if checkpoint else {}
+        self.steps_skipped = before.get("steps_skipped", 0)
+        as_many = before.get("num_processes") == accelerator.num_processes
         if checkpoint is not None:
+            shuffled = seed_from(self.recipe.seed, checkpoint.phase, checkpoint.step, accelerator.num_processes)
+            self.data_seed = before["data_seed"] if as_many else shuffled
+            logger.info("going on from %s", checkpoint.path)
+            if not as_many:
+                logger.warning(
+                    "%s was written by %d processes and this run has %d: the data is shuffled anew",
+                    checkpoint.path, before["num_processes"], accelerator.num_processes,
+                )  # fmt: skip
+        self.loader = self.open_data()
+        if as_many:
             state = checkpoint.rank_state(accelerator.process_index)
             self.loader.load_state_dict(state["data"])
             set_random_state_(state["random"])
-            logger.info("going on from %s", checkpoint.path)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(recipe_to_yaml(self.recipe))
-            self.metrics.rewind(checkpoint.phase if checkpoint else -1, checkpoint.step if checkpoint else 0)
+            kept = self.metrics.rewind(checkpoint.phase if checkpoint else -1, checkpoint.step if checkpoint else 0)
+            self.named = {name for record in kept for name in record.get("skipped", ())}
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
         accelerator.init_trackers("tensorboard")
@@ -101,20 +122,13 @@ class Run:
             self.recipe.open_data(),
             self.processor,
             batch_size=self.recipe.training.batch_size,
-            seed=self.recipe.seed,
+            seed=self.data_seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
 
     def check_fits(self, checkpoint: Checkpoint) -> None:
-        """A run goes on only on the same number of processes, and in a phase that the recipe has. Another recipe is
-        followed from here on, with a warning."""
-        processes = self.accelerator.num_processes
-        if checkpoint.state["num_processes"] != processes:
-            raise ValueError(
-                f"{checkpoint.path} was written by {checkpoint.state['num_processes']} processes and this run has "
-                f"{processes}: positions in the data do not carry over. Start as many, or give resume=never."
-            )
+        """A run goes on only in a phase that the recipe has. Another recipe is followed from there, with a warning."""
         names = [phase.name for phase in self.schedule]
         if checkpoint.state["phase_name"] not in names[checkpoint.phase : checkpoint.phase + 1]:
             raise ValueError(
@@ -150,23 +164,38 @@ class Run:
         return model
 
     def save(self, phase: Phase, step: int, model, optimizer, bare: BridleForPreTraining) -> Checkpoint:
-        """A checkpoint after `step` steps of a phase; `bare` is the model inside the prepared `model`."""
-        path = save_checkpoint(
-            self.folder / "checkpoints",
-            self.accelerator,
-            model,
-            optimizer,
-            phase=phase.index,
-            step=step,
-            state={
-                "phase_name": phase.name,
-                "learning_rate": phase.learning_rate_at(step - 1),
-                "cold_start": bare.config.cold_start,
-            },
-            data=self.loader.state_dict(),
-            recipe=recipe_to_yaml(self.recipe),
-            keep=self.recipe.training.keep_checkpoints,
-        )
+        """A checkpoint after `step` steps of a phase; `bare` is the model inside the prepared `model`.
+
+        Raises:
+            OSError: it could not be written. The checkpoints before it are as they were.
+        """
+        folder, scaler = self.folder / "checkpoints", self.accelerator.scaler
+        try:
+            path = save_checkpoint(
+                folder,
+                self.accelerator,
+                model,
+                optimizer,
+                phase=phase.index,
+                step=step,
+                state={
+                    "phase_name": phase.name,
+                    "learning_rate": phase.learning_rate_at(step - 1),
+                    "cold_start": bare.config.cold_start,
+                    "data_seed": self.data_seed,
+                    "steps_skipped": self.steps_skipped,
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                },
+                data=self.loader.state_dict(),
+                recipe=recipe_to_yaml(self.recipe),
+                keep=self.recipe.training.keep_checkpoints,
+            )
+        except (OSError, SafetensorError) as error:
+            last = [str(old) for old in list_checkpoints(folder)[-1:]]
+            raise OSError(
+                f"the checkpoint of step {step} of {phase.name} could not be written: {error}. "
+                f"The last one is {last[0] if last else 'none'}; make room and start again."
+            ) from error
         return open_checkpoint(path)
 
     def export(self, phase: Phase, checkpoint: Checkpoint) -> None:
@@ -182,16 +211,31 @@ class Run:
                     part.save_pretrained(beside)
                     self.processor.save_pretrained(beside)
 
+    def end(self) -> None:
+        """Names what was skipped and closes the trackers."""
+        if self.named or self.steps_skipped:
+            names = f"{len(self.named)} clips ({', '.join(sorted(self.named)[:20])}{', ...' * (len(self.named) > 20)})"
+            logger.warning("left out: %s and %d steps; %s has all names", names, self.steps_skipped, self.metrics.path)
+        self.accelerator.end_training()
+
+    def skipped(self) -> dict:
+        """For a record: how many clips all processes had to skip so far, and name -> reason of the new ones."""
+        accelerator, mine = self.accelerator, self.loader.skipped
+        count = torch.tensor(len(mine), device=accelerator.device)
+        count, record = int(accelerator.reduce(count, "sum")), {}
+        if count > self.clips_skipped:
+            everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+            new = {name: why for each in everyone for name, why in each.items() if name not in self.named}
+            self.named |= new.keys()
+            record = {"skipped": new} if new else {}
+        self.clips_skipped = count
+        return {"clips_skipped": count, **record}
+
     def log(self, record: dict) -> None:
         """One line of metrics.jsonl, and the same numbers to the tracker."""
         if self.accelerator.is_main_process:
             self.metrics.append(record)
             self.accelerator.log(flat(record), step=record["total_step"])
-
-
-def seed_from(*place: int) -> int:
-    """A seed for a place in the run; neighbouring places get unrelated ones."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -204,6 +248,25 @@ def check_processes(accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type} keeps the optimizer to itself; use DDP or FSDP2.")
+
+
+@contextmanager
+def waiting_for_others(deadline: float) -> Iterator[None]:
+    """Says in plain words that another process is gone.
+
+    Raises:
+        RuntimeError: another process ended, or did not come to the same point within `deadline` seconds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "pair closure" in text):
+            raise RuntimeError(
+                f"another process ended, or did not get here in training.deadline={deadline:g} seconds; "
+                f"what it said last tells why. Started again, the run goes on from its last checkpoint ({text})."
+            ) from error
+        raise
 
 
 def set_aside(folder: Path) -> None:
