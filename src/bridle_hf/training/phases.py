@@ -18,10 +18,11 @@ from typing import ClassVar
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from ..codebook_bridle import world_size
+from ..codebook_bridle import all_reduce_sum_
 from .arguments import PhaseArguments, PhaseEntry, PretrainRecipe
 
 PARTS = ("bridle", "decoder", "tokenizer")
+EMPTY_BATCHES = 100  # without a token, after which the search for some ends
 LEARNING_RATE = {"encoder": 5e-4, "tokenizer": 2e-4, "joint": 5e-4}
 
 
@@ -129,13 +130,19 @@ KINDS = {phase.kind: phase for phase in (EncoderPhase, TokenizerPhase, JointPhas
 
 @torch.no_grad()
 def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """k-means (or what `codebook_init` says) on the tokens of the first batches, as many as the quantizer asks for."""
+    """k-means (or what `codebook_init` says) on the tokens of the first batches, as many as the quantizer asks for.
+
+    Raises:
+        ValueError: batch after batch of all processes is nothing but padding.
+    """
     quantizer = model.tokenizer.quantizer
-    wanted = math.ceil(quantizer.init_sample_size / world_size())
-    tokens, found = [], 0
-    while found < wanted:
+    tokens, found, empty = [], 0, 0
+    while found < quantizer.init_sample_size:
         tokens.append(project(model, next(batches)))
-        found += len(tokens[-1])
+        more = int(all_reduce_sum_(torch.tensor(len(tokens[-1]), device=tokens[-1].device)))
+        found, empty = found + more, 0 if more else empty + 1
+        if empty == EMPTY_BATCHES:
+            raise ValueError(f"{EMPTY_BATCHES} batches in a row hold nothing but padding: no token for the codebooks.")
     if tokens:
         quantizer.initialize_(torch.cat(tokens), generator=generator)
 

@@ -1,0 +1,157 @@
+"""Several processes take the steps that one process takes with the joined batch, and none waits for ever."""
+
+import os
+import time
+
+import pytest
+import torch
+from runs import differing, fork, join, records
+from safetensors.torch import load_file, save_file
+
+from bridle_hf import BridleForPreTraining
+from bridle_hf.training import load_recipe, pretrain, steps
+from bridle_hf.training.run import Run
+
+LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether
+SCHEDULE = (
+    "phases=[{kind: encoder, steps: 4}, {kind: tokenizer, steps: 10}, "
+    "{kind: joint, steps: 6, tokenizer_update_every: 2}]",
+    "model.drop_path_rate=0.0",
+    "model.quantizer_config.reset=periodic",
+    "model.quantizer_config.reset_interval=2",
+    "model.quantizer_config.reset_threshold=0.5",
+    "training.deadline=60",
+)
+# clips of each micro-batch of each process; in all of them a step takes the same eight
+JOINED = [[8]]
+LAYOUTS = {
+    "two processes": [[4], [4]],
+    "two micro-batches": [[4, 4]],
+    "two of both": [[2, 2], [2, 2]],
+    "uneven": [[5], [3]],
+    "one without a frame": [[6], [2]],
+}
+
+
+class SameClips:
+    """Stands for the loader of a process: its part of eight clips a step, which differ from step to step."""
+
+    skipped = {}
+
+    def __init__(self, layout: list[list[int]], rank: int):
+        before = sum(map(sum, layout[:rank]))
+        ends = [before + sum(layout[rank][: n + 1]) for n in range(len(layout[rank]))]
+        self.slices = [slice(end - size, end) for end, size in zip(ends, layout[rank], strict=True)]
+        self.calls = 0
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        step, micro = divmod(self.calls, len(self.slices))
+        self.calls += 1
+        values = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(step))
+        mask = (torch.arange(64) < torch.tensor(LENGTHS)[:, None]).long()
+        return {"input_values": values[self.slices[micro]], "attention_mask": mask[self.slices[micro]]}
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+def noise_of_clips(model, batch, masks, seed) -> torch.Tensor:
+    """The same mask for the same clip, wherever it is in a batch."""
+    seeds = [int(abs(clip.sum().item()) * 1e6) for clip in batch["input_values"]]
+    return torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def train_layout(recipe, folder, layout, overrides=()):
+    """The schedule with stood-in data; the model at the end of each phase goes to RANK-PHASE.safetensors."""
+    save = Run.save
+
+    def save_and_show(run, phase, step, model, optimizer, bare):
+        if step == phase.steps:
+            state = {name: value.contiguous() for name, value in bare.state_dict().items()}
+            save_file(state, folder / f"{run.accelerator.process_index}-{phase.name}.safetensors")
+        return save(run, phase, step, model, optimizer, bare)
+
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save", save_and_show)
+        patch.setattr(Run, "open_data", lambda run: SameClips(layout, run.accelerator.process_index))
+        patch.setattr(steps, "draw_noise", noise_of_clips)
+        micros = f"training.gradient_accumulation_steps={len(layout[0])}"
+        pretrain(load_recipe(recipe, [f"output_dir={folder / 'run'}", *SCHEDULE, micros, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory, tiny_recipe):
+    folder = tmp_path_factory.mktemp("joined")
+    join(fork(train_layout, tiny_recipe, folder, JOINED, errors=folder / "errors"), folder / "errors")
+    return folder
+
+
+def query_and_value(bias: torch.Tensor) -> torch.Tensor:
+    query, _, value = bias.chunk(3)
+    return torch.cat([query, value])
+
+
+def codes(recipe, folder, phase):
+    model = BridleForPreTraining(load_recipe(recipe, ["output_dir=x", *SCHEDULE]).config()).eval()
+    model.load_state_dict(load_file(folder / f"0-{phase}.safetensors"))
+    model.tokenizer.config.cold_start = phase == "encoder-iter1"
+    values = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(99))
+    return model.tokenizer.encode(values)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_many_batches_make_the_steps_of_one(joined, tmp_path, tiny_recipe, name):
+    layout = LAYOUTS[name]
+    join(
+        fork(train_layout, tiny_recipe, tmp_path, layout, errors=tmp_path / "errors", ranks=len(layout)),
+        tmp_path / "errors",
+    )
+    assert sum(record["codes_reset"] for record in records(joined / "run")) > 0
+    for phase in ("encoder-iter1", "tokenizer-iter2", "joint-iter2"):
+        mine, theirs = (load_file(folder / f"0-{phase}.safetensors") for folder in (tmp_path, joined))
+        if len(layout) > 1:
+            assert not differing(mine, load_file(tmp_path / f"1-{phase}.safetensors"))
+        for key, value in theirs.items():
+            if key.endswith("qkv.bias"):
+                # Softmax does not see the keys' bias: its gradient is rounding, of which AdamW makes whole steps.
+                mine[key], value = (query_and_value(each) for each in (mine[key], value))
+            torch.testing.assert_close(mine[key], value, rtol=0, atol=1e-5, msg=lambda m, k=key: f"{phase} {k}: {m}")
+        assert torch.equal(codes(tiny_recipe, tmp_path, phase), codes(tiny_recipe, joined, phase))
+    for mine, theirs in zip(records(tmp_path / "run"), records(joined / "run"), strict=True):
+        for key in ("loss", "grad_norm"):
+            assert mine[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-4)
+
+
+def test_checkpointed_activations_change_nothing(joined, tmp_path, tiny_recipe):
+    arguments = (tiny_recipe, tmp_path, JOINED, ("training.gradient_checkpointing=true",))
+    join(fork(train_layout, *arguments, errors=tmp_path / "errors"), tmp_path / "errors")
+    name = "0-joint-iter2.safetensors"
+    assert not differing(load_file(tmp_path / name), load_file(joined / name))
+
+
+def train_and_go(recipe, folder, way):
+    """Two processes; the second one is gone after three steps: it raises, dies or hangs."""
+    take = SameClips.__next__
+
+    def take_three(clips):
+        if os.environ["RANK"] == "1" and clips.calls == 3:
+            if way == "raises":
+                raise ValueError("reader 1 of 2 finds no example")
+            time.sleep(10 if way == "hangs" else 0)
+            os._exit(9)
+        return take(clips)
+
+    SameClips.__next__ = take_three  # in this forked process alone
+    train_layout(recipe, folder, [[4], [4]], ("training.deadline=4",))
+
+
+@pytest.mark.parametrize("way", ["raises", "dies", "hangs"])
+def test_no_process_waits_for_ever(tmp_path, tiny_recipe, way):
+    start = time.monotonic()
+    errors = tmp_path / "errors"
+    processes = fork(train_and_go, tiny_recipe, tmp_path, way, errors=errors, ranks=2)
+    join(processes, errors, exitcode=None, timeout=60)
+    assert processes[0].exitcode == 1 and time.monotonic() - start < 60
+    text = errors.read_text()
+    assert "RuntimeError: another process ended, or did not get here in training.deadline=4 seconds" in text
