@@ -1,0 +1,168 @@
+"""Runs that are killed, stopped, or run out of disk lose nothing: what they end with is what they would have."""
+
+import os
+import pkgutil
+import random
+import resource
+import signal
+import time
+from unittest import mock
+
+import pytest
+from runs import differing, fork, join, records, weights
+from safetensors.torch import load_file
+
+from bridle_hf.training import load_recipe, pretrain
+from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
+from bridle_hf.training.run import Run
+
+# Functions that a run calls, and how often: it is killed before or after one of their calls.
+MOMENTS = {
+    "bridle_hf.training.loop.forward_backward": 12,
+    "bridle_hf.training.checkpoints._flush": 50,
+    "bridle_hf.training.checkpoints._fingerprint": 30,
+    "bridle_hf.training.checkpoints.save_file": 12,
+    "bridle_hf.training.run.Run.save": 6,
+    "bridle_hf.training.run.Run.export": 3,
+    "bridle_hf.training.run.Run.build_model": 5,
+    "bridle_hf.training.metrics.MetricsFile.append": 12,
+    "bridle_hf.codebook_bridle.kmeans": 4,
+    "bridle_hf.codebook_bridle.Codebook.set_": 4,
+    "os.replace": 9,
+    "shutil.rmtree": 12,
+}
+
+
+def train(recipe, *overrides):
+    pretrain(load_recipe(recipe, overrides))
+
+
+def train_and_die(recipe, overrides, target: str, call: int, after: bool):
+    """Dies of SIGKILL before or after the `call`-th call of `target`; a run with fewer calls ends."""
+    original, calls = pkgutil.resolve_name(target), [0]
+
+    def counted(*arguments, **keywords):
+        calls[0] += 1
+        if calls[0] == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*arguments, **keywords)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    with mock.patch(target, counted):
+        train(recipe, *overrides)
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory, tiny_recipe):
+    """ranks -> folder of a run that nothing happened to."""
+    folders = {}
+
+    def get(ranks):
+        if ranks not in folders:
+            folder = tmp_path_factory.mktemp("alone")
+            overrides = (f"output_dir={folder / 'run'}", "data.num_workers=1")
+            join(fork(train, tiny_recipe, *overrides, errors=folder / "errors", ranks=ranks), folder / "errors")
+            folders[ranks] = folder / "run"
+        return folders[ranks]
+
+    return get
+
+
+def assert_equal(folder, other):
+    assert not differing(weights(folder / "final"), weights(other / "final"))
+    assert records(folder) == records(other)
+    newest, theirs = (list_checkpoints(each / "checkpoints")[-1] for each in (folder, other))
+    assert newest.name == theirs.name and open_checkpoint(newest)
+    moments = (load_file(each / "optimizer.safetensors") for each in (newest, theirs))
+    assert not differing(*moments)
+    assert len(list_checkpoints(folder / "checkpoints")) == 2
+    assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def draw_moments(count: int, seed: int) -> list[tuple[str, int, bool]]:
+    rng = random.Random(seed)
+    names = rng.sample(sorted(MOMENTS), len(MOMENTS)) + rng.choices(sorted(MOMENTS), k=count)
+    return [(name, rng.randint(1, MOMENTS[name]), rng.random() < 0.5) for name in names[:count]]
+
+
+def kill_and_resume(recipe, folder, ranks, moment, other):
+    """Whether the run died. It is killed at the moment, started again until it ends, and must equal the other."""
+    errors = folder / "errors"
+    overrides = (f"output_dir={folder / 'run'}", "data.num_workers=1", "training.deadline=30")
+    processes = fork(train_and_die, recipe, overrides, *moment, errors=errors, ranks=ranks)
+    join(processes, errors, exitcode=None)
+    died = [process.exitcode for process in processes].count(-signal.SIGKILL)
+    join(fork(train, recipe, *overrides, errors=errors, ranks=ranks), errors)
+    assert_equal(folder / "run", other)
+    return died > 0
+
+
+@pytest.mark.parametrize("moment", draw_moments(3, seed=1), ids=str)
+def test_a_killed_run_ends_like_one_left_alone(left_alone, tmp_path, tiny_recipe, moment):
+    kill_and_resume(tiny_recipe, tmp_path, 1, moment, left_alone(1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_twenty_killed_runs_end_like_one_left_alone(left_alone, tmp_path, tiny_recipe, ranks):
+    died = 0
+    for number, moment in enumerate(draw_moments(20, seed=ranks)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        died += kill_and_resume(tiny_recipe, folder, ranks, moment, left_alone(ranks))
+    assert died >= 15
+
+
+def train_until_the_disk_is_full(recipe, overrides):
+    """From the third checkpoint on no file may grow beyond 2 KB: to write more fails as it does on a full disk."""
+    save, calls = Run.save, []
+
+    def save_in_little_room(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+        return save(*arguments)
+
+    with mock.patch.object(Run, "save", save_in_little_room):
+        train(recipe, *overrides)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_recipe):
+    errors, folder = tmp_path / "errors", tmp_path / "run"
+    overrides = (f"output_dir={folder}", "data.num_workers=1")
+    join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, errors=errors), errors, exitcode=1)
+    assert "OSError: the checkpoint of step 5 of encoder-iter1 could not be written" in errors.read_text()
+    left = sorted((folder / "checkpoints").iterdir())  # nothing half-written beside them
+    assert [(open_checkpoint(path).phase, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
+    join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
+    assert_equal(folder, left_alone(1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_stop_together_and_go_on(left_alone, tmp_path, tiny_recipe, number):
+    """The signal reaches one of them; both save and end without an error."""
+    errors, folder = tmp_path / "errors", tmp_path / "run"
+    overrides = (f"output_dir={folder}", "data.num_workers=1")
+    processes = fork(train, tiny_recipe, *overrides, errors=errors, ranks=2)
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").is_file() or len(records(folder)) < 2:
+        assert time.monotonic() < deadline and all(process.is_alive() for process in processes), errors.read_text()
+        time.sleep(0.01)
+    os.kill(processes[1].pid, number)
+    join(processes, errors)
+    assert not (folder / "final").exists() and len(records(folder)) < 12
+    join(fork(train, tiny_recipe, *overrides, errors=errors, ranks=2), errors)
+    assert_equal(folder, left_alone(2))
+
+
+def test_another_number_of_processes_goes_on(tmp_path, tiny_recipe):
+    errors, folder = tmp_path / "errors", tmp_path / "run"
+    one_phase = ("phases=[{kind: encoder, steps: 2}]", "phases=[{kind: encoder, steps: 4}]")
+    for phases, ranks in zip(one_phase, (2, 1), strict=True):
+        join(fork(train, tiny_recipe, f"output_dir={folder}", phases, errors=errors, ranks=ranks), errors)
+    assert "was written by 2 processes and this run has 1: the data is shuffled anew" in errors.read_text()
+    assert [record["step"] for record in records(folder)] == [1, 2, 3, 4]
+    assert open_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state["num_processes"] == 1
