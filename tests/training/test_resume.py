@@ -117,13 +117,13 @@ def test_twenty_killed_runs_end_like_one_left_alone(left_alone, tmp_path, tiny_r
 
 
 def train_until_the_disk_is_full(recipe, overrides):
-    """From the third checkpoint on no file may grow beyond 2 KB: to write more fails as it does on a full disk."""
+    """From the third checkpoint on no file may grow beyond 32 KB: to write more fails as it does on a full disk."""
     save, calls = Run.save, []
 
     def save_in_little_room(*arguments):
         calls.append(arguments)
         if len(calls) == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))
         return save(*arguments)
 
     with mock.patch.object(Run, "save", save_in_little_room):
