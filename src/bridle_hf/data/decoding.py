@@ -4,7 +4,10 @@ Audio: soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the
 """
 
 import io
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain, count
+from math import gcd
 
 import fsspec
 import numpy as np
@@ -12,38 +15,65 @@ import soundfile
 import torch
 import torchaudio
 
+from ..feature_extraction_bridle import HOP_SECONDS, WINDOW_SECONDS
+
 
 class BadClipError(ValueError):
     """A clip that cannot be used: corrupt, empty, too short, or not finite. Loaders skip it, count it and name it."""
 
 
-def decode_audio(audio: dict | str | None, sampling_rate: int, min_seconds: float = 0.0) -> np.ndarray:
-    """Decode one clip, mix it to mono and resample it.
+# What a file may ask for, whatever its header declares: a clip decoded as a whole has at most 35 minutes at 48 kHz
+# (400 MB), and a resampler's kernel at most 160 MB, which rules out rates that share no factor with the wanted one.
+MAX_SAMPLES = 100_000_000
+MAX_KERNEL = 20_000_000
+BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
+
+
+def decode_audio(
+    audio: dict | str | None,
+    sampling_rate: int,
+    min_seconds: float = 0.0,
+    part_seconds: float | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Decode one clip or a part of it, mix it to mono and resample it.
 
     Args:
         audio: `{"bytes", "path"}` as an undecoded `datasets.Audio` column gives it, or a path or URL alone.
         sampling_rate: rate of the result in Hz.
         min_seconds: shortest clip that is accepted.
+        part_seconds: of a longer clip only a part of this length is decoded; `None` decodes all.
+        rng: draws where the part begins, in steps of a frame's hop; without it is the clip's beginning.
 
     Returns:
         float32 waveform (samples,); full scale is 1.
 
     Raises:
-        BadClipError: where the clip is missing, corrupt, empty, shorter than `min_seconds` or holds NaN or inf.
+        BadClipError: where the clip is missing, corrupt, empty, shorter than `min_seconds`, holds NaN or inf, or asks
+            for more memory than is sensible.
     """
+
+    def choose(total: int, rate: int) -> tuple[int, int]:
+        """First sample and number of samples of the part."""
+        length = total if part_seconds is None else min(total, round(part_seconds * rate))
+        spare = int((total - length) / (HOP_SECONDS * rate))
+        return (round(rng.integers(spare + 1) * HOP_SECONDS * rate) if rng is not None and spare else 0), length
+
     try:
         content = read_bytes(audio)
-        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)  # (samples, channels)
+        waveform, rate = _decode_with_soundfile(content, choose)
     except soundfile.LibsndfileError as error:
-        samples, rate = _decode_with_av(content, str(error))
+        waveform, rate = _decode_with_av(content, str(error), choose)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
-    waveform = samples.mean(axis=1)
     if len(waveform) == 0 or len(waveform) < min_seconds * rate:
         raise BadClipError(f"too short: {len(waveform) / rate:.3f} s, at least {min_seconds} s are needed")
     if not np.isfinite(waveform).all():
         raise BadClipError("holds NaN or infinite samples")
     if rate != sampling_rate:
+        common = gcd(rate, sampling_rate)
+        if rate // common * (sampling_rate // common) > MAX_KERNEL:
+            raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
         waveform = _resampler(rate, sampling_rate)(torch.from_numpy(waveform)).numpy()
     return waveform
 
@@ -64,8 +94,39 @@ def read_bytes(audio: dict | str | None) -> bytes:
         return file.read()
 
 
-def _decode_with_av(content: bytes, reason: str) -> tuple[np.ndarray, int]:
-    """Decode the first audio stream of any container FFmpeg reads: ((samples, channels) float32, rate)."""
+def _decode_with_soundfile(content: bytes, choose) -> tuple[np.ndarray, int]:
+    """Decode the part that `choose(samples, rate)` gives as (start, length): ((samples,) float32, rate).
+
+    Block by block: memory follows what is there, not what the header declares.
+    """
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        start, length = choose(file.frames, file.samplerate)
+        file.seek(start)
+        frames = max(1, BLOCK_SAMPLES // file.channels)
+        blocks = (file.read(frames, dtype="float32", always_2d=True).mean(axis=1) for _ in count())
+        return _collect(blocks, 0, length), file.samplerate
+
+
+def _collect(blocks: Iterator[np.ndarray], start: int, length: int) -> np.ndarray:
+    """Samples `start` to `start + length` of a waveform that comes in blocks; less where it ends before.
+
+    Raises:
+        BadClipError: more than `MAX_SAMPLES` are asked for and there.
+    """
+    kept, seen, total = [np.empty(0, np.float32)], 0, 0
+    for block in blocks:
+        part = block[max(0, start - seen) : start + length - seen]
+        kept.append(part)
+        seen, total = seen + len(block), total + len(part)
+        if total > MAX_SAMPLES:
+            raise BadClipError(f"is longer than {MAX_SAMPLES} samples, too long to be decoded as a whole")
+        if len(block) == 0 or seen >= start + length:
+            break
+    return np.concatenate(kept)
+
+
+def _decode_with_av(content: bytes, reason: str, choose) -> tuple[np.ndarray, int]:
+    """As `_decode_with_soundfile`, the first audio stream of any container FFmpeg reads."""
     try:
         import av
     except ImportError:
@@ -74,10 +135,15 @@ def _decode_with_av(content: bytes, reason: str) -> tuple[np.ndarray, int]:
         ) from None
     try:
         with av.open(io.BytesIO(content)) as container:
-            resampler = av.AudioResampler(format="fltp")  # changes the sample format only, neither rate nor channels
-            frames = [frame for raw in container.decode(audio=0) for frame in resampler.resample(raw)]
-            frames += resampler.resample(None)
-            return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).T, frames[0].sample_rate
+            stream, resampler = container.streams.audio[0], av.AudioResampler(format="fltp")  # changes the format only
+            rate = stream.rate
+            seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+            frames = (frame for raw in chain(container.decode(stream), [None]) for frame in resampler.resample(raw))
+            total = round(seconds * rate)
+            start, length = choose(total, rate)
+            if length == total:  # all of it, whatever length was declared
+                length = MAX_SAMPLES + 1
+            return _collect((frame.to_ndarray().mean(axis=0) for frame in frames), start, length), rate
     except (av.FFmpegError, IndexError, ValueError) as error:  # no audio stream, or no frame in it
         raise BadClipError(f"cannot be decoded: {error}") from error
 
@@ -88,13 +154,22 @@ def _resampler(rate: int, sampling_rate: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(rate, sampling_rate)
 
 
-def clip_features(audio, feature_extractor, min_seconds: float = 0.0) -> np.ndarray:
+def clip_features(
+    audio,
+    feature_extractor,
+    min_seconds: float = 0.0,
+    max_frames: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
     """Decode one clip into normalised, unpadded log-mel features (frames, mel bins).
+
+    With a generator no more of a long clip is decoded than the `max_frames` frames at a place that it draws.
 
     Raises:
         BadClipError: where `decode_audio` or the feature extractor refuses the clip.
     """
-    waveform = decode_audio(audio, feature_extractor.sampling_rate, min_seconds)
+    part = max_frames * HOP_SECONDS + WINDOW_SECONDS - HOP_SECONDS if max_frames and rng is not None else None
+    waveform = decode_audio(audio, feature_extractor.sampling_rate, min_seconds, part, rng)
     try:
         features = feature_extractor(
             waveform,

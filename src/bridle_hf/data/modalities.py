@@ -56,8 +56,8 @@ PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention
 
 
 def decode_sound(raw, data: DataArguments, processor, rng=None) -> np.ndarray:
-    """Log-mel features (frames, mel bins)."""
-    return clip_features(raw, processor, data.min_seconds)
+    """Log-mel features (frames, mel bins): all of them, or as many as are trained on at a random place."""
+    return clip_features(raw, processor, data.min_seconds, data.max_frames or processor.max_length, rng)
 
 
 def sound_settings(data: DataArguments, processor) -> dict:

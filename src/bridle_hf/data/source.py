@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,16 @@ from .modalities import modality_of
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # examples fetched together from a shard
+READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
+
+
+class BadShardError(OSError):
+    """A shard that could not be read, however often it was tried."""
+
+    def __init__(self, shard: int, reason: Exception):
+        super().__init__(f"shard {shard}: {type(reason).__name__}: {reason}")
+        self.shard = shard
 
 
 @dataclass
@@ -43,16 +53,49 @@ class Source:
         return self.dataset.num_shards
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict]:
-        """The examples of one shard from the `start`-th on, the excluded ones too. Each carries a `clip_name`."""
+        """The examples of one shard from the `start`-th on, the excluded ones too. Each carries a `clip_name`.
+
+        Raises:
+            BadShardError: reading failed `READ_ATTEMPTS` times.
+        """
+        failed = 0
+        while True:
+            try:
+                for index, example in enumerate(islice(self.examples(shard), start, None), start):
+                    raw = example.get(self.input_column)
+                    name = raw.get("path") if isinstance(raw, dict) else raw or example.get("clip_name")
+                    start = index + 1
+                    yield example | {"clip_name": name or f"shard {shard}, example {index}"}
+                return
+            except Exception as error:  # readers raise whatever file system, network and format raise
+                failed += 1
+                if failed == READ_ATTEMPTS:
+                    raise BadShardError(shard, error) from error
+                logger.warning("reading shard %d failed, trying again: %s", shard, error)
+                time.sleep(RETRY_SECONDS * failed)
+
+    def examples(self, shard: int) -> Iterator[dict]:
+        """The examples of one shard as they are."""
+        for batch in self.batches(shard):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+    def batches(self, shard: int) -> Iterator[dict]:
+        """What the dataset reads at once of one shard: column -> values."""
         # `iter(batch_size)` and not `iter()`: inside a worker the latter would share the shards out a second time.
-        batches = self.dataset.shard(self.num_shards, shard).iter(batch_size=READ_AT_ONCE)
-        examples = (
-            dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
-        )
-        for index, example in enumerate(islice(examples, start, None), start):
-            raw = example.get(self.input_column)
-            name = raw.get("path") if isinstance(raw, dict) else raw or example.get("clip_name")
-            yield example | {"clip_name": name or f"shard {shard}, example {index}"}
+        return self.dataset.shard(self.num_shards, shard).iter(batch_size=READ_AT_ONCE)
+
+    def read_all(self, max_bad_share: float) -> Iterator[dict]:
+        """The examples of all shards; those that cannot be read are skipped and named in `skipped`."""
+        bad = 0
+        for shard in range(self.num_shards):
+            try:
+                yield from self.read(shard)
+            except BadShardError as error:
+                bad += 1
+                self.skipped[f"shard {shard}"] = str(error)
+                logger.warning("skipped the rest of shard %d: %s", shard, error)
+                check_bad_shards(bad, self.num_shards, max_bad_share, error)
 
     def keeps(self, example: dict) -> bool:
         """Whether `exclude` lets the example in."""
@@ -64,7 +107,7 @@ class Source:
         Threads do here what processes do elsewhere, since decoding and filter banks run outside Python's lock.
         Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
         """
-        examples = (example for shard in range(self.num_shards) for example in self.read(shard) if self.keeps(example))
+        examples = (example for example in self.read_all(max_bad_share) if self.keeps(example))
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
         total = splits[split].num_examples if split in splits and not self.exclude else None
         bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total)
@@ -106,6 +149,15 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
         raise RuntimeError(
             f"{bad} of {seen} clips could not be used, more than data.max_bad_share={max_bad_share} allows; "
             f"the last one was {name}: {reason}"
+        )
+
+
+def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Exception) -> None:
+    """Raise a `RuntimeError` where more than `max_bad_share` of the shards could not be read."""
+    if bad > max_bad_share * shards:
+        raise RuntimeError(
+            f"{bad} of {shards} shards could not be read, more than data.max_bad_share={max_bad_share} allows; "
+            f"the last one was {reason}"
         )
 
 

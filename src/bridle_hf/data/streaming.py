@@ -15,7 +15,7 @@ from .arguments import DataArguments
 from .cache import open_clips
 from .decoding import BadClipError
 from .modalities import modality_of
-from .source import Source, check_bad_share
+from .source import BadShardError, Source, check_bad_shards, check_bad_share
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class ClipStream(IterableDataset):
         self.source, self.collate, self.data = source, collate, data
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.position = {"epoch": 0, "start": (0, 0, 0), "block": 0, "index": 0, "batch": 0, "seen": 0, "bad": 0}
+        self.bad_shards: dict[int, str] = {}
 
     def state_dict(self) -> dict:
         return dict(self.position)
@@ -54,7 +55,7 @@ class ClipStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         consumer, consumers = self._share()
-        at, features, skipped = self.position, [], []
+        at, features, skipped, named = self.position, [], [], set()
         for block in self._blocks(consumer, consumers):
             order = self._rng(BLOCK, at["epoch"], at["block"], consumer).permutation(len(block))
             for index in order[at["index"] :]:
@@ -68,6 +69,8 @@ class ClipStream(IterableDataset):
                     skipped.append((block[index]["clip_name"], str(error)))
                     check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, block[index]["clip_name"], error)
                 if len(features) == self.batch_size:
+                    skipped += [(f"shard {n}", why) for n, why in self.bad_shards.items() if n not in named]
+                    named |= self.bad_shards.keys()
                     batch = self.collate(features, self._rng(BATCH, at["batch"], consumer))
                     at["batch"] += 1
                     yield {key: torch.from_numpy(value) for key, value in batch.items()} | {"skipped": skipped}
@@ -100,7 +103,7 @@ class ClipStream(IterableDataset):
             shards = shards[consumer::consumers]
         first, offset, kept = start
         for done, shard in enumerate(shards[first:], first):
-            for example in self.source.read(shard, offset):
+            for example in self._read(shard, offset):
                 offset += 1
                 if not self.source.keeps(example):
                     continue
@@ -109,6 +112,14 @@ class ClipStream(IterableDataset):
                     yield (done, offset, kept + 1), example
                 kept += 1
             offset = 0
+
+    def _read(self, shard: int, start: int) -> Iterator[dict]:
+        """A shard's examples, up to where it cannot be read any more."""
+        try:
+            yield from self.source.read(shard, start)
+        except BadShardError as error:
+            self.bad_shards[shard] = str(error)
+            check_bad_shards(len(self.bad_shards), self.source.num_shards, self.data.max_bad_share, error)
 
     def _turn(self, epoch: int, group: int, consumers: int) -> np.ndarray:
         return self._rng(SPLIT, epoch, group).permutation(consumers)

@@ -98,8 +98,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
             (beside / "state.json").write_text(json.dumps(state, indent=1))
             (beside / "recipe.yaml").write_text(recipe)
     if accelerator.is_main_process:
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        prune_(folder, keep)
     return target
 
 
@@ -178,6 +177,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             raise ValueError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["phase"], state["step"], state)
+
+
+def prune_(folder: str | Path, keep: int) -> None:
+    """Removes all but the newest checkpoints."""
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
 
 
 def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:

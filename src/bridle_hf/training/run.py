@@ -26,6 +26,7 @@ from .checkpoints import (
     folder_written_beside,
     list_checkpoints,
     open_checkpoint,
+    prune_,
     save_checkpoint,
     set_random_state_,
 )
@@ -113,6 +114,7 @@ class Run:
             self.named = {name for record in kept for name in record.get("skipped", ())}
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
+                prune_(self.folder / "checkpoints", self.recipe.training.keep_checkpoints)
         accelerator.init_trackers("tensorboard")
 
     def open_data(self):

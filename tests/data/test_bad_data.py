@@ -1,0 +1,136 @@
+"""Files that lie, streams that break: what is skipped, retried and refused, and what it costs."""
+
+import io
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+from sound_files import RATE, clip, flac
+
+from bridle_hf.data import DataArguments, build_loader, source
+from bridle_hf.data.decoding import BadClipError, decode_audio
+
+PLAIN = {"roll": False, "gain": False}
+
+
+def wav(samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16", **header) -> bytes:
+    """A wav file; `header` overwrites the rate it declares or the length of its data."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
+    content = bytearray(buffer.getvalue())
+    if "declared_rate" in header:
+        content[24:28] = struct.pack("<I", header["declared_rate"])
+    if "data_bytes" in header:
+        content[40:44] = struct.pack("<I", header["data_bytes"])
+    return bytes(content)
+
+
+def peak_memory(function) -> int:
+    """Bytes that Python and NumPy hold at most at a time while `function()` runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be decoded"),
+        (b"RIFF\x00\x00", "cannot be decoded"),
+        (wav(np.zeros(0, np.float32)), "too short: 0.000 s"),
+        (wav(np.full(8000, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite"),
+        (wav(np.full(8000, np.inf, np.float32), subtype="FLOAT"), "NaN or infinite"),
+        (wav(clip(0), declared_rate=44_101), "sampling rate of 44101 Hz"),
+        (wav(clip(0), declared_rate=2**31 - 1), "sampling rate of 2147483647 Hz"),
+    ],
+)
+def test_bad_files_are_refused(content, message):
+    with pytest.raises(BadClipError, match=message):
+        decode_audio({"bytes": content, "path": None}, RATE, min_seconds=0.0 if "rate" in message else 0.1)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"])
+def test_stereo_of_any_depth_is_mixed_down(subtype):
+    left, right = 0.5 * clip(0), 0.5 * clip(1)
+    decoded = decode_audio({"bytes": wav(np.stack([left, right], 1), subtype=subtype), "path": None}, RATE)
+    assert np.abs(decoded - (left + right) / 2).max() < 2**-15
+
+
+def test_a_header_that_promises_gigabytes_costs_nothing():
+    content = wav(clip(0), data_bytes=2**32 - 64)
+    assert peak_memory(lambda: decode_audio({"bytes": content, "path": None}, RATE)) < 50e6
+
+
+def test_what_is_too_long_as_a_whole_is_refused(monkeypatch):
+    monkeypatch.setattr("bridle_hf.data.decoding.MAX_SAMPLES", 4000)
+    with pytest.raises(BadClipError, match="longer than 4000 samples"):
+        decode_audio({"bytes": flac(clip(0)), "path": None}, RATE)
+    part = decode_audio({"bytes": flac(clip(0)), "path": None}, RATE, part_seconds=0.1)
+    np.testing.assert_allclose(part, clip(0)[:1600], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def hours(tmp_path_factory):
+    """Ten hours of silence but for a tick every second; 8 kHz. A megabyte."""
+    path = tmp_path_factory.mktemp("long") / "hours.flac"
+    second = np.zeros(8000, np.float32)
+    second[0] = 0.5
+    with soundfile.SoundFile(path, "w", 8000, 1, format="FLAC") as file:
+        for _ in range(36):
+            file.write(np.tile(second, 1000))
+    return path
+
+
+def test_of_ten_hours_only_what_is_needed_is_decoded(hours, monkeypatch):
+    read, frames = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: frames.append(n) or read(f, n, **k))
+    monkeypatch.setattr("bridle_hf.data.decoding.BLOCK_SAMPLES", 8000)
+    part = decode_audio(str(hours), 16000, 0.2, part_seconds=10.0, rng=np.random.default_rng(0))
+    assert part.shape == (160_000,) and sum(frames) <= 88_000
+    assert 9 <= (part > 0.1).sum() <= 40  # ten ticks, each a few samples wide after resampling
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_fails_once_is_read_again(parquet_folder, extractor, identify, monkeypatch, num_workers):
+    fail_reads(monkeypatch, shard=2, times=1)
+    loader = build_loader(
+        DataArguments(parquet_folder, num_workers=num_workers, **PLAIN), extractor, batch_size=8, seed=0
+    )
+    assert sorted(index for _ in range(3) for index in identify(next(loader))) == list(range(24))
+    assert not loader.skipped
+
+
+def test_a_shard_that_always_fails_is_skipped_and_named(parquet_folder, extractor, identify, monkeypatch, caplog):
+    fail_reads(monkeypatch, shard=2, times=10**9)
+    data = DataArguments(parquet_folder, max_bad_share=0.25, **PLAIN)
+    loader = build_loader(data, extractor, batch_size=6, seed=0)
+    seen = [index for _ in range(6) for index in identify(next(loader))]
+    assert set(seen) == set(range(24)) - set(range(12, 18))
+    assert list(loader.skipped) == ["shard 2"] and "the disk is gone" in loader.skipped["shard 2"]
+    assert "shard 2" in caplog.text
+    data = DataArguments(parquet_folder, max_bad_share=0.2, **PLAIN)
+    with pytest.raises(
+        RuntimeError, match="1 of 4 shards could not be read.*max_bad_share=0.2.*shard 2: .*disk is gone"
+    ):
+        for _ in range(6):
+            next(build_loader(data, extractor, batch_size=24, seed=0))
+
+
+def fail_reads(monkeypatch, shard: int, times: int) -> None:
+    """Reading a shard raises half-way, so many times."""
+    batches, left = source.Source.batches, [times]
+
+    def failing(self, number):
+        for batch in batches(self, number):
+            if number == shard and left[0] > 0:
+                left[0] -= 1
+                raise OSError("the disk is gone")
+            yield batch
+
+    monkeypatch.setattr(source.Source, "batches", failing)
+    monkeypatch.setattr(source, "RETRY_SECONDS", 0.0)
