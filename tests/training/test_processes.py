@@ -52,7 +52,10 @@ class SameClips:
         return {"input_values": values[self.slices[micro]], "attention_mask": mask[self.slices[micro]]}
 
     def state_dict(self) -> dict:
-        return {}
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.calls = state["calls"]
 
 
 def noise_of_clips(model, batch, masks, seed) -> torch.Tensor:
