@@ -56,16 +56,16 @@ def test_models_and_processors_run_no_pickle(tmp_path, plant):
         with pytest.raises(Exception, match="(?i)header|weights_only|unsupported|safetensors"):
             BridleForPreTraining.from_pretrained(folder)
     plant(tmp_path / "preprocessor_config.json")
-    with pytest.raises(OSError):
+    with pytest.raises((OSError, UnicodeDecodeError)):
         BridleFeatureExtractor.from_pretrained(tmp_path)
     plant(tmp_path / "config.json")
-    with pytest.raises(OSError):
+    with pytest.raises((OSError, UnicodeDecodeError)):
         BridleConfig.from_pretrained(tmp_path)
 
 
 def test_reference_checkpoints_run_no_pickle(tmp_path, plant):
     plant(tmp_path / "checkpoint.pth")
-    with pytest.raises(ValueError):
+    with pytest.raises(Exception, match="Weights only load failed"):
         load_official(tmp_path / "checkpoint.pth")
 
 
