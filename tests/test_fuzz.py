@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from huggingface_hub.errors import StrictDataclassError
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleImageProcessor, BridleVideoProcessor, load_official
 from bridle_hf.data.decoding import BadClipError, decode_audio
@@ -66,7 +66,7 @@ def test_feature_extractor(depth):
 def test_processors(cls, depth):
     processor = cls(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     fuzz(
-        pixels | st.lists(pixels, max_size=2) | values,
+        pixels | st.lists(pixels, min_size=1, max_size=2),
         depth,
         lambda v: processor(v, return_tensors="np"),
         (ValueError, TypeError),
@@ -75,7 +75,7 @@ def test_processors(cls, depth):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_config(depth):
-    keys = st.sampled_from(sorted(BridleConfig().to_dict())) | st.text(max_size=8)
+    keys = st.sampled_from(sorted(BridleConfig.__annotations__)) | st.text(max_size=8)
     documented = (ValueError, TypeError, StrictDataclassError)
     fuzz(st.dictionaries(keys, values, max_size=3), depth, lambda v: BridleConfig(**v), documented)
 

@@ -161,7 +161,7 @@ class PretrainRecipe:
         """The model's config; the values are checked by `BridleConfig` itself."""
         try:
             return BridleConfig(**self.model, attn_implementation=self.training.attention)
-        except StrictDataclassError as error:
+        except (StrictDataclassError, AttributeError, TypeError) as error:  # the latter from transformers' own keys
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
     def build_processor(self):

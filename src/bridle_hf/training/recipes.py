@@ -58,7 +58,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
         raise RecipeError(f"no recipe file at {path}" + (f" (base of {children[-1]})" if children else ""))
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds {type(values).__name__}; a recipe is a mapping of keys to values.")
