@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --minutes 30
 
-Every process of the run is counted, workers too. The first fifth is warm-up. Exits with 1 where the median of
+Every process of the run is counted, workers too, from its first step on. The first fifth is warm-up. Exits with 1 where the median of
 the last fifth lies more than 2 % (memory) or more than 2 (open files) above that of the second fifth.
 """
 
@@ -56,15 +56,18 @@ def main():
         command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--recipe", str(recipe)]
         with open(Path(folder, "said"), "w") as said:
             process = subprocess.Popen(command, stdout=said, stderr=said)
-        samples, start = [], time.monotonic()
-        while time.monotonic() - start < seconds:
+        metrics, samples, start = Path(folder, "run", "metrics.jsonl"), [], None
+        while start is None or time.monotonic() - start < seconds:
             time.sleep(min(5.0, seconds / 50))
             if process.poll() is not None:
                 sys.exit(Path(folder, "said").read_text()[-2000:])
-            samples.append(measure(process.pid))
+            if start is None and metrics.is_file() and metrics.stat().st_size:
+                start = time.monotonic()
+            if start is not None:
+                samples.append(measure(process.pid))
         process.terminate()
         process.wait(60)
-        steps = Path(folder, "run", "metrics.jsonl").read_text().count("\n") * 10
+        steps = metrics.read_text().count("\n") * 10
     fifth = len(samples) // 5
     (early, early_files), (late, late_files) = (
         [statistics.median(column) for column in zip(*part, strict=True)]

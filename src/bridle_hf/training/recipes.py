@@ -63,6 +63,8 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds {type(values).__name__}; a recipe is a mapping of keys to values.")
     base = values.pop("base", None)
+    if not isinstance(base, str | None):
+        raise RecipeError(_mismatch("base", base, "the path of another recipe", str(path)))
     merged, origins = _read(path.parent / base, (*children, path)) if base else ({}, {})
     _merge(merged, values, origins, str(path), "")
     return merged, origins
