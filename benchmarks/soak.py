@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --minutes 30
 
-Every process of the run is counted, workers too, from its first step on. The first fifth is warm-up. Exits with 1 where the median of
-the last fifth lies more than 2 % (memory) or more than 2 (open files) above that of the second fifth.
+Every process of the run is counted, workers too, from its first step on. The first fifth is warm-up. Exits with 1 where
+the median of the last fifth lies more than 2 % (memory) or more than 2 (open files) above that of the second fifth.
 """
 
 import argparse
