@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from bridle_hf.configuration_bridle import BridleConfig, BridleQuantizerConfig
+from bridle_hf.configuration_bridle import AUTO_MAP, BridleConfig, BridleQuantizerConfig
 
 # arXiv 2502.02118, section 4 and appendix C
 PAPER = {
@@ -123,11 +123,12 @@ def test_derived_sizes_follow_an_override_at_loading(tmp_path):
     assert (loaded.grid, loaded.num_patches) == ((32, 8), 256)
 
 
-def test_auto_map_holds_names_not_pairs():
+def test_auto_map_holds_names_not_pairs_and_every_class():
     config = BridleConfig()
-    config.auto_map = {"AutoModel": "m.BridleModel", "AutoModelForAudioTokenization": (None, "m.BridleTokenizer")}
+    assert "auto_map" not in config.to_dict()
+    config.auto_map = {"AutoModel": "repo--m.BridleModel", "AutoModelForAudioTokenization": (None, "m.BridleTokenizer")}
     saved = json.loads(config.to_json_string())["auto_map"]
-    assert saved == {"AutoModel": "m.BridleModel", "AutoModelForAudioTokenization": "m.BridleTokenizer"}
+    assert saved == AUTO_MAP | {"AutoModel": "repo--m.BridleModel"}
 
 
 WRONG = [

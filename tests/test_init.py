@@ -23,6 +23,7 @@ def test_every_public_name_is_there():
     [
         ("AutoModel", "audio", "BridleModel"),
         ("AutoModelForPreTraining", "audio", "BridleForPreTraining"),
+        ("AutoModelForAudioTokenization", "audio", "BridleTokenizer"),
         ("AutoModelForAudioClassification", "audio", "BridleForAudioClassification"),
         ("AutoModelForImageClassification", "image", "BridleForImageClassification"),
         ("AutoModelForVideoClassification", "video", "BridleForVideoClassification"),

@@ -10,6 +10,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForAudioTokenization,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
@@ -63,8 +64,16 @@ AutoConfig.register("bridle", BridleConfig, exist_ok=True)
 AutoFeatureExtractor.register(BridleConfig, BridleFeatureExtractor, exist_ok=True)
 AutoImageProcessor.register(BridleConfig, image_processor_classes={"torchvision": BridleImageProcessor}, exist_ok=True)
 AutoVideoProcessor.register(BridleConfig, video_processor_classes={"torchvision": BridleVideoProcessor}, exist_ok=True)
-AutoModel.register(BridleConfig, BridleModel, exist_ok=True)
-AutoModelForPreTraining.register(BridleConfig, BridleForPreTraining, exist_ok=True)
-AutoModelForAudioClassification.register(BridleConfig, BridleForAudioClassification, exist_ok=True)
-AutoModelForImageClassification.register(BridleConfig, BridleForImageClassification, exist_ok=True)
-AutoModelForVideoClassification.register(BridleConfig, BridleForVideoClassification, exist_ok=True)
+for auto_class, model_class in {
+    AutoModel: BridleModel,
+    AutoModelForPreTraining: BridleForPreTraining,
+    AutoModelForAudioTokenization: BridleTokenizer,
+    AutoModelForAudioClassification: BridleForAudioClassification,
+    AutoModelForImageClassification: BridleForImageClassification,
+    AutoModelForVideoClassification: BridleForVideoClassification,
+}.items():
+    auto_class.register(BridleConfig, model_class, exist_ok=True)
+    # `save_pretrained` puts the code beside the weights: `trust_remote_code=True` then loads them without this package
+    model_class.register_for_auto_class(auto_class.__name__)
+for travelling_class in (BridleConfig, BridleFeatureExtractor, BridleImageProcessor, BridleVideoProcessor):
+    travelling_class.register_for_auto_class()

@@ -60,6 +60,16 @@ CHOICES = {
 }
 # The stacks of layers, by the prefix of their fields.
 PARTS = ("", "decoder_", "estimator_")
+# Where transformers' Auto classes find the models in a folder that carries the code (`trust_remote_code=True`).
+AUTO_MAP = {
+    "AutoConfig": "configuration_bridle.BridleConfig",
+    "AutoModel": "modeling_bridle.BridleModel",
+    "AutoModelForPreTraining": "modeling_bridle.BridleForPreTraining",
+    "AutoModelForAudioTokenization": "modeling_bridle.BridleTokenizer",
+    "AutoModelForAudioClassification": "modeling_bridle.BridleForAudioClassification",
+    "AutoModelForImageClassification": "modeling_bridle.BridleForImageClassification",
+    "AutoModelForVideoClassification": "modeling_bridle.BridleForVideoClassification",
+}
 QUANTIZER_CHOICES = {
     "preset": ("default", "official"),
     "type": ("residual", "vector", "random_projection"),
@@ -309,14 +319,12 @@ class BridleConfig(PreTrainedConfig):
         return prod(self.patch_size) * self.num_channels
 
     def to_dict(self):
-        # transformers writes a (slow, fast) pair into `auto_map` for every class whose name contains "Tokenizer" and
-        # cannot load it again; ours is a model, so the one name that is there is meant.
+        # transformers names the one class whose code it saved, and one with "Tokenizer" in its name in a form that it
+        # cannot load again; the code of the others is in the same files.
         output = super().to_dict()
-        if isinstance(output.get("auto_map"), dict):
-            output["auto_map"] = {
-                key: value if isinstance(value, str) else next(name for name in value if name)
-                for key, value in output["auto_map"].items()
-            }
+        if output.get("auto_map"):
+            named = {key: value for key, value in output["auto_map"].items() if isinstance(value, str)}
+            output["auto_map"] = AUTO_MAP | named
         return output
 
 

@@ -1,0 +1,96 @@
+"""Saved folders in an interpreter that has neither this package nor torchaudio, datasets or accelerate."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bridle_hf
+from bridle_hf.data import build_processor
+from bridle_hf.hub import reload
+
+SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
+HEADS = {
+    "audio": "BridleForAudioClassification",
+    "image": "BridleForImageClassification",
+    "video": "BridleForVideoClassification",
+}
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import reload
+reload.forbid()
+from safetensors.torch import save_file
+for folder in sys.argv[2:]:
+    save_file(reload.outputs(folder), folder + "/outputs.safetensors")
+leaked = [name for name in sys.modules if name.split(".")[0] in reload.FORBIDDEN and sys.modules[name]]
+assert not leaked, leaked
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for every modality and every class that saves weights of its own, run in one clean interpreter."""
+    root, found = tmp_path_factory.mktemp("saved"), {}
+    torch.manual_seed(0)
+    for modality, size in SIZES.items():
+        config = bridle_hf.BridleConfig(
+            modality=modality,
+            input_size=size,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            decoder_hidden_size=24,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            estimator_num_hidden_layers=1,
+            cold_start=False,
+            quantizer_config={"codebook_size": 8, "codebook_dim": 8},
+        )
+        for name in ("BridleForPreTraining", "BridleModel", "BridleTokenizer", HEADS[modality]):
+            model = getattr(bridle_hf, name)(config)
+            for label, buffer in model.named_buffers():
+                if label.endswith("embed"):
+                    buffer.normal_()  # codebooks that were set, so that codes differ
+            found[modality, name] = folder = root / f"{modality}-{name}"
+            model.save_pretrained(folder)
+            build_processor(config).save_pretrained(folder)
+    program = [sys.executable, "-I", "-c", CHILD, reload.__file__.rsplit("/", 1)[0], *map(str, found.values())]
+    subprocess.run(program, check=True)
+    return found
+
+
+@pytest.mark.parametrize("modality", SIZES)
+@pytest.mark.parametrize(
+    ("name", "loaded"),
+    [
+        ("BridleForPreTraining", {"AutoModel", "AutoModelForPreTraining", "AutoModelForAudioTokenization"}),
+        ("BridleModel", {"AutoModel"}),
+        ("BridleTokenizer", {"AutoModelForAudioTokenization"}),
+        ("head", {"AutoModel", "AutoModelFor{}Classification"}),
+    ],
+)
+def test_every_class_loads_without_the_package_and_computes_the_same(folders, modality, name, loaded):
+    folder = folders[modality, HEADS[modality] if name == "head" else name]
+    there = load_file(folder / "outputs.safetensors")
+    here = reload.outputs(folder)
+    assert set(there) == set(here)
+    for key, value in here.items():
+        torch.testing.assert_close(there[key], value, rtol=0, atol=0, msg=key)
+    classes = {key.split(".")[0] for key in there}
+    assert classes == {"processor"} | {auto.format(modality.title()) for auto in loaded}
+    codes = there.get("AutoModelForAudioTokenization.codes")
+    assert codes is None or len(codes.unique()) > 1
+
+
+def test_every_auto_class_of_the_map_is_the_one_registered_here(folders):
+    import transformers
+
+    mapped = json.loads((folders["audio", "BridleModel"] / "config.json").read_text())["auto_map"]
+    for auto_class, reference in mapped.items():
+        if auto_class != "AutoConfig":
+            registered = getattr(transformers, auto_class)._model_mapping[bridle_hf.BridleConfig]
+            assert f"modeling_bridle.{registered.__name__}" == reference
