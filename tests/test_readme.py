@@ -1,4 +1,4 @@
-"""The front page, docs and model cards say what is so: Python blocks run, commands exist with their options."""
+"""The front page and docs say what is so: Python blocks run, commands exist with their options."""
 
 import configparser
 import re
@@ -18,8 +18,7 @@ from bridle_hf.training.arguments import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = ("docs", "model_cards")
-PAGES = ["README.md", *sorted(f"{name}/{path.name}" for name in FOLDERS for path in (ROOT / name).glob("*.md"))]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall((ROOT / page).read_text())]
 
 

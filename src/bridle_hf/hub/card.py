@@ -1,0 +1,95 @@
+"""The model card of a release: a template of `model_cards/`, filled with what the model and its run know."""
+
+from pathlib import Path
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from ..configuration_bridle import BridleConfig
+from ..training.metrics import read_metrics
+
+TASKS = {"audio": "audio-classification", "image": "image-classification", "video": "video-classification"}
+CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
+
+
+def render_card(template, model, processor, repo_id, run=None, results=()):
+    """The card as text.
+
+    Args:
+        template: path of a card, in Jinja; it may extend others of its folder. Its front matter is kept.
+        model: of any BRIDLE class; processor: its front-end.
+        repo_id (`str`): "org/name" on the Hub.
+        run: folder of the pretraining run, for the recipe and the health of the codebooks; what is not there is left
+            out.
+        results: `EvalResult`s, for the table and the `model-index`.
+
+    Raises:
+        jinja2.UndefinedError: the template asks for something that there is not.
+    """
+    template, config = Path(template), model.config
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    is_classifier = type(model).__name__.endswith("Classification")
+    task = TASKS[config.modality] if is_classifier else "feature-extraction"
+    text = environment.get_template(template.name).render(
+        name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        config=config,
+        processor=processor,
+        is_classifier=is_classifier,
+        task=task,
+        parameters=sum(p.numel() for p in model.parameters()),
+        encoder_parameters=sum(p.numel() for p in getattr(model, "bridle", model).parameters()),
+        classes=len(config.id2label),
+        recipe=_recipe(run),
+        codebooks=_codebooks(run),
+        results=results,
+    )
+    card = ModelCard(text)
+    card.data.library_name, card.data.pipeline_tag = "transformers", task
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), BridleConfig.model_type]))
+    if results:
+        card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], list(results)
+    return str(card)
+
+
+def read_results(path):
+    """Measured figures: a YAML or JSON file with a list of the fields of `huggingface_hub.EvalResult`.
+
+    Raises:
+        ValueError: for a row that is no `EvalResult`; it needs `task_type`, `dataset_type`, `dataset_name`,
+            `metric_type` and `metric_value`.
+    """
+    rows = yaml.safe_load(Path(path).read_text())
+    try:
+        return [EvalResult(**row) for row in rows]
+    except TypeError as error:
+        raise ValueError(f"{path}: a result has fields that are missing or unknown: {error}") from error
+
+
+def _recipe(run):
+    """What the run's recipe.yaml says, as nested dicts, or None."""
+    path = Path(run or "") / "recipe.yaml"
+    return yaml.safe_load(path.read_text()) if run and path.is_file() else None
+
+
+def _codebooks(run):
+    """The last record of metrics.jsonl that measured codebooks: its `phase` and `step`, the columns and a row each."""
+    records = [record for record in (read_metrics(Path(run) / "metrics.jsonl") if run else ()) if "codebooks" in record]
+    if not records:
+        return None
+    measured = records[-1]["codebooks"]
+    names = [name for name in CODEBOOK_COLUMNS if name in measured]
+    rows = zip(*(measured[name] for name in names), strict=True)
+    return {
+        "phase": records[-1]["phase"],
+        "step": records[-1]["step"],
+        "columns": [CODEBOOK_COLUMNS[name] for name in names],
+        "rows": [[f"{value:.3g}" for value in row] for row in rows],
+    }

@@ -1,0 +1,127 @@
+"""Release a trained model on the Hub: card, code, weights and processor, reloaded in a clean process before the push.
+
+    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --dry-run
+    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --results results.yaml --tag v1
+
+The card is `model_cards/bridle-MODALITY.md` of the current folder, or --card.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+
+from .. import modeling_bridle
+from ..configuration_bridle import BridleConfig
+from ..data.modalities import load_processor
+from . import reload
+from .card import read_results, render_card
+
+OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
+
+
+def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB"):
+    """Write everything that a release holds into `folder`.
+
+    Args:
+        model_dir: folder of a trained model with its processor. A recipe.yaml and a metrics.jsonl in it or above it
+            tell the card about the run.
+        folder: receives the files.
+        repo_id (`str`): "org/name".
+        card: the card's template; `model_cards/bridle-MODALITY.md` by default.
+        results: `EvalResult`s.
+        max_shard_size: of a file of weights.
+
+    Raises:
+        ValueError: `model_dir` holds no BRIDLE model, or there is no card.
+    """
+    model_dir, folder = Path(model_dir), Path(folder)
+    if not (model_dir / "config.json").is_file():
+        raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, which holds no config.json; it takes a saved model.")
+    config = BridleConfig.from_pretrained(model_dir)
+    architecture = (config.architectures or [None])[0]
+    if architecture not in modeling_bridle.__all__:
+        raise ValueError(f"MODEL_DIR holds a {architecture}; it takes one of {', '.join(modeling_bridle.__all__)}.")
+    card = Path(card or f"model_cards/bridle-{config.modality}.md")
+    if not card.is_file():
+        raise ValueError(
+            f"--card is {str(card)!r}, which is no file; it takes a template such as those in model_cards/."
+        )
+    model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
+    processor = load_processor(model_dir)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+    run = next((place for place in (model_dir, model_dir.parent) if (place / "recipe.yaml").is_file()), None)
+    (folder / "README.md").write_text(render_card(card, model, processor, repo_id, run, results), encoding="utf-8")
+
+
+def check(folder):
+    """Load a staged folder in a process without this package and compare all outputs with ours, bit for bit.
+
+    Returns:
+        names of the outputs compared.
+
+    Raises:
+        RuntimeError: the folder does not load there.
+        AssertionError: an output differs.
+    """
+    with tempfile.TemporaryDirectory() as beside:
+        kept = Path(beside) / "outputs.safetensors"
+        command = [sys.executable, "-I", reload.__file__, str(folder), str(kept)]
+        clean = subprocess.run(command, capture_output=True, text=True)
+        if clean.returncode:
+            raise RuntimeError(f"{folder} does not load without this package:\n{clean.stderr}")
+        there, here = load_file(kept), reload.outputs(folder)
+    torch.testing.assert_close(there, here, rtol=0, atol=0)
+    return sorted(here)
+
+
+def push(folder, repo_id, private=False, tag=None):
+    """Upload a staged folder as one commit; files of an earlier release that it does not have are deleted.
+
+    Returns:
+        `huggingface_hub.CommitInfo`.
+    """
+    api = HfApi()
+    api.create_repo(repo_id, private=private or None, exist_ok=True)
+    message = f"Release {tag}" if tag else "Release"
+    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=OURS)
+    if tag:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder of a trained model and its processor")
+    parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub")
+    parser.add_argument("--card", help="the card's template")
+    parser.add_argument("--results", help="YAML or JSON: a list of fields of huggingface_hub.EvalResult")
+    parser.add_argument("--output", help="keep the release in this folder; a temporary one by default")
+    parser.add_argument("--tag", help="name of this revision")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry-run", action="store_true", help="do everything but the push")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(given.output or temporary)
+        try:
+            results = read_results(given.results) if given.results else ()
+            stage(given.model_dir, folder, given.repo_id, given.card, results)
+        except ValueError as error:
+            parser.error(str(error))
+        compared = check(folder)
+        files = "".join(f"  {path.name}: {path.stat().st_size:,} bytes\n" for path in sorted(folder.iterdir()))
+        sys.stdout.write(f"{files}{len(compared)} outputs are the same in a clean process\n")
+        if given.dry_run:
+            sys.stdout.write(f"not pushed to {given.repo_id}: --dry-run\n")
+        else:
+            sys.stdout.write(f"{push(folder, given.repo_id, given.private, given.tag).commit_url}\n")
+
+
+if __name__ == "__main__":
+    main()

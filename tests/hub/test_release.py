@@ -1,0 +1,150 @@
+"""A release: its card, its files, the reload in a clean process, and the push to a stand-in of the Hub."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+import bridle_hf
+from bridle_hf.data import build_processor
+from bridle_hf.hub import release
+from bridle_hf.hub.card import read_results, render_card
+
+SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
+RESULT = {
+    "task_type": "audio-classification", "dataset_type": "ashraq/esc50", "dataset_name": "ESC-50",
+    "metric_type": "accuracy", "metric_name": "accuracy, linear probe", "metric_value": 12.5,
+}  # fmt: skip
+
+
+def tiny(modality, name="BridleForPreTraining", **fields):
+    config = bridle_hf.BridleConfig(
+        modality=modality,
+        input_size=SIZES[modality],
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        decoder_hidden_size=24,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        estimator_num_hidden_layers=1,
+        quantizer_config={"codebook_size": 8, "codebook_dim": 8, "num_codebooks": 2},
+        **fields,
+    )
+    return getattr(bridle_hf, name)(config), build_processor(config)
+
+
+def save(folder, *made):
+    for part in made:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of pretraining: final/, recipe.yaml and metrics.jsonl."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    save(folder / "final", *tiny("audio"))
+    recipe = {"seed": 3, "data": {"dataset": "org/sounds"}, "training": {"batch_size": 7}}
+    recipe["phases"] = [{"kind": "encoder"}, {"kind": "tokenizer"}]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    records = [
+        {"phase": "encoder-iter1", "phase_index": 0, "step": 1, "loss": 2.0},
+        {"phase": "encoder-iter1", "phase_index": 0, "step": 2, "codebooks": {"cur": [0.5, 0.75], "ecu": [0.25, 0.5]}},
+        {"phase": "encoder-iter1", "phase_index": 0, "step": 3, "loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def card_of(modality, repository, name="BridleForPreTraining", **given):
+    made = tiny(modality, name)
+    return render_card(repository / "model_cards" / f"bridle-{modality}.md", *made, f"org/bridle-{modality}", **given)
+
+
+def test_a_card_says_what_the_model_and_its_run_know(run, repository):
+    text = card_of("audio", repository, run=run, results=[EvalResult(**RESULT)])
+    assert "16 kHz mono; 32 frames of 10 ms x 32 mel bins, mean -4.4446096, deviation 3.3216383" in text
+    assert "2 codebooks of 8 codes of width 8" in text
+    assert "encoder, tokenizer phases on `org/sounds`, batches of 7 a process, seed 3" in text
+    assert "of encoder-iter1 that was logged, at step 2" in text
+    assert "| codebook | CUR | ECU |\n|---|---|---|\n| 1 | 0.5 | 0.25 |\n| 2 | 0.75 | 0.5 |\n" in text
+    assert "| ESC-50 | audio-classification | accuracy, linear probe | 12.5 |" in text
+    data = ModelCard(text).data
+    assert data.library_name == "transformers" and data.pipeline_tag == "feature-extraction" and "bridle" in data.tags
+    assert data.license == "apache-2.0"
+    assert data.eval_results[0].metric_value == 12.5 and data.to_dict()["model-index"][0]["name"] == "bridle-audio"
+
+
+def test_a_card_without_results_says_so(repository):
+    text = card_of("image", repository)
+    assert "None was measured" in text and "model-index" not in text and "Codebooks" not in text
+
+
+@pytest.mark.parametrize("modality", SIZES)
+@pytest.mark.parametrize("kind", ["BridleForPreTraining", "classifier"])
+def test_the_card_s_code_runs(modality, kind, repository, tmp_path, monkeypatch):
+    name = f"BridleFor{modality.title()}Classification" if kind == "classifier" else kind
+    text = card_of(modality, repository, name)
+    assert not re.search(r"{[{%]|[}%]}", text) and "\n\n\n" not in text
+    save(tmp_path / "org" / f"bridle-{modality}", *tiny(modality, name))
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, f"bridle-{modality}.md", "exec"), {})
+
+
+def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, repository, tmp_path, capsys, monkeypatch):
+    (tmp_path / "results.yaml").write_text(yaml.safe_dump([RESULT]))
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(release, "push", lambda *_: pytest.fail("pushed"))
+    arguments = [str(run / "final"), "--repo-id", "org/bridle-audio", "--results", str(tmp_path / "results.yaml")]
+    release.main([*arguments, "--output", str(tmp_path / "out"), "--dry-run"])
+    assert "not pushed to org/bridle-audio: --dry-run" in capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_bridle.py"} <= files
+
+
+def test_weights_are_sharded_when_large(run, repository, tmp_path):
+    card = repository / "model_cards" / "bridle-audio.md"
+    release.stage(run / "final", tmp_path, "org/x", card, max_shard_size="50KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file() and len(list(tmp_path.glob("*.safetensors"))) > 1
+    whole = bridle_hf.BridleForPreTraining.from_pretrained(run / "final").state_dict()
+    again = bridle_hf.BridleForPreTraining.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_a_release_that_lacks_a_file_or_differs_is_refused(tmp_path):
+    save(tmp_path, *tiny("audio"))
+    (tmp_path / "masking_bridle.py").unlink()
+    with pytest.raises(RuntimeError, match="does not load without this package(.|\n)*masking_bridle"):
+        release.check(tmp_path)
+    save(tmp_path, *tiny("audio"))
+    code = tmp_path / "feature_extraction_bridle.py"
+    code.write_text(code.read_text().replace("(x - self.mean) / (2 * self.std)", "(x - self.mean) / self.std"))
+    with pytest.raises(AssertionError, match="AutoModel.last_hidden_state"):
+        release.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bridle"}'), "holds a None"),
+    ],
+)
+def test_what_is_no_model_is_named(run, tmp_path, change, message, repository, capsys, monkeypatch):
+    monkeypatch.chdir(repository)
+    save(tmp_path, *tiny("audio"))
+    change(tmp_path)
+    with pytest.raises(SystemExit):
+        release.main([str(tmp_path), "--repo-id", "org/x"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_result_with_missing_fields_is_named(tmp_path):
+    (tmp_path / "r.json").write_text('[{"task_type": "audio-classification"}]')
+    with pytest.raises(ValueError, match="r.json: a result has fields that are missing or unknown.*metric_value"):
+        read_results(tmp_path / "r.json")
