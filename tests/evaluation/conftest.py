@@ -49,6 +49,12 @@ def tone():
     return make_tone
 
 
+@pytest.fixture(scope="session")
+def to_wav():
+    """Samples at 16 kHz -> what an audio column holds."""
+    return wav
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Models of this size only get slower with more."""

@@ -1,4 +1,4 @@
-"""Frozen features of clips: pooled layers of an encoder."""
+"""Frozen features of clips: pooled layers of an encoder, at hand as arrays or streamed to a file."""
 
 from math import prod
 
@@ -7,8 +7,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..modeling_bridle import run
+from .windows import frame_starts, run_windows, write_parquet
 
 POOLINGS = ("mean", "mean_std", "cls")
+STREAMED_POOLINGS = ("mean", "cls", "frames")
 
 
 def batches(examples, batch_size, device="cpu", description=None):
@@ -69,10 +71,7 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
         ValueError: for a layer or pooling the model does not have.
     """
     model.eval()
-    depth = model.config.num_hidden_layers
-    for layer in layers:
-        if layer is not None and not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
+    check_layers(model.config, layers)
     has_cls = bool(model.config.use_cls_token)
     found = {(layer, pooling): [] for layer in layers for pooling in poolings}
     for values, mask in batches(examples, batch_size, model.device, "features"):
@@ -85,6 +84,14 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
     return {key: np.concatenate(rows) for key, rows in found.items()}
 
 
+def check_layers(config, layers):
+    """Raise a `ValueError` for a layer that the model does not have."""
+    depth = config.num_hidden_layers
+    for layer in layers:
+        if layer is not None and not -depth - 1 <= layer <= depth:
+            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
+
+
 def patch_validity(model, values, attention_mask):
     """(B, N) bool: which patches of `values` hold at least one frame that is no padding; all without a mask."""
     valid = model.embeddings.patch_validity(values, attention_mask)
@@ -92,3 +99,73 @@ def patch_validity(model, values, attention_mask):
         grid = model.embeddings.patch_embeddings.grid(values)
         return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
     return valid
+
+
+@torch.no_grad()
+def write_features(path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32):
+    """Embed every clip that `data` names and stream the features to a parquet file.
+
+    A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
+    vector, or with `pooling="frames"` a vector a patch in time, with `start` beside it, the seconds at which each
+    begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and patches that
+    several windows see get the mean of what they make of them.
+
+    Args:
+        path: of the file.
+        model: `BridleModel`. It is put in evaluation mode.
+        data: `DataArguments`.
+        processor: the model's front-end.
+        layers: as for `encoder_features`.
+        pooling (`str`): "mean" over all patches; "cls", the mean over windows; "frames", the mean over the patches that
+            share their place in time.
+        overlap (`float`): share of a window that the next one sees again.
+        batch_size (`int`): windows at a time.
+
+    Returns:
+        the number of rows.
+
+    Raises:
+        ValueError: for a layer or pooling the model does not have.
+    """
+    config = model.eval().config
+    check_layers(config, layers)
+    if pooling not in STREAMED_POOLINGS:
+        raise ValueError(f"pooling: got {pooling!r}; it takes one of {', '.join(STREAMED_POOLINGS)}")
+    if pooling == "cls" and not config.use_cls_token:
+        raise ValueError("pooling: got 'cls', but the model has no CLS token; take 'mean' or 'frames'")
+    prefix, unit = int(config.use_cls_token), config.patch_size[0]
+    names = ["last" if layer is None else f"layer_{layer}" for layer in layers]
+
+    def embed(values, mask):
+        output = run(model, values, mask, output_hidden_states=any(layer is not None for layer in layers))
+        tokens = [output.last_hidden_state if i is None else output.hidden_states[i] for i in layers]
+        tokens = torch.stack(tokens, dim=1).float()  # (B, layers, prefix + N, D)
+        if pooling == "cls":
+            return tokens[:, :, :1].cpu().numpy()
+        grid = model.embeddings.patch_embeddings.grid(values)
+        in_time = 1 if config.modality == "image" else grid[0]
+        return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
+
+    def rows():
+        for example, windows in run_windows(data, processor, unit, embed, overlap, batch_size, model.device):
+            if pooling == "cls":
+                merged = np.mean([part for *_, part in windows], axis=0)  # (layers, 1, D)
+            else:
+                merged = overlap_mean(windows)  # (layers, T, D)
+            timed = pooling == "frames" and config.modality == "audio"
+            times = {"start": frame_starts(merged.shape[1], unit)} if timed else {}
+            chosen = merged if pooling == "frames" else merged.mean(axis=1)
+            yield example | times | dict(zip(names, chosen, strict=True))
+
+    return write_parquet(path, rows())
+
+
+def overlap_mean(windows):
+    """One array (layers, T, D) of the parts (start, length, (layers, t, D)) of a clip; overlaps are averaged."""
+    ends = [start + (part.shape[1] if length is None else length) for start, length, part in windows]
+    layers, _, width = windows[0][2].shape
+    total, seen = np.zeros((layers, max(ends), width), dtype=np.float32), np.zeros((max(ends), 1), dtype=np.float32)
+    for (start, _, part), end in zip(windows, ends, strict=True):
+        total[:, start:end] += part[:, : end - start]
+        seen[start:end] += 1
+    return total / seen

@@ -1,0 +1,46 @@
+"""Turn the clips of a dataset into discrete codes, one parquet file, for models of audio tokens.
+
+    python examples/tokenize_audio.py --model runs/esc10_tiny/final --dataset DIR --output codes.parquet
+
+A row holds the dataset's other columns, `clip_name`, `codes` (flat) and `shape` (patches in time, patches in frequency,
+codebooks). What the numbers stand for is written into the file's metadata under `bridle_codes`, and printed. Code k of
+codebook m is token m * codebook_size + k of one vocabulary:
+
+    codes = np.array(row["codes"]).reshape(row["shape"])
+    tokens = codes + codebook_size * np.arange(num_codebooks)
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from bridle_hf import BridleTokenizer
+from bridle_hf.data import DataArguments, load_processor
+from bridle_hf.evaluation.tokens import code_layout, write_codes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    parser.add_argument("--output", default="codes.parquet")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--input-column", help="by default the first column of the model's modality")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
+    given = parser.parse_args()
+
+    tokenizer = BridleTokenizer.from_pretrained(given.model)
+    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+    data = DataArguments(
+        dataset=given.dataset, split=given.split, input_column=given.input_column, num_workers=given.num_workers
+    )
+    clips = write_codes(given.output, tokenizer, data, load_processor(given.model), given.batch_size)
+    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config)
+    sys.stdout.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Discrete codes of a dataset, for models of token sequences."""
+
+import json
+from math import prod
+
+import numpy as np
+import torch
+
+from ..feature_extraction_bridle import HOP_SECONDS
+from .windows import run_windows, write_parquet
+
+
+def code_layout(config) -> dict:
+    """What the numbers in `codes` stand for, as written into the file under the key `bridle_codes`.
+
+    A code k of codebook m is the token m * codebook_size + k of one common vocabulary.
+    """
+    quantizer = config.quantizer_config
+    axes = {"audio": ["time", "frequency"], "image": ["row", "column"], "video": ["time", "row", "column"]}
+    layout = {
+        "order": [*axes[config.modality], "codebook"],
+        "patch_size": list(config.patch_size),
+        "num_codebooks": quantizer.num_codebooks,
+        "codebook_size": quantizer.codebook_size,
+    }
+    if config.modality == "audio":
+        layout["seconds_per_patch"] = config.patch_size[0] * HOP_SECONDS
+    return layout
+
+
+@torch.no_grad()
+def write_codes(path, tokenizer, data, processor, batch_size=32):
+    """Encode every clip that `data` names and stream the codes to a parquet file.
+
+    A row holds the dataset's columns besides the clip, `clip_name`, `codes` (the flat codes of all real patches, in the
+    order that `code_layout` says) and `shape`, the lengths of those axes. The codes of a sound longer than a window
+    are those of windows side by side.
+
+    Args:
+        path: of the file.
+        tokenizer: `BridleTokenizer`; it is put in evaluation mode.
+        data: `DataArguments`.
+        processor: the model's front-end.
+        batch_size (`int`): windows at a time.
+
+    Returns:
+        the number of rows.
+    """
+    config = tokenizer.eval().config
+    patches = tokenizer.encoder.embeddings.patch_embeddings
+
+    def run(values, mask):
+        grid = patches.grid(values)
+        return tokenizer.encode(values, attention_mask=mask).unflatten(1, grid).cpu().numpy()  # (B, *grid, M)
+
+    def rows():
+        parts = run_windows(data, processor, config.patch_size[0], run, 0.0, batch_size, tokenizer.device)
+        for example, windows in parts:
+            pieces, done = [], 0
+            for start, length, codes in windows:
+                pieces.append(codes[done - start : length])  # the last window sees some patches again
+                done += len(pieces[-1])
+            codes = np.concatenate(pieces).astype(np.int32)
+            yield example | {"codes": codes.reshape(prod(codes.shape)), "shape": list(codes.shape)}
+
+    return write_parquet(path, rows(), {"bridle_codes": json.dumps(code_layout(config))})
