@@ -14,7 +14,8 @@ class DataArguments:
         split: split to read.
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
         input_column: column that holds the clips; by default the first of the model's modality.
-        label_column: column of the class (integer or string), for probing and fine-tuning.
+        label_column: column of the class (integer or string), for probing and fine-tuning; or, for fine-tuning, of the
+            list of a clip's classes.
         fold_column: column of the cross-validation fold.
         exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`.
         shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard.

@@ -19,7 +19,8 @@ class Examples:
         modality: what the clips are.
         clips: one array a clip, as the modality decodes it.
         collate: makes model inputs of clips, see `data.collation`.
-        labels: (n,) int64, contiguous from 0, or None without `label_column`.
+        labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int64 where `label_column` holds lists; or None
+            without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
         clip_names: name of each clip, for reports.
@@ -41,6 +42,13 @@ class Examples:
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
         """The model's inputs for some clips, without chance. `options` are the collator's."""
         return self.collate.test([self.clips[row] for row in rows], **options)
+
+    def labels_of(self, row: int) -> list[str]:
+        """The names of a clip's labels."""
+        if self.labels is None:
+            return []
+        found = np.flatnonzero(self.labels[row]) if self.labels.ndim > 1 else [self.labels[row]]
+        return [self.label_names[label] for label in found]
 
     def training_batch(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The model's inputs for some clips, augmented."""
@@ -67,7 +75,7 @@ def load_examples(data: DataArguments, processor) -> Examples:
     """All clips that `data` names, in the dataset's order; those of `test_split` come last.
 
     Raises:
-        ValueError: for a missing column, an empty set, or a clip without exactly one label.
+        ValueError: for a missing column, an empty set, or labels of several types.
     """
     modality = modality_of(processor)
     clips, rows, splits = None, [], []
@@ -80,7 +88,7 @@ def load_examples(data: DataArguments, processor) -> Examples:
     labels, label_names, folds = None, [], None
     if data.label_column:
         values = [row[data.label_column] for row in rows]
-        labels, label_names = _contiguous(values, types.get(data.label_column), data.label_column)
+        labels, label_names = _encode(values, types.get(data.label_column), data.label_column)
     if data.fold_column or data.test_split:
         folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
     names = [row["clip_name"] for row in rows]
@@ -101,13 +109,24 @@ def _read(data: DataArguments, processor) -> tuple[Sequence[np.ndarray], list[di
     return clips, rows, source.dataset.features or {}
 
 
-def _contiguous(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
-    """Labels 0, 1, ... in the order of the sorted values, and their names."""
+def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
+    """Labels, numbers (n,) or of lists multi-hot rows, and the names of the classes in the order of their values."""
+    several = any(isinstance(value, list) for value in values)
+    lists = values if several else [[value] for value in values]
+    feature = getattr(feature, "feature", feature)
     if isinstance(feature, datasets.ClassLabel):
-        return np.array(values, dtype=np.int64), list(feature.names)
-    for value in values:
-        if not isinstance(value, (int, str)):
-            raise ValueError(f"data.label_column: {column!r} must hold one integer or string a clip, got {value!r}.")
-    classes = sorted(set(values))
-    index = {value: number for number, value in enumerate(classes)}
-    return np.array([index[value] for value in values], dtype=np.int64), [str(value) for value in classes]
+        index = {number: number for number in range(feature.num_classes)}
+        names = list(feature.names)
+    else:
+        for value in lists:
+            if not isinstance(value, list) or not all(isinstance(label, (int, str)) for label in value):
+                what = "a list of integers or strings" if several else "one integer or string"
+                raise ValueError(f"data.label_column: {column!r} must hold {what} a clip, got {value!r}.")
+        classes = sorted({label for value in lists for label in value})
+        index, names = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
+    if not several:
+        return np.array([index[label] for (label,) in lists], dtype=np.int64), names
+    labels = np.zeros((len(lists), len(names)), dtype=np.int64)
+    for row, value in zip(labels, lists, strict=True):
+        row[[index[label] for label in value]] = 1
+    return labels, names

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.data import WeightedRandomSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ..configuration_bridle import BridleConfig
@@ -34,7 +35,11 @@ class FinetuneTraining:
         batch_size: clips a process takes in one forward pass.
         learning_rate: peak of the cosine schedule, of the head; warmed up linearly over `warmup_epochs`.
         layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all.
-        loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50).
+        loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50), which clips
+            with several labels need.
+        balanced: draw clips with replacement, each with a weight of the sum over its labels of 1 / clips with that
+            label, so that rare sounds are heard as often as frequent ones (the recipe of AudioSet's 2 M).
+        clips_per_epoch: with `balanced`, clips drawn an epoch; null is as many as there are.
         mixup: share of the clips of a batch that are mixed with another one.
         mixup_alpha: weights are drawn from Beta(alpha, alpha).
         cutmix: share of the batches in which a box of each clip comes from another one instead (images, videos).
@@ -57,6 +62,8 @@ class FinetuneTraining:
     mixup_alpha: float = 10.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    balanced: bool = False
+    clips_per_epoch: int | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
     attention: str | None = None
 
@@ -64,6 +71,10 @@ class FinetuneTraining:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a whole number of at least 1.")
+        if self.clips_per_epoch is not None and not (self.balanced and self.clips_per_epoch > 0):
+            raise ValueError(
+                f"`clips_per_epoch` is {self.clips_per_epoch}; it takes a number of at least 1, with balanced=true."
+            )
         for name in ("mixup", "cutmix", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a share between 0 and 1.")
@@ -109,12 +120,12 @@ def finetune(recipe):
         recipe (`FinetuneRecipe`)
 
     Returns:
-        dict: `accuracy`, `top_5_accuracy` and `mean_average_precision` (means over folds, in [0, 1]), `folds`, the
-        lists `per_fold` (accuracies) and `per_fold_mean_average_precision` in their order, `from_scratch`, `seed`. Also
-        written to results.json.
+        dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
+        first measure and `per_fold_MEASURE` of the others; `from_scratch`, `seed`. Also written to results.json.
 
     Raises:
-        ValueError: for a fold that the data does not have, or an option that the modality does not have.
+        ValueError: for a fold that the data does not have, an option that the modality does not have, and for clips
+            with several labels under cross-entropy or without `fold_column` and `test_split`.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
     modality = modality_of(processor).name
@@ -123,6 +134,11 @@ def finetune(recipe):
     if tuple(recipe.data.test_views) != (1, 1) and modality != "video":
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; only videos take more than [1, 1].")
     examples = load_examples(recipe.data, processor)
+    if examples.labels.ndim > 1:
+        if recipe.training.loss == "cross_entropy":
+            raise ValueError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
+        if examples.folds is None:
+            raise ValueError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     there = np.unique(folds).tolist()
     scores = {}
@@ -135,12 +151,14 @@ def finetune(recipe):
             examples = load_examples(recipe.data, processor)
         scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor)
         logger.info("fold %s: %s", fold, scores[fold])
-    per_fold = {name: [float(score[name]) for score in scores.values()] for name in next(iter(scores.values()))}
+    names = list(next(iter(scores.values())))
+    per_fold = {name: [_finite(score[name]) for score in scores.values()] for name in names}
+    main, *others = names
     results = {
-        **{name: float(np.mean(values)) for name, values in per_fold.items()},
+        **{name: _finite(np.mean([score[name] for score in scores.values()])) for name in names},
         "folds": list(scores),
-        "per_fold": per_fold["accuracy"],
-        "per_fold_mean_average_precision": per_fold["mean_average_precision"],
+        "per_fold": per_fold[main],
+        **{f"per_fold_{name}": per_fold[name] for name in others},
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
@@ -152,14 +170,15 @@ def finetune_fold(recipe, fold, examples, test, processor):
     """Trains on the clips outside `test` (n,), tests on those inside, and saves to `output_dir`/fold-K.
 
     Returns:
-        dict: `accuracy`, `top_5_accuracy`, `mean_average_precision` on the test clips.
+        dict: what `score` gives for the test clips.
     """
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
     settings = recipe.training
     folder = Path(recipe.output_dir) / f"fold-{fold}"
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
-    steps_per_epoch = int(np.ceil(len(train_rows) / (settings.batch_size * settings.gradient_accumulation_steps)))
+    clips_per_epoch = settings.clips_per_epoch or len(train_rows)
+    steps_per_epoch = int(np.ceil(clips_per_epoch / (settings.batch_size * settings.gradient_accumulation_steps)))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -182,7 +201,14 @@ def finetune_fold(recipe, fold, examples, test, processor):
         average_tokens_across_devices=False,
     )
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
-    trainer = Trainer(
+    sampler = None
+    if settings.balanced:
+        weights = balanced_weights(examples.labels[train_rows])
+        # seeded, because all processes have to draw the same clips before they share them out
+        generator = torch.Generator().manual_seed(recipe.seed)
+        sampler = WeightedRandomSampler(weights, clips_per_epoch, generator=generator)
+    trainer = FoldTrainer(
+        sampler,
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -212,6 +238,31 @@ def build_classifier(recipe, source, label_names):
     return classifier.from_pretrained(source, config=config)
 
 
+class FoldTrainer(Trainer):
+    """A Trainer that draws its clips from `sampler`, where there is one."""
+
+    def __init__(self, sampler, **options):
+        self.sampler = sampler
+        super().__init__(**options)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler or super()._get_train_sampler(train_dataset)
+
+
+def balanced_weights(labels):
+    """Weight of each clip in the balanced sampler: the sum over its labels of 1 / clips with that label.
+
+    Args:
+        labels: (n,) classes or (n, classes) multi-hot.
+
+    Returns:
+        float array (n,). A clip without a label is never drawn.
+    """
+    labels = np.asarray(labels)
+    hot = labels if labels.ndim > 1 else np.eye(labels.max() + 1, dtype=np.int64)[labels]  # (n, classes)
+    return hot @ (1 / hot.sum(axis=0).clip(min=1))
+
+
 class TrainingBatches:
     """Row numbers to an augmented batch, some of its clips mixed."""
 
@@ -223,7 +274,8 @@ class TrainingBatches:
         rng = np.random.default_rng(torch.randint(2**63 - 1, ()).item())
         batch = self.examples.training_batch(rows, rng)
         classes = len(self.examples.label_names)
-        targets = np.eye(classes, dtype=np.float32)[self.examples.labels[rows]]  # (B, classes)
+        labels = self.examples.labels[rows]
+        targets = labels.astype(np.float32) if labels.ndim > 1 else np.eye(classes, dtype=np.float32)[labels]
         targets += self.settings.label_smoothing * (1 / classes - targets)
         if self.settings.cutmix and rng.random() < self.settings.cutmix:
             with drawn_from(rng):
@@ -271,15 +323,28 @@ LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_e
 
 
 def score(logits, labels):
-    """Top-1 and top-5 accuracy and mean average precision of logits (n, classes)."""
+    """Measures of logits (n, classes), the main one first.
+
+    Args:
+        labels: (n,) classes, for accuracy, top-5 accuracy and mean average precision; or multi-hot (n, classes), for
+            mean average precision, the mean area under the ROC curve and d-prime.
+    """
     given = {"predictions": logits, "references": labels}
+    precision = load_metric("mean_average_precision").compute(**given)["mean_average_precision"]
+    if labels.ndim > 1:
+        separation = load_metric("d_prime").compute(**given)
+        return {"mean_average_precision": precision, "auc": separation["auc"], "d_prime": separation["d_prime"]}
     top = load_metric("top_k_accuracy").compute(**given, k=min(5, logits.shape[1]))
-    precision = load_metric("mean_average_precision").compute(**given)
     return {
         "accuracy": top["accuracy"],
         "top_5_accuracy": top["top_k_accuracy"],
-        "mean_average_precision": precision["mean_average_precision"],
+        "mean_average_precision": precision,
     }
+
+
+def _finite(number):
+    """A number for JSON, which has no infinity: None stands for it, as for the d-prime of a perfect ranking."""
+    return float(number) if np.isfinite(number) else None
 
 
 def _model_of(recipe, fold):

@@ -98,11 +98,13 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
         `ProbeResult`.
 
     Raises:
-        ValueError: if features are not a finite matrix with one row a label.
+        ValueError: if features are not a finite matrix with one row a label, or labels not one class an example.
     """
     x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(f"features: got shape {x.shape} for {len(y)} labels; it takes (number of labels, d)")
+    if y.ndim != 1:
+        raise ValueError(f"labels: got shape {y.shape}; a probe takes one class an example")
     if not np.isfinite(x).all():
         raise ValueError("features: got NaN or inf; they must be finite")
     folds = outer_folds(y, folds, seed)

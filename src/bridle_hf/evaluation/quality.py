@@ -111,7 +111,7 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
     quality["first_code_information"] = [mutual_information(stage, rows[:, 0]) for stage in rows.T]
     quality["churn"] = None if previous_codes is None else churn(previous_codes[valid], rows).tolist()
     quality["bag_of_codes"] = quality["bag_of_codes_per_fold"] = None
-    if examples.labels is not None and examples.folds is not None:
+    if examples.labels is not None and examples.labels.ndim == 1 and examples.folds is not None:
         per_fold = bag_of_codes_accuracy(codes, valid, size, examples.labels, examples.folds)
         quality["bag_of_codes"], quality["bag_of_codes_per_fold"] = float(np.mean(list(per_fold.values()))), per_fold
     return quality

@@ -212,7 +212,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         values = examples.batch([row])[model.main_input_name]
         grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(values))
         drawing = plots.codes_over_picture(*plots.as_picture(values[0], codes[row], valid[row], grid))
-        label = examples.label_names[examples.labels[row]] if examples.labels is not None else ""
+        label = ", ".join(examples.labels_of(row))
         caption = (
             f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."
         )
