@@ -24,7 +24,13 @@ TEXTS = (
 FLOORS = [
     {"_compat", "configuration_bridle", "masking_bridle", "codebook_bridle"},
     {"quantization_bridle", "layers_bridle"},
-    {"modeling_bridle", "feature_extraction_bridle", "image_processing_bridle", "video_processing_bridle"},
+    {
+        "modeling_bridle",
+        "feature_extraction_bridle",
+        "image_processing_bridle",
+        "video_processing_bridle",
+        "pipeline_bridle",
+    },
     {"data", "training", "evaluation"},
     {"hub"},
     {""},  # the front page, `bridle_hf/__init__.py`

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoVideoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
@@ -29,6 +30,7 @@ from .modeling_bridle import (
     BridleModel,
     BridleTokenizer,
 )
+from .pipeline_bridle import BridleAudioFeatureExtractionPipeline, BridleVideoFeatureExtractionPipeline
 from .quantization_bridle import (
     QuantizerOutput,
     RandomProjectionQuantizer,
@@ -77,3 +79,8 @@ for auto_class, model_class in {
     model_class.register_for_auto_class(auto_class.__name__)
 for travelling_class in (BridleConfig, BridleFeatureExtractor, BridleImageProcessor, BridleVideoProcessor):
     travelling_class.register_for_auto_class()
+for task, pipeline_class in {
+    "audio-feature-extraction": BridleAudioFeatureExtractionPipeline,
+    "video-feature-extraction": BridleVideoFeatureExtractionPipeline,
+}.items():
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel)

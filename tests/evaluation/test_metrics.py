@@ -1,10 +1,14 @@
 import math
+import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
+from bridle_hf.evaluation import metrics
+from bridle_hf.evaluation.codebooks import code_counts, usage
 from bridle_hf.evaluation.metrics import METRICS, load_metric
 
 
@@ -68,6 +72,22 @@ def test_code_usage_by_hand_and_in_batches():
     assert got["perplexity"] == pytest.approx([4.0, 1.0])
     assert got["ecu"] == pytest.approx([1.0, 0.0])
     assert got["dead"] == [0, 3]
+
+
+def test_code_usage_is_what_training_logs():
+    codes = np.random.default_rng(0).zipf(1.5, size=(500, 3)) % 16
+    got = load_metric("code_usage").compute(predictions=codes, codebook_size=16)
+    logged = usage(code_counts(codes, 16))
+    for name, values in got.items():
+        assert values == pytest.approx(logged[name].tolist()), name
+
+
+def test_the_scripts_need_nothing_of_the_package():
+    """A Space that holds such a script alone has to be enough for `evaluate.load`."""
+    for name in METRICS:
+        source = (files(metrics) / name / f"{name}.py").read_text()
+        imported = {found.split(".")[0] for found in re.findall(r"^(?:from|import) ([\w.]+)", source, re.MULTILINE)}
+        assert imported <= {"datasets", "evaluate", "numpy", "scipy", "sklearn"}
 
 
 @pytest.mark.parametrize(

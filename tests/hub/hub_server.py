@@ -162,7 +162,7 @@ def digest(content):
     return hashlib.sha1(content).hexdigest()
 
 
-NAME = r"([\w.-]+/[\w.-]+)"
+NAME = r"((?:spaces/)?[\w.-]+/[\w.-]+)"
 ROUTES = {
     "/api/whoami-v2": ({"GET"}, Hub.whoami),
     "/api/repos/create": ({"POST"}, Hub.create),

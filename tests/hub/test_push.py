@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import serve
+from hub_server import Repository, serve
 from safetensors.torch import load_file
 
 import bridle_hf
 from bridle_hf.data import build_processor
+from bridle_hf.evaluation import metrics
 from bridle_hf.hub import reload
 
 OWNER = """
@@ -47,6 +49,15 @@ scores = {each["label"]: each["score"] for each in classify(np.zeros(16000, dtyp
 assert set(scores) == {"dog", "rain", "bell"} and abs(sum(scores.values()) - 1) < 1e-5
 outputs = reload.outputs("org/bridle-audio")
 save_file({k: m.layers[0].mlp.fc1.bias for k, m in kept.items()} | outputs, sys.argv[2])
+"""
+
+
+METRIC = """
+import evaluate
+import sys
+sys.modules["bridle_hf"] = None
+metric = evaluate.load("org/d_prime")
+print(metric.compute(predictions=[[0, 2], [3, 1], [1, 3], [-1, 1.5]], references=[0, 0, 1, 1])["auc"])
 """
 
 
@@ -103,3 +114,13 @@ def test_a_user_without_the_package_loads_both_revisions_and_a_pipeline(hub, tmp
     assert torch.equal(kept.pop("v1"), hub.biases[0]) and torch.equal(kept.pop("main"), hub.biases[1])
     here = reload.outputs(hub.folders[1])
     assert set(kept) == set(here) and all(torch.equal(kept[name], here[name]) for name in here)
+
+
+def test_a_metric_loads_from_a_space(hub, tmp_path):
+    script = files(metrics) / "d_prime" / "d_prime.py"
+    hub.repositories["spaces/org/d_prime"] = space = Repository(private=False)
+    space.commit("main", {"d_prime.py": script.read_bytes()}, [])
+    program = [sys.executable, "-I", "-c", METRIC]
+    done = subprocess.run(program, env=hub.environment | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == pytest.approx(0.75)

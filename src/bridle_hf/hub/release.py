@@ -7,6 +7,7 @@ The card is `model_cards/bridle-MODALITY.md` of the current folder, or --card.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from .. import modeling_bridle
+from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import load_processor
 from . import reload
@@ -41,6 +42,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         ValueError: `model_dir` holds no BRIDLE model, or there is no card.
     """
     model_dir, folder = Path(model_dir), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, which holds no config.json; it takes a saved model.")
     config = BridleConfig.from_pretrained(model_dir)
@@ -54,6 +56,11 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         )
     model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
     processor = load_processor(model_dir)
+    features = f"Bridle{config.modality.title()}FeatureExtractionPipeline"
+    if features in pipeline_bridle.__all__ and not architecture.endswith("Classification"):
+        task = {"impl": f"pipeline_bridle.{features}", "pt": ["AutoModel"]}
+        model.config.custom_pipelines = {f"{config.modality}-feature-extraction": task}
+        shutil.copy(pipeline_bridle.__file__, folder)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
     run = next((place for place in (model_dir, model_dir.parent) if (place / "recipe.yaml").is_file()), None)

@@ -3,8 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-
-from bridle_hf.evaluation.codebooks import code_counts, usage
+from scipy.stats import entropy
 
 _DESCRIPTION = """How evenly each of M codebooks is used (ECU: arXiv 2502.02118, eq. 31):
 CUR = used / K, UE = entropy of the codes, ECU = CUR * UE / log K (1 = uniform), perplexity = exp(UE)."""
@@ -28,5 +27,16 @@ class CodeUsage(evaluate.Metric):
         )
 
     def _compute(self, predictions, codebook_size):
-        measured = usage(code_counts(np.asarray(predictions), codebook_size))
-        return {name: measured[name].tolist() for name in ("cur", "entropy", "ecu", "perplexity", "dead")}
+        codes = np.asarray(predictions)  # (n, M)
+        if codes.min() < 0 or codes.max() >= codebook_size:
+            raise ValueError(f"predictions: got codes {codes.min()}..{codes.max()}; they lie in [0, {codebook_size})")
+        counts = np.stack([np.bincount(stage, minlength=codebook_size) for stage in codes.T])  # (M, K)
+        used, bits = (counts > 0).sum(axis=1), entropy(counts, axis=1, base=2)
+        measured = {
+            "cur": used / codebook_size,
+            "entropy": bits,
+            "ecu": used / codebook_size * bits / np.log2(codebook_size),
+            "perplexity": 2.0**bits,
+            "dead": codebook_size - used,
+        }
+        return {name: values.tolist() for name, values in measured.items()}

@@ -1,0 +1,138 @@
+"""transformers' pipelines on files and arrays; those for classification of images and videos are tested with them."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from transformers import pipeline
+
+import bridle_hf
+from bridle_hf.data import build_processor
+from bridle_hf.hub import release
+
+SIZES = {"audio": (64, 32), "image": (32, 32), "video": (4, 32, 32)}
+
+
+def tiny(modality, name, **fields):
+    torch.manual_seed(0)
+    config = bridle_hf.BridleConfig(
+        modality=modality, input_size=SIZES[modality], hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+        decoder_hidden_size=24, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, **fields,
+    )  # fmt: skip
+    return getattr(bridle_hf, name)(config).eval(), build_processor(config)
+
+
+def save(folder, *made):
+    for part in made:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    model, extractor = tiny("audio", "BridleModel")
+    return save(tmp_path_factory.mktemp("encoder"), model, extractor), model, extractor
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    labels = dict(enumerate(("dog", "rain", "bell")))
+    fields = {"problem_type": "multi_label_classification", "id2label": labels}
+    model, extractor = tiny("audio", "BridleForAudioClassification", **fields)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([5.0, 4.0, -4.0]))
+    return save(tmp_path_factory.mktemp("tagger"), model, extractor), model, extractor
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(0).normal(size=6000).astype(np.float32) / 10  # 36 frames: 3 patches of the 4
+
+
+@pytest.fixture
+def ffmpeg(tmp_path, monkeypatch):
+    """The program that transformers reads audio files with, on the path."""
+    binary = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").symlink_to(binary)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_tagging_gives_a_score_a_label(tagger, clip):
+    folder, model, extractor = tagger
+    with torch.no_grad():
+        logits = model(**extractor(clip, sampling_rate=16000, return_tensors="pt")).logits[0]
+    got = pipeline("audio-classification", model=folder)(clip, top_k=None)
+    assert [each["label"] for each in got] == ["dog", "rain", "bell"]
+    assert [each["score"] for each in got] == pytest.approx(logits.sigmoid().tolist())
+    assert sum(each["score"] for each in got) > 1.5
+
+
+def test_tagging_a_file_is_tagging_its_samples(tagger, clip, ffmpeg, tmp_path):
+    classify = pipeline("audio-classification", model=tagger[0])
+    soundfile.write(tmp_path / "clip.wav", clip, 16000, subtype="FLOAT")
+    expected = {each["label"]: each["score"] for each in classify(clip)}
+    got = {each["label"]: each["score"] for each in classify(str(tmp_path / "clip.wav"))}
+    assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_features_of_a_sound_are_the_encoder_s(encoder, clip):
+    folder, model, extractor = encoder
+    inputs = extractor(clip, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs)
+    extract = pipeline("audio-feature-extraction", model=folder)
+    got = extract(clip, return_tensors=True)
+    assert got.shape == (1, 1 + 3 * 2, 24)  # the fourth column of patches is padding
+    torch.testing.assert_close(got, expected.last_hidden_state[:, : 1 + 3 * 2])
+    assert extract({"array": clip, "sampling_rate": 16000}, pool=True) == expected.pooler_output.tolist()
+    whole = np.tile(clip, 3)
+    several = extract([clip, whole], batch_size=2, return_tensors=True)
+    assert [each.shape[1] for each in several] == [7, 9]
+    torch.testing.assert_close(several[0], got, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="sampling_rate is 8000"):
+        extract({"array": clip, "sampling_rate": 8000})
+
+
+def test_features_of_a_file_are_those_of_its_samples(encoder, clip, ffmpeg, tmp_path):
+    soundfile.write(tmp_path / "clip.wav", clip, 16000, subtype="FLOAT")
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    expected = extract(clip, return_tensors=True)
+    torch.testing.assert_close(extract(str(tmp_path / "clip.wav"), return_tensors=True), expected, atol=1e-4, rtol=1e-3)
+    data = (tmp_path / "clip.wav").read_bytes()
+    torch.testing.assert_close(extract(data, return_tensors=True), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_features_of_images_and_videos(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(256, size=(40, 48, 3), dtype=np.uint8)
+    frames = rng.integers(256, size=(4, 40, 48, 3), dtype=np.uint8)
+    for modality, given in (("image", Image.fromarray(picture)), ("video", frames)):
+        model, processor = tiny(modality, "BridleModel")
+        extract = pipeline(f"{modality}-feature-extraction", model=save(tmp_path / modality, model, processor))
+        more = {"do_sample_frames": False} if modality == "video" else {}
+        with torch.no_grad():
+            expected = model(**processor(given, return_tensors="pt", **more))
+        got = extract(given, return_tensors=True)
+        torch.testing.assert_close(got, expected.last_hidden_state)
+        torch.testing.assert_close(torch.tensor(extract(given, pool=True)), expected.pooler_output)
+
+
+def test_a_released_encoder_knows_its_task_without_the_package(clip, repository, tmp_path):
+    folder = save(tmp_path / "model", *tiny("audio", "BridleModel"))
+    release.stage(folder, tmp_path / "release", "org/x", repository / "model_cards" / "bridle-audio.md")
+    program = (
+        "import sys; sys.modules['bridle_hf'] = None; import numpy; from transformers import pipeline;"
+        "extract = pipeline(model=sys.argv[1], trust_remote_code=True);"
+        "print(extract.task, len(extract(numpy.load(sys.argv[2]))[0]))"
+    )
+    np.save(tmp_path / "clip.npy", clip)
+    command = [sys.executable, "-I", "-c", program, str(tmp_path / "release"), str(tmp_path / "clip.npy")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["audio-feature-extraction", "7"]
