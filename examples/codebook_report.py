@@ -1,4 +1,4 @@
-"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes over clips.
+"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes to see and hear.
 
     python examples/codebook_report.py --model runs/demo --dataset DIR --output report.html
     python examples/codebook_report.py --model runs/demo/final --dataset DIR --label-column label --fold-column fold
@@ -8,12 +8,14 @@ With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels 
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.data import DataArguments, load_examples, load_processor
+from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
 
@@ -45,14 +47,17 @@ def main():
         label_column=arguments.label_column,
         fold_column=arguments.fold_column,
     )
+    processor = load_processor(source)
+    sounds = partial(read_sounds, data, processor) if model.config.modality == "audio" else None
     codebook_report(
         arguments.output,
         model,
-        load_examples(data, load_processor(source)),
+        load_examples(data, processor),
         name=run.name,
         records=list(read_metrics(run / "metrics.jsonl")),
         results=json.loads(Path(arguments.results).read_text()) if arguments.results else (),
         clips=arguments.clips,
+        sounds=sounds,
     )
 
 

@@ -1,13 +1,21 @@
+import base64
+import io
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
 from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation import plots
+from bridle_hf.evaluation.listening import code_distances, excerpt, nearest_patches
+from bridle_hf.evaluation.quality import tokenize
 from bridle_hf.evaluation.report import codebook_report, table, write_page
 
 VOID = {"meta", "br", "img", "link", "hr"}
@@ -53,13 +61,17 @@ def model(pretrained):
 
 
 @pytest.fixture(scope="module")
-def examples(tones, pretrained):
-    data = DataArguments(dataset=str(tones), label_column="sound", fold_column="fold")
-    return load_examples(data, BridleFeatureExtractor.from_pretrained(pretrained))
+def tones_data(tones):
+    return DataArguments(dataset=str(tones), label_column="sound", fold_column="fold")
 
 
 @pytest.fixture(scope="module")
-def page(model, examples, tmp_path_factory):
+def examples(tones_data, pretrained):
+    return load_examples(tones_data, BridleFeatureExtractor.from_pretrained(pretrained))
+
+
+@pytest.fixture(scope="module")
+def page(model, examples, tones_data, pretrained, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "new" / "report.html"
     records = [
         {"phase": phase, "phase_index": index, "step": step, "loss": 5.0 - 0.1 * step}
@@ -67,14 +79,20 @@ def page(model, examples, tmp_path_factory):
         for step in (1, 10, 20)
     ]
     results = [{"features": "random <weights>", "accuracy": 0.6514}, {"features": "iteration 1", "accuracy": None}]
-    return path, codebook_report(path, model, examples, name="tones", records=records, results=results)
+    for record in records:
+        measured = {"cur": [1.0, 0.5], "ecu": [0.5, 0.25], "perplexity": [4.0, 2.0], "residual": [0.5, 0.2]}
+        record |= {"total_step": record["phase_index"] * 20 + record["step"], "codebooks": measured}
+    sounds = partial(read_sounds, tones_data, BridleFeatureExtractor.from_pretrained(pretrained))
+    return path, codebook_report(path, model, examples, name="tones", records=records, results=results, sounds=sounds)
 
 
 def test_the_page_stands_alone(page):
     parser = parse(page[0])
     text = page[0].read_text()
     assert "<script" not in text and "@import" not in text and "url(http" not in text
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in parser.addresses)
+    assert all(
+        address.startswith(("#", "data:image/png;base64,", "data:audio/wav;base64,")) for address in parser.addresses
+    )
     assert len(parser.ids) == len(set(parser.ids))  # figures do not take each other's clip paths
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
 
@@ -109,6 +127,38 @@ def test_a_cold_model_has_one_column_and_needs_no_labels(pretrained, examples, t
     assert list(qualities) == ["cold start"]
     assert qualities["cold start"]["bag_of_codes"] is None
     parse(tmp_path / "cold.html")
+
+
+def test_a_code_plays_the_second_around_its_nearest_patch(page, examples, tones_data, pretrained):
+    sounds = [base64.b64decode(found) for found in re.findall(r"data:audio/wav;base64,([^\"]+)", page[0].read_text())]
+    assert len(sounds) >= 3
+    clips = read_sounds(tones_data, BridleFeatureExtractor.from_pretrained(pretrained), set(range(len(examples))))
+    assert len(clips) == len(examples)
+    for sound in sounds:  # the clips are shorter than a second, so each is a whole one
+        samples, rate = soundfile.read(io.BytesIO(sound))
+        assert rate == 16000 and any(np.corrcoef(samples, clip)[0, 1] > 0.999 for clip in clips.values())
+
+
+def test_nearest_patches_by_hand():
+    codes = np.array([[0, 1, 0], [0, 0, 1], [2, 0, 0]])[..., None]
+    distances = np.array([[3.0, 1.0, 2.0], [4.0, 0.5, 1.0], [0.1, np.inf, 5.0]])
+    assert nearest_patches(codes, distances, number_of_codes=2, clips=2) == {0: [(1, 1), (0, 2)], 1: [(0, 1), (1, 2)]}
+    samples = np.arange(64000)
+    assert excerpt(samples, 16000, patch=20, grid=(25, 2), frames_per_patch=16)[0] == (10.5 * 0.16 - 0.5) * 16000
+    assert len(excerpt(samples, 16000, patch=0, grid=(25, 2), frames_per_patch=16)) == 16000
+
+
+def test_distances_are_those_of_the_search(model, examples):
+    codes, valid = tokenize(model.tokenizer, examples)
+    distances = code_distances(model.tokenizer, examples, codes, valid, batch_size=7)
+    row, patch = 5, int(np.flatnonzero(valid[5])[-1])
+    batch = {name: torch.as_tensor(value) for name, value in examples.batch([row]).items()}
+    with torch.no_grad():
+        z = model.tokenizer.project(batch["input_values"], batch["attention_mask"])[0, patch]
+    z = torch.nn.functional.normalize(z, dim=-1)  # the quantizer's normalize is "once"
+    every = (model.tokenizer.quantizer.codebooks[0].embed - z).norm(dim=-1)
+    assert distances[row, patch] == pytest.approx(every.min().item(), abs=1e-5)
+    assert every.argmin() == codes[row, patch, 0] and np.isinf(distances[~valid]).all()
 
 
 def test_histogram_draws_the_counts():

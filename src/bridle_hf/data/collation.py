@@ -46,6 +46,7 @@ class AudioCollator:
     def __init__(self, data: DataArguments, feature_extractor):
         self.data = data
         self.max_frames = data.max_frames or feature_extractor.max_length
+        self.sampling_rate = feature_extractor.sampling_rate
         normalized = feature_extractor.do_normalize
         self.mean = feature_extractor.mean if normalized else 0.0
         self.scale = 2 * feature_extractor.std if normalized else 1.0

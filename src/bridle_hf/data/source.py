@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .decoding import BadClipError
+from .decoding import BadClipError, decode_audio
 from .modalities import modality_of
 
 logger = logging.getLogger(__name__)
@@ -229,3 +229,14 @@ def find_column(features: dict, modality, description: str) -> str:
         f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
         f"holds bytes or paths, its columns are {list(features)}."
     )
+
+
+def read_sounds(data: DataArguments, processor, rows: set[int]) -> dict[int, np.ndarray]:
+    """The samples of some clips at the processor's rate, by their number in what `load_examples` reads from `data`."""
+    source, found = open_source(data, processor), {}
+    # decoded as the examples were, so that the same clips are skipped and the numbers agree
+    clips = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
+    for row, (example, _) in islice(clips, max(rows, default=-1) + 1):
+        if row in rows:
+            found[row] = decode_audio(example[source.input_column], processor.sampling_rate)
+    return found

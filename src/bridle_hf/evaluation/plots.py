@@ -86,6 +86,29 @@ def loss_curves(records):
     return figures
 
 
+@matplotlib.rc_context(STYLE)
+def codebook_curves(records):
+    """ECU of each codebook and the energy left after it, over the steps of the whole run: a figure each.
+
+    Args:
+        records: of metrics.jsonl; those without `codebooks` are passed over.
+    """
+    records = [record for record in records if "codebooks" in record]
+    figures = []
+    for key, title in {"ecu": "ECU in a batch", "residual": "share of the energy left"}.items():
+        points = [(record["total_step"], record["codebooks"][key]) for record in records if key in record["codebooks"]]
+        if not points:
+            continue
+        figure, axis = panel(4.2, 2.6)
+        steps, values = zip(*points, strict=True)
+        for stage, line in enumerate(zip(*values, strict=True)):
+            axis.plot(steps, line, color=SERIES[stage % len(SERIES)], label=f"codebook {stage + 1}")
+        axis.set(title=title, xlabel="step of the run", ylim=(0, None))
+        axis.legend()
+        figures.append(figure)
+    return figures
+
+
 def _kind(phase):
     """`encoder-iter2` -> `encoder`."""
     return phase.split("-")[0]

@@ -32,7 +32,7 @@ def tokenize(tokenizer, examples, batch_size=32):
 def initialize_codebooks_(tokenizer, examples, batch_size=32, seed=0):
     """Sets a tokenizer's codebooks from clips, as the first step of pretraining does (k-means by default)."""
     tokenizer.eval()
-    rows = [vectors for vectors, _ in _projected(tokenizer, examples, batch_size)]
+    rows = [vectors for vectors, _ in projected(tokenizer, examples, batch_size)]
     z, generator = torch.cat(rows), torch.Generator().manual_seed(seed)
     wanted = tokenizer.quantizer.init_sample_size
     if wanted < len(z):
@@ -40,7 +40,7 @@ def initialize_codebooks_(tokenizer, examples, batch_size=32, seed=0):
     tokenizer.quantizer.initialize_(z, generator=torch.Generator(z.device).manual_seed(seed))
 
 
-def _projected(tokenizer, examples, batch_size):
+def projected(tokenizer, examples, batch_size):
     """What the quantizer receives for the valid patches of each batch (n, d), and their validity (B, N)."""
     for values, mask in batches(examples, batch_size, tokenizer.device, "projections"):
         valid = patch_validity(tokenizer.encoder, values, mask)
@@ -65,7 +65,7 @@ def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
     tokenizer.eval()
     books = np.stack([book.embed.double().cpu().numpy() for book in quantizer.codebooks])  # (M, K, d)
     left, residual_norms, code_norms, total, start = 0.0, 0.0, 0.0, 0.0, 0
-    for vectors, keep in _projected(tokenizer, examples, batch_size):
+    for vectors, keep in projected(tokenizer, examples, batch_size):
         z = quantizer.flatten(vectors).double().cpu().numpy()  # (n, d)
         rows = codes[start : start + len(keep)][keep.cpu().numpy()]  # (n, M)
         stages = books[np.arange(len(books)), rows]  # (n, M, d)

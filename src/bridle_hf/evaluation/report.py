@@ -10,6 +10,7 @@ import torch
 from ..modeling_bridle import BridleTokenizer
 from . import plots
 from .codebooks import code_counts
+from .listening import code_distances, excerpt, nearest_patches, player
 from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 STYLE = """
@@ -34,6 +35,10 @@ svg { display: block; width: 100%; height: auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .panels svg { max-width: 28rem; }
 .wide svg { min-width: 44rem; }
+.players { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .25rem 1rem; }
+.players figure { margin: .25rem 0; }
+audio { width: 100%; height: 2.25rem; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -131,7 +136,7 @@ def cold_start_tokenizer(config, examples, seed=0):
     return tokenizer
 
 
-def codebook_report(path, model, examples, *, name, records=(), results=(), clips=2, batch_size=32):
+def codebook_report(path, model, examples, *, name, records=(), results=(), clips=2, sounds=None, batch_size=32):
     """Measures the tokenizer of a pretrained model on labelled or unlabelled clips and writes the page.
 
     Args:
@@ -142,6 +147,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         records: of the run's metrics.jsonl, for the loss curves.
         results: rows of a results table, dicts with the same keys (`{"features": "random", "accuracy": 0.65}`).
         clips (`int`): how many clips to draw codes over, evenly spaced.
+        sounds: numbers of clips -> dict number -> samples at the model's rate, see `data.source.read_sounds`; with it
+            the page plays the clips nearest to some codes.
 
     Returns:
         dict name of a tokenizer -> `tokenizer_quality`: "cold start", and "trained" where the tokenizer was trained.
@@ -181,6 +188,9 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             "codes are, not how good the features."
         )
         parts += [heading("Loss"), figure("loss", plots.loss_curves(records), caption)]
+        if curves := plots.codebook_curves(records):
+            caption = "The codebooks in training: a batch holds far fewer patches than the table below is made of."
+            parts += [figure("codebooks", curves, caption)]
     parts += [
         heading(
             "Use of the codebooks",
@@ -217,12 +227,39 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."
         )
         parts.append(figure(f"clip-{row}", [drawing], caption, layout="wide"))
+    if sounds is not None:
+        parts += listen(tokenizers[last], examples, codes, valid, sounds, batch_size)
     subtitle = (
         f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {quantizer.codebook_size} codes, measured on "
         f"{len(codes)} clips ({quality['patches']} patches)"
     )
     write_page(path, f"Codebooks of {name}", subtitle, parts)
     return qualities
+
+
+def listen(tokenizer, examples, codes, valid, sounds, batch_size):
+    """Parts of the page that play the patches nearest to some codes of the first codebook."""
+    distances = code_distances(tokenizer, examples, codes, valid, batch_size)
+    if distances is None:
+        return []
+    nearest = nearest_patches(codes, distances)
+    samples = sounds({row for found in nearest.values() for row, _ in found})
+    grid, rate = tokenizer.config.grid, examples.collate.sampling_rate
+    note = (
+        "For codes of the first codebook, frequent ones first: the second around the patch nearest to the code, of the "
+    )
+    parts = [heading("What codes sound like", note + "three clips that have the nearest. Scaled to one loudness.")]
+    for code, found in nearest.items():
+        players = []
+        for row, patch in found:
+            label = ", ".join([f"clip {row + 1}", *examples.labels_of(row)])
+            sound = excerpt(samples[row], rate, patch, grid, tokenizer.config.patch_size[0])
+            players.append(player(sound, rate, label))
+        share = (codes[..., 0] == code)[valid].mean()
+        parts.append(
+            f'<h3>Code {code}, {_percent(share)} of the patches</h3><div class="players">{"".join(players)}</div>'
+        )
+    return parts
 
 
 def _percent(share):
