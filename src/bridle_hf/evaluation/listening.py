@@ -65,10 +65,10 @@ def nearest_patches(codes, distances, number_of_codes=6, clips=3):
 
 
 def excerpt(samples, rate, patch, grid, frames_per_patch):
-    """The second around a patch (number in the grid): samples of it."""
-    middle = (patch // grid[1] + 0.5) * frames_per_patch * HOP_SECONDS
-    start = max(0, round((middle - EXCERPT_SECONDS / 2) * rate))
-    return samples[start : start + round(EXCERPT_SECONDS * rate)]
+    """The second around a patch (number in the grid), as far as the clip reaches: samples of it."""
+    middle, size = (patch // grid[1] + 0.5) * frames_per_patch * HOP_SECONDS, round(EXCERPT_SECONDS * rate)
+    start = max(0, min(round(middle * rate) - size // 2, len(samples) - size))
+    return samples[start : start + size]
 
 
 def player(samples, rate, label):

@@ -1,0 +1,126 @@
+"""A page to drop a sound on: its spectrogram, its codes, the top classes and the nearest clips of a folder.
+
+    pip install -e ".[space]"
+    python examples/space/app.py --model runs/demo/seed-0/final --classifier runs/demo/finetune-seed-0/fold-1 \
+        --clips FOLDER
+
+On a Space the variables BRIDLE_MODEL, BRIDLE_CLASSIFIER and BRIDLE_CLIPS stand for the options.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import gradio
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor
+
+from bridle_hf import BridleForAudioClassification, BridleForPreTraining
+from bridle_hf.data.decoding import BadClipError, decode_audio
+from bridle_hf.evaluation import plots
+from bridle_hf.evaluation.features import patch_validity
+
+SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
+NEIGHBOURS = 3
+# the figure's colours are those of the page, light or dark
+STYLE = "--ink: var(--body-text-color); --grid: var(--border-color-primary); --faint: var(--background-fill-secondary)"
+
+
+class Listener:
+    """What there is to say about a sound.
+
+    Args:
+        model: folder or Hub id of a `BridleForPreTraining`.
+        classifier: folder or Hub id of a `BridleForAudioClassification`, or None.
+        clips: folder of sounds to find neighbours in, or None.
+    """
+
+    def __init__(self, model, classifier=None, clips=None):
+        self.model = BridleForPreTraining.from_pretrained(model).eval()
+        self.extractor = AutoFeatureExtractor.from_pretrained(model)
+        self.classifier = BridleForAudioClassification.from_pretrained(classifier).eval() if classifier else None
+        self.clips = [str(path) for path in sorted(Path(clips).rglob("*")) if path.suffix in SOUNDS] if clips else []
+        self.features = [self.embed(self.read(path)) for path in self.clips]
+
+    def read(self, path):
+        """The model's inputs for the file at `path`.
+
+        Raises:
+            gradio.Error: it cannot be decoded, or is too short.
+        """
+        try:
+            samples = decode_audio(path, self.extractor.sampling_rate)
+            return self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        except (BadClipError, ValueError) as error:
+            raise gradio.Error(str(error)) from error
+
+    @torch.no_grad()
+    def embed(self, inputs):
+        """A vector of unit length, (D,)."""
+        return torch.nn.functional.normalize(self.model.bridle(**inputs).pooler_output[0], dim=-1).numpy()
+
+    @torch.no_grad()
+    def draw(self, inputs):
+        """The spectrogram with its codes and a map of the codes of each codebook, as HTML."""
+        values, mask = inputs["input_values"], inputs["attention_mask"]
+        codes = self.model.tokenizer.encode(values, mask)[0].numpy()
+        valid = patch_validity(self.model.bridle, values, mask)[0].numpy()
+        grid = self.model.bridle.embeddings.patch_embeddings.grid(values)
+        figure = plots.codes_over_picture(values[0].numpy(), codes, valid, grid)
+        return f'<div style="{STYLE}">{plots.to_svg(figure, "codes", "The sound and its codes")}</div>'
+
+    @torch.no_grad()
+    def classes(self, inputs):
+        """Class -> probability; None without a classifier."""
+        if self.classifier is None:
+            return None
+        logits, config = self.classifier(**inputs).logits[0], self.classifier.config
+        several = config.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if several else logits.softmax(dim=-1)
+        return {config.id2label[label]: score for label, score in enumerate(scores.tolist())}
+
+    def nearest(self, inputs):
+        """Paths of the `NEIGHBOURS` clips with the highest cosine similarity, padded with None."""
+        order = np.argsort(-np.array([self.embed(inputs) @ other for other in self.features]), kind="stable")
+        return [self.clips[row] for row in order[:NEIGHBOURS]] + [None] * (NEIGHBOURS - len(order))
+
+    def __call__(self, path):
+        if path is None:
+            return "", None, *[None] * NEIGHBOURS
+        inputs = self.read(path)
+        return self.draw(inputs), self.classes(inputs), *self.nearest(inputs)
+
+
+def build(listener):
+    """The page."""
+    with gradio.Blocks(title="BRIDLE") as page:
+        gradio.Markdown("# BRIDLE\nDrop a sound. Each patch of its spectrogram becomes one code per codebook.")
+        sound = gradio.Audio(type="filepath", sources=["upload", "microphone"], label="Sound")
+        codes = gradio.HTML(label="Codes", elem_id="codes")
+        classes = gradio.Label(num_top_classes=5, label="Top classes", visible=listener.classifier is not None)
+        with gradio.Row():
+            nearest = [
+                gradio.Audio(label=f"Neighbour {number}", interactive=False, visible=bool(listener.clips))
+                for number in range(1, NEIGHBOURS + 1)
+            ]
+        sound.change(listener, sound, [codes, classes, *nearest])
+    return page
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = os.environ.get
+    parser.add_argument("--model", default=found("BRIDLE_MODEL"), help="of BridleForPreTraining: folder or Hub id")
+    parser.add_argument("--classifier", default=found("BRIDLE_CLASSIFIER"), help="of BridleForAudioClassification")
+    parser.add_argument("--clips", default=found("BRIDLE_CLIPS"), help="folder of sounds to find neighbours in")
+    parser.add_argument("--port", type=int, help="7860 or the next free one by default")
+    given = parser.parse_args()
+    if not given.model:
+        parser.error("--model is missing; it takes a folder or Hub id, or set BRIDLE_MODEL")
+    page = build(Listener(given.model, given.classifier, given.clips))
+    page.launch(server_port=given.port, allowed_paths=[given.clips] if given.clips else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The Gradio app, in parts and clicked through in a real browser."""
+
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import bridle_hf
+
+gradio = pytest.importorskip("gradio", reason="the extra `space` is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TONES = (300, 900, 2000, 5000)
+
+
+def tone(hertz, seconds=0.7):
+    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(16000 * seconds)) / 16000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """model/, classifier/ and clips/, one tone each."""
+    folder = tmp_path_factory.mktemp("space")
+    torch.manual_seed(0)
+    config = bridle_hf.BridleConfig(
+        input_size=(64, 128), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, decoder_hidden_size=24,
+        decoder_num_hidden_layers=1, decoder_num_attention_heads=2, estimator_num_hidden_layers=1,
+        id2label=dict(enumerate(("dog", "rain", "bell"))), quantizer_config={"codebook_size": 8, "codebook_dim": 8},
+    )  # fmt: skip
+    bridle_hf.BridleForPreTraining(config).save_pretrained(folder / "model")
+    bridle_hf.BridleFeatureExtractor(max_length=64).save_pretrained(folder / "model")
+    bridle_hf.BridleForAudioClassification(config).save_pretrained(folder / "classifier")
+    (folder / "clips").mkdir()
+    for hertz in TONES:
+        soundfile.write(folder / "clips" / f"{hertz}.wav", tone(hertz), 16000)
+    (folder / "clips" / "notes.txt").write_text("no sound")
+    soundfile.write(folder / "question.wav", tone(930), 16000)
+    soundfile.write(folder / "short.wav", tone(930, 0.01), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def listener(folder, repository):
+    app = runpy.run_path(str(repository / "examples" / "space" / "app.py"), run_name="app")
+    return app["Listener"](folder / "model", folder / "classifier", folder / "clips")
+
+
+def test_a_sound_has_a_picture_classes_and_neighbours(listener, folder):
+    picture, classes, *nearest = listener(str(folder / "question.wav"))
+    assert "<svg" in picture and "codebook 4:" in picture
+    assert set(classes) == {"dog", "rain", "bell"} and sum(classes.values()) == pytest.approx(1)
+    assert len(nearest) == 3 and nearest[0].endswith("900.wav") and len(set(nearest)) == 3
+
+
+def test_nothing_and_what_is_no_sound(listener, folder):
+    assert listener(None) == ("", None, None, None, None)
+    for name, message in (("short.wav", "at least"), ("clips/notes.txt", "cannot be decoded")):
+        with pytest.raises(gradio.Error, match=message):
+            listener(str(folder / name))
+
+
+@pytest.fixture(scope="module")
+def address(folder, repository):
+    """Where the started app answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parts = {f"--{name}": str(folder / name) for name in ("model", "classifier", "clips")} | {"--port": str(port)}
+    command = [sys.executable, "examples/space/app.py", *(word for pair in parts.items() for word in pair)]
+    environment = os.environ | {"PYTHONPATH": str(repository / "src"), "GRADIO_ANALYTICS_ENABLED": "False"}
+    url = f"http://127.0.0.1:{port}"
+    app = subprocess.Popen(command, cwd=repository, env=environment)
+    try:
+        for _ in range(240):
+            assert app.poll() is None, "the app stopped"
+            try:
+                urllib.request.urlopen(url, timeout=5)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_app_can_be_clicked_through(address, folder):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, errors = browser.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.locator("input[type=file]").first.set_input_files(str(folder / "question.wav"))
+        page.wait_for_selector("#codes svg", timeout=60_000)
+        for number in (1, 2, 3):
+            page.get_by_test_id(f"waveform-Neighbour {number}").wait_for(timeout=30_000)
+        assert page.get_by_test_id("rain-confidence-set").count() == 1
+        assert page.locator("#codes svg text").count() > 32  # a code on every patch
+        assert not errors
+        browser.close()
