@@ -12,7 +12,7 @@ import torch
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.evaluation.finetuning import FinetuneRecipe
-from bridle_hf.hub import convert, key_maps, to_official
+from bridle_hf.hub import convert, key_maps, release, to_official
 from bridle_hf.training import load_recipe
 from bridle_hf.training.arguments import PretrainRecipe
 
@@ -95,6 +95,13 @@ def check_convert(words: list[str], _, capsys) -> None:
     assert {word.partition("=")[0] for word in words if "=" in word} <= fields
 
 
+def check_release(words: list[str], _, capsys) -> None:
+    with pytest.raises(SystemExit):
+        release.main(["--help"])
+    usage = capsys.readouterr().out
+    assert all(re.search(rf"{flag}\b", usage) for flag in words if flag.startswith("--"))
+
+
 def check_make(words: list[str], *_) -> None:
     assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -116,6 +123,7 @@ def check_pytest(words: list[str], *_) -> None:
 CHECKS = {
     "python -m pytest": check_pytest,
     "python -m bridle_hf.hub.convert": check_convert,
+    "python -m bridle_hf.hub.release": check_release,
     "python": check_script,
     "accelerate launch": check_script,
     "make": check_make,
