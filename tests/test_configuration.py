@@ -165,7 +165,7 @@ WRONG = [
     ({"pooling": "cls", "use_cls_token": False}, "`pooling` is 'cls' but `use_cls_token` is False"),
 ]
 WRONG_QUANTIZER = [
-    ({"type": "lattice"}, "`type` is 'lattice'; it takes one of 'residual', 'vector', 'random_projection'"),
+    ({"type": "lattice"}, "`type` is 'lattice'; it takes one of 'residual', 'vector', 'gradient', 'simvq'"),
     ({"ema_mode": "no"}, "`ema_mode` is 'no'"),
     ({"normalize": "twice"}, "`normalize` is 'twice'"),
     ({"codebook_init": "zeros"}, "`codebook_init` is 'zeros'"),
@@ -174,6 +174,21 @@ WRONG_QUANTIZER = [
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
     ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes a number between 0 and 1"),
     ({"soft_codes": 300}, "`soft_codes` is 300"),
+    ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'gradient', 'simvq', 'smoothed'"),
+    ({"distance": "l1"}, "`distance` is 'l1'"),
+    ({"estimator": "soft"}, "`estimator` is 'soft'"),
+    ({"gumbel": "on"}, "`gumbel` is 'on'; it takes one of 'none', 'soft', 'hard'"),
+    (
+        {"regularizer": "entropy"},
+        "`regularizer` is 'entropy'; it takes one of 'none', 'perplexity', 'knn_ce', 'knn_l2'",
+    ),
+    ({"type": "smoothed", "num_codebooks": 2}, "'smoothed' takes 1. For several: type 'residual' or 'product'"),
+    ({"type": "product", "num_codebooks": 3}, "`codebook_dim` is 256; .* takes a multiple of `num_codebooks`, 3"),
+    ({"type": "simvq", "preset": "official"}, "`normalize` is 'per_stage'; 'simvq' takes 'once' or 'none'"),
+    ({"temperature": 0.001}, "`temperature` is 0.001; it takes a number from 0.01 to 1"),
+    ({"gumbel_schedule": (2.0, 0.5)}, r"`gumbel_schedule` is \(2.0, 0.5\); it takes start, end and decay"),
+    ({"num_neighbors": 0}, "`num_neighbors` is 0"),
+    ({"num_vertices": 257}, "`num_vertices` is 257; it takes 1 to `codebook_size`"),
 ]
 CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
 

@@ -23,7 +23,10 @@ TEXTS = (
 # Imports point from a higher floor to the same or a lower one.
 FLOORS = [
     {"_compat", "configuration_bridle", "masking_bridle", "codebook_bridle"},
-    {"quantization_bridle", "layers_bridle"},
+    {"quantization_bridle", "regularization_bridle", "layers_bridle"},
+    {"learned_quantization_bridle", "product_quantization_bridle"},
+    {"gradient_quantization_bridle", "smoothed_quantization_bridle"},
+    {"build_quantizer_bridle"},
     {
         "modeling_bridle",
         "feature_extraction_bridle",
@@ -31,7 +34,7 @@ FLOORS = [
         "video_processing_bridle",
         "pipeline_bridle",
     },
-    {"data", "training", "evaluation"},
+    {"data", "training", "evaluation", "experiments"},
     {"hub"},
     {""},  # the front page, `bridle_hf/__init__.py`
 ]

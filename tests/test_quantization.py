@@ -12,12 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from bridle_hf.quantization_bridle import (
-    RandomProjectionQuantizer,
-    ResidualQuantizer,
-    VectorQuantizer,
-    build_quantizer,
-)
+from bridle_hf import RandomProjectionQuantizer, ResidualQuantizer, VectorQuantizer, build_quantizer
 
 DIM, BOOKS, CODES = 8, 3, 16
 
@@ -255,7 +250,7 @@ def test_errors_name_what_is_wrong():
         ResidualQuantizer(DIM, normalize="l2")
     with pytest.raises(ValueError, match="soft_codes is 17, must be from 0 to codebook_size 16"):
         ResidualQuantizer(DIM, BOOKS, CODES, soft_codes=17)
-    with pytest.raises(ValueError, match="type is 'gumble', must be one of residual, vector, random_projection"):
+    with pytest.raises(ValueError, match="type is 'gumble', must be one of residual, vector, gradient, simvq"):
         build_quantizer(SimpleNamespace(type="gumble"))
 
 

@@ -18,8 +18,10 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .build_quantizer_bridle import build_quantizer
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
+from .gradient_quantization_bridle import GradientQuantizer, SimVQQuantizer
 from .hub.official import load_official
 from .image_processing_bridle import BridleImageProcessor
 from .modeling_bridle import (
@@ -31,13 +33,10 @@ from .modeling_bridle import (
     BridleTokenizer,
 )
 from .pipeline_bridle import BridleAudioFeatureExtractionPipeline, BridleVideoFeatureExtractionPipeline
-from .quantization_bridle import (
-    QuantizerOutput,
-    RandomProjectionQuantizer,
-    ResidualQuantizer,
-    VectorQuantizer,
-    build_quantizer,
-)
+from .product_quantization_bridle import ProductQuantizer
+from .quantization_bridle import QuantizerOutput, RandomProjectionQuantizer, ResidualQuantizer, VectorQuantizer
+from .regularization_bridle import knn_regularizer, perplexity_regularizer
+from .smoothed_quantization_bridle import SmoothedQuantizer
 from .video_processing_bridle import BridleVideoProcessor
 
 __version__ = "0.1.0"
@@ -54,12 +53,18 @@ __all__ = [
     "BridleQuantizerConfig",
     "BridleTokenizer",
     "BridleVideoProcessor",
+    "GradientQuantizer",
+    "ProductQuantizer",
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "ResidualQuantizer",
+    "SimVQQuantizer",
+    "SmoothedQuantizer",
     "VectorQuantizer",
     "build_quantizer",
+    "knn_regularizer",
     "load_official",
+    "perplexity_regularizer",
 ]
 
 AutoConfig.register("bridle", BridleConfig, exist_ok=True)

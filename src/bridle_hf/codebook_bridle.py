@@ -96,6 +96,29 @@ def check_codes(codes, num_codebooks, num_codes):
 # ---------------------------------------------------------------------------------------------------------------------
 # Pure functions on (n, d) rows and (K, d) codes
 # ---------------------------------------------------------------------------------------------------------------------
+def flatten_rows(z, dim, mask=None):
+    """z (..., d) as rows (n, d) float32, and `mask` (...,) as their weights (n,), 1 or 0; None without a mask.
+
+    Rows that are masked out (padding, of any value) become zero: no later step meets a NaN in them.
+    """
+    check_vectors(z, dim)
+    rows = z.reshape(-1, dim).float()
+    if mask is None:
+        return rows, None
+    if mask.shape != z.shape[:-1]:
+        raise ValueError(f"mask is {tuple(mask.shape)}, must be {tuple(z.shape[:-1])}, one per vector of z")
+    valid = (mask > 0).reshape(-1)  # (n,)
+    return torch.where(valid[:, None], rows, 0.0), valid.to(rows.dtype)
+
+
+def mean_square(error, weight=None):
+    """Mean of error^2 (n, d) over dimensions and rows of weight 1 (n,): (); 0 where there is none."""
+    error = error.square().mean(-1)  # (n,)
+    if weight is None:
+        return error.sum() / max(len(error), 1)
+    return (error * weight).sum() / weight.sum().clamp(min=1)
+
+
 def code_scores(rows, codes):
     """Squared Euclidean distance less |row|^2, which does not change the order of the codes: (n, K)."""
     return torch.addmm(codes.square().sum(-1), rows, codes.t(), alpha=-2)

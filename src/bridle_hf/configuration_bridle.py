@@ -72,12 +72,20 @@ AUTO_MAP = {
 }
 QUANTIZER_CHOICES = {
     "preset": ("default", "official"),
-    "type": ("residual", "vector", "random_projection"),
+    "type": ("residual", "vector", "gradient", "simvq", "smoothed", "product", "random_projection"),
+    "inner": ("vector", "gradient", "simvq", "smoothed"),
+    "distance": ("euclidean", "cosine"),
+    "estimator": ("ste", "rotation"),
+    "gumbel": ("none", "soft", "hard"),
+    "regularizer": ("none", "perplexity", "knn_ce", "knn_l2"),
     "ema_mode": ("counts", "official"),
     "normalize": ("once", "per_stage", "none"),
     "codebook_init": ("kmeans", "uniform", "sample"),
     "reset": ("first_batch", "periodic", "never"),
 }
+# (M, K) where they are left out: the papers' RQ 4 x 256 and VQ 1 x 1024, and wav2vec 2.0's product 2 x 320.
+QUANTIZER_SIZES = {"residual": (4, 256), "random_projection": (4, 256), "product": (2, 320)}
+SINGLE_SIZES = (1, 1024)
 
 
 def _check_choices(config, choices):
@@ -98,22 +106,32 @@ class BridleQuantizerConfig(PreTrainedConfig):
     The quantizer inside the tokenizer.
 
     Args:
-        type (`str`): `"residual"` (RQ, the paper's), `"vector"` (one codebook, the baseline) or `"random_projection"`
-            (frozen codebooks, as BEST-RQ).
-        num_codebooks (`int`): M, the codes of one patch. `"vector"` takes 1.
+        type (`str`): one codebook: `"vector"` (EMA, the baseline), `"gradient"` (codes are parameters), `"simvq"`
+            (frozen codes times a learned map), `"smoothed"` (softmax over the codes). Several of them: `"residual"`
+            (RQ, the paper's), `"product"` (on slices of the vector). Or `"random_projection"` (frozen, as BEST-RQ).
+        inner (`str`): what stands inside `"residual"` and `"product"`: a type of one codebook.
+        num_codebooks (`int`): M, the codes of one patch; 1 for the types of one codebook.
         codebook_size (`int`): K, the codes of one codebook.
         codebook_dim (`int`): d, the width of a code.
         normalize (`str`): `"once"` scales z to unit length before the first stage, `"per_stage"` searches with the unit
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
         ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
-        commitment_weight (`float`): beta of eq. 5.
+        commitment_weight (`float`): beta of eq. 5; when left out 0.25, and 1 for `"gradient"` and `"simvq"`.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
         reset_interval (`int`), reset_threshold (`float`): steps between resets, and the share of the mean count below
             which a code is dead.
         soft_codes (`int`): 0 for the nearest code, k for a distance-weighted mean of the k nearest.
+        distance (`str`): of the search of `"gradient"` and `"simvq"`: `"euclidean"` or `"cosine"`.
+        estimator (`str`): their gradient: `"ste"` (straight-through) or `"rotation"`.
+        temperature (`float`): of the softmax of `"smoothed"` at the start, 0.01 to 1; it is learned.
+        gumbel (`str`): noise of `"smoothed"`: `"none"`, `"soft"` or `"hard"` (one-hot with straight-through gradient).
+        gumbel_schedule (`tuple[float]`): start, end and decay a step of the Gumbel temperature.
+        regularizer (`str`): of `"smoothed"`: `"knn_ce"`, `"knn_l2"`, `"perplexity"` or `"none"`.
+        regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms, the
+            neighbours of a vertex, and how many vertices are drawn at each step (all when left out).
         preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode` and `reset` are when left out.
     """
 
@@ -121,6 +139,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     base_config_key = "quantizer_config"
 
     type: str = "residual"
+    inner: str = "vector"
     num_codebooks: int | None = None
     codebook_size: int | None = None
     codebook_dim: int = 256
@@ -128,7 +147,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     ema_mode: str | None = None
     ema_decay: float | int = 0.99
     ema_epsilon: float | int = 1e-5
-    commitment_weight: float | int = 0.25
+    commitment_weight: float | int | None = None
     codebook_init: str = "kmeans"
     kmeans_iterations: int = 10
     kmeans_samples_per_code: int = 64
@@ -136,24 +155,57 @@ class BridleQuantizerConfig(PreTrainedConfig):
     reset_interval: int = 100
     reset_threshold: float | int = 0.1
     soft_codes: int = 0
+    distance: str = "euclidean"
+    estimator: str = "ste"
+    temperature: float | int = 0.1
+    gumbel: str = "none"
+    gumbel_schedule: list[float | int] | tuple[float | int, ...] = (1.0, 1.0, 1.0)
+    regularizer: str = "knn_ce"
+    regularizer_weight: float | int = 1.0
+    num_neighbors: int = 1
+    num_vertices: int | None = None
     preset: str = "default"
 
     def __post_init__(self, **kwargs):
         for name, value in QUANTIZER_PRESETS.get(self.preset, {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        # The paper's sizes: RQ 4 x 256, VQ 1 x 1024.
+        books, codes = QUANTIZER_SIZES.get(self.type, SINGLE_SIZES)
         if self.num_codebooks is None:
-            self.num_codebooks = 1 if self.type == "vector" else 4
+            self.num_codebooks = books
         if self.codebook_size is None:
-            self.codebook_size = 1024 if self.type == "vector" else 256
+            self.codebook_size = codes
+        if self.commitment_weight is None:
+            self.commitment_weight = 1.0 if self.codebook_type in ("gradient", "simvq") else 0.25
         super().__post_init__(**kwargs)
+
+    @property
+    def codebook_type(self) -> str:
+        """The type of each codebook: `inner` where there are several, else `type`."""
+        return self.inner if self.type in ("residual", "product") else self.type
 
     def validate_quantizer(self):
         _check_choices(self, QUANTIZER_CHOICES)
-        _check_positive(self, ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval"))
-        if self.type == "vector" and self.num_codebooks != 1:
-            raise ValueError(f"`num_codebooks` is {self.num_codebooks}; a quantizer of type 'vector' takes 1.")
+        sizes = ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval")
+        _check_positive(self, (*sizes, "num_neighbors"))
+        if self.type not in QUANTIZER_SIZES and self.num_codebooks != 1:
+            raise ValueError(
+                f"`num_codebooks` is {self.num_codebooks}; a quantizer of type {self.type!r} takes 1. "
+                f"For several: type 'residual' or 'product' with inner {self.type!r}."
+            )
+        if self.type == "product" and self.codebook_dim % self.num_codebooks:
+            raise ValueError(
+                f"`codebook_dim` is {self.codebook_dim}; a quantizer of type 'product' takes a multiple of "
+                f"`num_codebooks`, {self.num_codebooks}."
+            )
+        if self.codebook_type in ("gradient", "simvq", "smoothed") and self.normalize == "per_stage":
+            raise ValueError(f"`normalize` is 'per_stage'; {self.codebook_type!r} takes 'once' or 'none'.")
+        if not 0.01 <= self.temperature <= 1:
+            raise ValueError(f"`temperature` is {self.temperature}; it takes a number from 0.01 to 1.")
+        if len(self.gumbel_schedule) != 3 or min(self.gumbel_schedule) <= 0:
+            raise ValueError(f"`gumbel_schedule` is {self.gumbel_schedule}; it takes start, end and decay, above 0.")
+        if self.num_vertices is not None and not 1 <= self.num_vertices <= self.codebook_size:
+            raise ValueError(f"`num_vertices` is {self.num_vertices}; it takes 1 to `codebook_size`, or None for all.")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; it takes a number between 0 and 1.")
         if not 0 <= self.soft_codes <= self.codebook_size:
@@ -188,6 +240,7 @@ class BridleConfig(PreTrainedConfig):
         codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
         joint_tokenizer_weight (`float`): alpha of eq. 8.
         cold_start (`bool`): the tokenizer is a frozen random projection (iteration 1) until `BridleTokenizer.reset_`.
+            Codebooks that learn by gradient take over there; EMA ones of the same shape, set by k-means, go before.
         cold_start_positions (`bool`): whether positions are added before that projection (the reference code does).
         pooling (`str`): `"mean"` over patches or `"cls"`.
         classifier_mask_ratio (`tuple[float]`): share of rows and columns of the grid hidden while a classifier trains.

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .codebook_bridle import Codebook
+from .build_quantizer_bridle import build_quantizer
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
     BridleAttention,
@@ -28,7 +28,7 @@ from .layers_bridle import (
     take,
 )
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
-from .quantization_bridle import QuantizerOutput, RandomProjectionQuantizer, build_quantizer
+from .quantization_bridle import QuantizerOutput
 
 PHASES = ("encoder", "tokenizer", "joint")
 
@@ -112,7 +112,7 @@ class BridlePreTrainedModel(PreTrainedModel):
                 init.copy_(module.table, module.default_table())
         elif isinstance(module, BridleTokenizer):
             init.copy_(module.cold_projection, module.default_cold_projection())
-        elif isinstance(module, (Codebook, RandomProjectionQuantizer)):
+        elif hasattr(module, "default_state"):  # codebooks of every kind
             for name, value in module.default_state().items():
                 init.copy_(getattr(module, name), value)
         else:
@@ -378,7 +378,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
         # frozen, hence a buffer
         self.register_buffer("cold_projection", self.default_cold_projection())
-        self.quantizer = build_quantizer(config.quantizer_config)
+        self.quantizer = build_quantizer(config.quantizer_config, cold_start=config.cold_start)
         self.estimator = BridleEstimator(config)
         self.post_init()
 
@@ -448,7 +448,8 @@ class BridleTokenizer(BridlePreTrainedModel):
     def reset_(self):
         """Start a tokenizer phase: new weights and codebooks from the global random state, no cold start any more."""
         self.config.cold_start = False
-        fresh = BridleTokenizer(self.config)
+        fresh = BridleTokenizer(self.config).to(self.device)
+        self.quantizer = fresh.quantizer.train(self.training)  # that of the cold start may be of another kind
         self.load_state_dict(fresh.state_dict())
 
     def get_input_embeddings(self):

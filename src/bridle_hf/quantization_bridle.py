@@ -1,4 +1,4 @@
-"""Quantizers: residual, vector and random projection. They take plain keyword arguments and stand alone.
+"""EMA quantizers, residual and vector, and random projection. They take plain keyword arguments and stand alone.
 
 One interface: `encode(z) -> codes`, `decode(codes) -> vectors`, `forward(z, mask) -> QuantizerOutput`. `forward` is
 pure; codebooks move only in `initialize_`, `update_` and `reset_dead_codes_`. Results are float32, under autocast too.
@@ -20,9 +20,11 @@ from .codebook_bridle import (
     check_finite,
     check_vectors,
     code_statistics,
+    flatten_rows,
     float32_island,
     gather_rows,
     is_first_process,
+    mean_square,
     nearest_codes,
 )
 
@@ -121,14 +123,13 @@ class ResidualQuantizer(nn.Module):
         """Whether every codebook was set from data."""
         return all(bool(book.initialized) for book in self.codebooks)
 
-    def flatten(self, z, valid=None):
-        """(..., d) -> (n, d) float32, zero where valid (n,) is False, scaled where normalize is "once"."""
-        check_vectors(z, self.dim)
-        rows = z.reshape(-1, self.dim).float()
-        if valid is not None:
-            # Before the scaling, whose gradient at a NaN would be NaN again.
-            rows = torch.where(valid[:, None], rows, 0.0)
+    def scale(self, rows):
+        """Rows (n, d) as the first stage takes them: of length 1 where normalize is "once"."""
         return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
+
+    def flatten(self, z):
+        """(..., d) -> (n, d) float32, as the first stage takes them."""
+        return self.scale(flatten_rows(z, self.dim)[0])
 
     def search_key(self, residual):
         """What a stage searches for and averages."""
@@ -176,13 +177,8 @@ class ResidualQuantizer(nn.Module):
                 stay out of losses and statistics.
         """
         with float32_island(z):
-            if mask is None:
-                return self.quantize(self.flatten(z), None, z.shape[:-1])
-            if mask.shape != z.shape[:-1]:
-                raise ValueError(f"mask is {tuple(mask.shape)}, must be {tuple(z.shape[:-1])}, one per vector of z")
-            valid = (mask > 0).reshape(-1)  # (n,)
-            rows = self.flatten(z, valid)
-            return self.quantize(rows, valid.to(rows.dtype), z.shape[:-1])
+            rows, valid = flatten_rows(z, self.dim, mask)
+            return self.quantize(self.scale(rows), valid, z.shape[:-1])
 
     def quantize(self, rows, valid, shape):
         residual, total, codes, losses, counts, sums = rows, torch.zeros_like(rows), [], [], [], []
@@ -212,11 +208,7 @@ class ResidualQuantizer(nn.Module):
 
     def stage_loss(self, error, valid):
         """mse(sg[e], c) + beta mse(e, sg[c]) of error e - c (n, d), mean over valid rows and dimensions: ()."""
-        error = error.square().mean(-1)  # (n,)
-        if valid is None:
-            error = error.sum() / max(len(error), 1)
-        else:
-            error = (error * valid).sum() / valid.sum().clamp(min=1)
+        error = mean_square(error, valid)
         return error.detach() + self.commitment_weight * error
 
     @torch.no_grad()
@@ -377,20 +369,3 @@ class RandomProjectionQuantizer(nn.Module):
     def reset_dead_codes_(self, z, generator=None) -> int:
         """Frozen: no code is moved."""
         return 0
-
-
-EMA_OPTIONS = (
-    "ema_decay ema_epsilon ema_mode commitment_weight normalize codebook_init "
-    "kmeans_iterations kmeans_samples_per_code reset_threshold soft_codes"
-).split()
-
-
-def build_quantizer(config):
-    """Quantizer of a `BridleQuantizerConfig`: the one place where its fields meet the classes."""
-    check_choice("type", config.type, ("residual", "vector", "random_projection"))
-    if config.type == "random_projection":
-        return RandomProjectionQuantizer(config.codebook_dim, config.num_codebooks, config.codebook_size)
-    options = {name: getattr(config, name) for name in EMA_OPTIONS}
-    if config.type == "vector":
-        return VectorQuantizer(config.codebook_dim, config.codebook_size, **options)
-    return ResidualQuantizer(config.codebook_dim, config.num_codebooks, config.codebook_size, **options)
