@@ -80,8 +80,15 @@ def test_log_p_keeps_what_has_underflowed():
     assert knn_regularizer(log_p.exp(), 1).isfinite()
 
 
-@pytest.mark.parametrize("function", [lambda p, m=None: knn_regularizer(p, 3, mask=m),
-                                      lambda p, m=None: knn_regularizer(p, 3, "l2", m), perplexity_regularizer])  # fmt: skip
+def knn_ce(p, mask=None):
+    return knn_regularizer(p, 3, mask=mask)
+
+
+def knn_l2(p, mask=None):
+    return knn_regularizer(p, 3, "l2", mask)
+
+
+@pytest.mark.parametrize("function", [knn_ce, knn_l2, perplexity_regularizer])
 def test_masked_assignments_do_not_count(function):
     p, mask = assignments().float(), torch.rand(50, generator=torch.manual_seed(2)) < 0.6
     expected = function(p[mask])

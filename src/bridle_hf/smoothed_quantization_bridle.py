@@ -7,7 +7,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from .codebook_bridle import check_choice
-from .learned_quantization_bridle import LearnedQuantizer, Stage, initial_codes, nearest_directions
+from .learned_quantization_bridle import (
+    LearnedQuantizer,
+    Stage,
+    initial_codes,
+    nearest_directions,
+    straight_through,
+)
 from .regularization_bridle import knn_regularizer, perplexity_regularizer
 
 GUMBELS = ("none", "soft", "hard")
@@ -61,9 +67,9 @@ class SmoothedCodebook(nn.Module):
 
     @property
     def temperature(self):
-        """t (1,), kept in its range also where nobody calls `update_`."""
+        """t (1,), kept in its range; at the ends of it a gradient can still lead it back."""
         low, high = TEMPERATURES
-        return self.log_t.clamp(log(low), log(high)).exp()
+        return straight_through(self.log_t, self.log_t.clamp(log(low), log(high))).exp()
 
     @torch.no_grad()
     def nearest(self, rows):
@@ -97,7 +103,7 @@ class SmoothedCodebook(nn.Module):
 
     @torch.no_grad()
     def update_(self):
-        """Leads t back into its range, so that a gradient can move it again, and cools the Gumbel noise by a step."""
+        """Leads t back into its range and cools the Gumbel noise by a step."""
         low, high = TEMPERATURES
         self.log_t.clamp_(log(low), log(high))
         _, end, decay = self.gumbel_schedule

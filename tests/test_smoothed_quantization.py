@@ -1,0 +1,154 @@
+"""Smoothed codes: float64 numpy, hand-computed cases, finite differences, noise and temperatures."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bridle_hf import SmoothedQuantizer, knn_regularizer, perplexity_regularizer
+
+DIM, CODES = 8, 12
+
+
+def vectors(*shape, seed=0, dim=DIM):
+    return torch.randn(*shape, dim, generator=torch.manual_seed(seed))
+
+
+def seeded(cls, *sizes, **options):
+    torch.manual_seed(7)
+    return cls(*sizes, **options)
+
+
+def smoothed_in_float64(rows, embed, t):
+    rows, embed = np.asarray(rows, np.float64), np.asarray(embed, np.float64)
+    cosine = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)) @ (
+        embed / np.linalg.norm(embed, axis=-1, keepdims=True)
+    ).T
+    p = np.exp(cosine / t)
+    return p / p.sum(-1, keepdims=True)
+
+
+def test_smoothed_by_hand():
+    quantizer = seeded(SmoothedQuantizer, 2, 1, 2, temperature=0.5)
+    book = quantizer.codebooks[0]
+    with torch.no_grad():
+        book.embed.copy_(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
+    z = torch.tensor([[3.0, 4.0]])
+    p = torch.tensor([0.6, 0.8]).div(0.5).softmax(-1)  # the cosines of (3, 4) with the axes
+    out = quantizer(z)
+    torch.testing.assert_close(out.quantized, torch.stack([2 * p[0], 4 * p[1]])[None])
+    assert out.codes.tolist() == [[1]]
+    # One assignment is the neighbour of both vertices.
+    assert out.loss.item() == pytest.approx(-p.log().mean().item())
+    quantizer.eval()
+    assert quantizer(z).quantized.tolist() == [[0.0, 4.0]] and quantizer(z).loss == 0
+
+
+@pytest.mark.parametrize("regularizer", ["knn_ce", "knn_l2", "perplexity", "none"])
+def test_smoothed_stages_equal_float64(regularizer):
+    options = {"regularizer": regularizer, "regularizer_weight": 0.5, "num_neighbors": 2}
+    quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, temperature=0.2, **options)
+    z = vectors(40)
+    out = quantizer(z)
+    residual, total, losses = z.double().numpy(), 0, []
+    for stage, book in enumerate(quantizer.codebooks):
+        codes = book.embed.detach().double().numpy()
+        p = smoothed_in_float64(residual, codes, 0.2)
+        np.testing.assert_array_equal(out.codes[:, stage].numpy(), p.argmax(-1))
+        total, residual = total + p @ codes, residual - codes[p.argmax(-1)]  # the next stage sees the hard rest
+        term = {
+            "knn_ce": lambda p: knn_regularizer(p, 2),
+            "knn_l2": lambda p: knn_regularizer(p, 2, "l2"),
+            "perplexity": perplexity_regularizer,
+            "none": lambda p: p.new_zeros(()),
+        }[regularizer]
+        losses.append(0.5 * term(torch.tensor(p)).item())
+    np.testing.assert_allclose(out.quantized.detach().numpy(), total, atol=1e-5)
+    assert [out.losses[f"codebook_{s}"].item() for s in (1, 2)] == pytest.approx(losses, rel=1e-4)
+    assert torch.equal(quantizer.encode(z), out.codes)
+
+
+def test_smoothed_gradient_equals_finite_differences():
+    quantizer = seeded(SmoothedQuantizer, DIM, 1, CODES, temperature=0.5).double()
+    z, weight = vectors(6).double(), vectors(6, seed=1).double()
+    book = quantizer.codebooks[0]
+
+    def task(log_t, embed, z):
+        cosine = F.normalize(z, dim=-1) @ F.normalize(embed, dim=-1).T
+        return (((cosine / log_t.exp()).softmax(-1) @ embed) * weight).sum()
+
+    inputs = [x.detach().double().requires_grad_() for x in (book.log_t, book.embed, z)]
+    assert torch.autograd.gradcheck(task, inputs)
+    inputs[2] = z.float().requires_grad_()
+    quantizer.float()
+    value = (quantizer(inputs[2]).quantized * weight.float()).sum()
+    ours = torch.autograd.grad(value, [book.log_t, book.embed, inputs[2]])
+    theirs = torch.autograd.grad(task(*inputs[:2], inputs[2].double()), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.float(), atol=1e-4, rtol=1e-3)
+
+
+def test_gumbel_soft_and_hard():
+    soft = seeded(SmoothedQuantizer, DIM, 1, CODES, gumbel="soft", temperature=1.0, regularizer="none")
+    hard = seeded(SmoothedQuantizer, DIM, 1, CODES, gumbel="hard", temperature=1.0, regularizer="none")
+    z = vectors(1).expand(4000, -1).clone().requires_grad_()
+    codes = hard.codebooks[0].embed.detach()
+    torch.manual_seed(0)
+    sample = hard(z).quantized
+    chosen = torch.cdist(sample.detach(), codes).argmin(-1)
+    torch.testing.assert_close(sample, codes[chosen], atol=1e-5, rtol=1e-4)  # one-hot forward
+    # At tau 1 the sample is drawn from p.
+    p = smoothed_in_float64(z[:1].detach(), codes, 1.0)[0]
+    frequency = np.bincount(chosen.numpy(), minlength=CODES) / 4000
+    np.testing.assert_allclose(frequency, p, atol=4 * 0.5 / 4000**0.5)
+    # The same noise: soft and hard share the gradient (straight-through).
+    gradients = []
+    for quantizer in (soft, hard):
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(quantizer(z).quantized.sum(), z)[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0 and hard(z).codes.unique().numel() == 1  # the codes carry no noise
+
+
+@pytest.mark.parametrize("gumbel", ["soft", "hard"])
+def test_regularizer_sees_no_gumbel_noise(gumbel):
+    noisy = seeded(SmoothedQuantizer, DIM, 1, CODES, gumbel=gumbel)
+    plain = seeded(SmoothedQuantizer, DIM, 1, CODES)
+    z = vectors(50)
+    assert torch.equal(noisy(z).loss, plain(z).loss) and not torch.equal(noisy(z).quantized, noisy(z).quantized)
+
+
+def test_temperatures_cool_and_stay_in_range():
+    quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, gumbel="soft", gumbel_schedule=(2.0, 0.5, 0.5))
+    book = quantizer.codebooks[1]
+    assert [book.temperature.item(), book.tau.item()] == pytest.approx([0.1, 2.0])
+    with torch.no_grad():
+        book.log_t.fill_(9)
+    assert book.temperature.item() == pytest.approx(1.0)
+    taus = []
+    for _ in range(3):
+        quantizer.update_(quantizer(vectors(20)).stats)
+        taus.append(book.tau.item())
+    assert taus == [1.0, 0.5, 0.5] and book.log_t.item() == 0
+    quantizer(vectors(20)).loss.backward()
+    assert book.log_t.grad != 0  # at the end of its range, and not stuck there
+    constant = seeded(SmoothedQuantizer, DIM, 1, CODES, gumbel="soft")
+    constant.update_(constant(vectors(20)).stats)
+    assert constant.codebooks[0].tau == 1
+
+
+@pytest.mark.parametrize(("regularizer", "least", "most"), [("knn_ce", 1.0, 1.0), ("none", 0.0, 0.9)])
+def test_knn_keeps_codes_in_use(regularizer, least, most):
+    """Two clusters, 32 codes, an autoencoder of nothing but the quantizer: alone, the codes of two would do."""
+    quantizer = seeded(SmoothedQuantizer, 4, 1, 32, regularizer=regularizer)
+    z = F.normalize(vectors(2, dim=4).repeat(200, 1) + 0.1 * vectors(400, seed=1, dim=4), dim=-1)
+    scale = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.Adam([*quantizer.parameters(), *scale.parameters()], lr=0.02)
+    for _ in range(150):
+        out = quantizer(scale(z))
+        optimizer.zero_grad()
+        (F.mse_loss(out.quantized, z) + out.loss).backward()
+        optimizer.step()
+        quantizer.update_(out.stats)
+    used = quantizer.encode(scale(z)).unique().numel() / 32
+    assert least <= used <= most
