@@ -31,6 +31,7 @@ from bridle_hf.evaluation.features import encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 from bridle_hf.evaluation.report import codebook_report
+from bridle_hf.evaluation.tables import markdown
 from bridle_hf.training import RecipeError, load_recipe
 from bridle_hf.training.metrics import read_metrics
 
@@ -215,12 +216,6 @@ def token_rows(tokens):
         }
         for name, quality in tokens.items()
     ]
-
-
-def markdown(rows):
-    """A table of dicts with the same keys."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(each.values() for each in rows)]
-    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
 if __name__ == "__main__":
