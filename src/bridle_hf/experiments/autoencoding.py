@@ -83,7 +83,6 @@ class AutoencodingRecipe:
 
     def __post_init__(self):
         check_methods(self)
-        self.build(self.methods[0])
 
     def build(self, method: Method) -> DiscreteAutoencoder:
         """The autoencoder of a method, drawn from the recipe's seed."""
