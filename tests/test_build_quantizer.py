@@ -161,7 +161,7 @@ def test_build_quantizer_reads_every_field():
     assert (hard.estimator, book.distance, book.commitment_weight) == ("rotation", "cosine", 0.7)
     assert not torch.equal(hard.codebooks[0].frozen, book.frozen)
     said = {"temperature": 0.2, "gumbel": "hard", "gumbel_schedule": (2.0, 0.5, 0.9), "regularizer": "knn_l2",
-            "regularizer_weight": 0.3, "num_neighbors": 4, "num_vertices": 5}  # fmt: skip
+            "regularizer_weight": 0.3, "num_neighbors": 4, "num_vertices": 5, "commitment_weight": 0.6}  # fmt: skip
     smoothed = build_quantizer(BridleQuantizerConfig(type="product", inner="smoothed", **said, **options))
     book = smoothed.groups[1].codebooks[0]
     assert type(smoothed) is ProductQuantizer and len(smoothed.groups) == 2 and book.embed.shape == (6, 4)
@@ -169,8 +169,8 @@ def test_build_quantizer_reads_every_field():
     assert {name: getattr(book, name) for name in said} == said
     default = BridleQuantizerConfig(type="product", codebook_dim=256)
     assert (default.num_codebooks, default.codebook_size, default.inner) == (2, 320, "vector")
-    betas = [BridleQuantizerConfig(type=kind).commitment_weight for kind in ("gradient", "vector")]
-    assert betas == [1.0, 0.25]
+    betas = [BridleQuantizerConfig(type=kind).commitment_weight for kind in ("gradient", "vector", "smoothed")]
+    assert betas == [1.0, 0.25, 0.0]
 
 
 @pytest.mark.parametrize("outer", ["residual", "product"])

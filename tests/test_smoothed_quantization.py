@@ -46,7 +46,7 @@ def test_smoothed_by_hand():
 
 @pytest.mark.parametrize("regularizer", ["knn_ce", "knn_l2", "perplexity", "none"])
 def test_smoothed_stages_equal_float64(regularizer):
-    options = {"regularizer": regularizer, "regularizer_weight": 0.5, "num_neighbors": 2}
+    options = {"regularizer": regularizer, "regularizer_weight": 0.5, "num_neighbors": 2, "commitment_weight": 0.3}
     quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, temperature=0.2, **options)
     z = vectors(40)
     out = quantizer(z)
@@ -55,6 +55,7 @@ def test_smoothed_stages_equal_float64(regularizer):
         codes = book.embed.detach().double().numpy()
         p = smoothed_in_float64(residual, codes, 0.2)
         np.testing.assert_array_equal(out.codes[:, stage].numpy(), p.argmax(-1))
+        commitment = np.square(residual - p @ codes).mean()
         total, residual = total + p @ codes, residual - codes[p.argmax(-1)]  # the next stage sees the hard rest
         term = {
             "knn_ce": lambda p: knn_regularizer(p, 2),
@@ -62,7 +63,7 @@ def test_smoothed_stages_equal_float64(regularizer):
             "perplexity": perplexity_regularizer,
             "none": lambda p: p.new_zeros(()),
         }[regularizer]
-        losses.append(0.5 * term(torch.tensor(p)).item())
+        losses.append(0.5 * term(torch.tensor(p)).item() + 0.3 * commitment)
     np.testing.assert_allclose(out.quantized.detach().numpy(), total, atol=1e-5)
     assert [out.losses[f"codebook_{s}"].item() for s in (1, 2)] == pytest.approx(losses, rel=1e-4)
     assert torch.equal(quantizer.encode(z), out.codes)

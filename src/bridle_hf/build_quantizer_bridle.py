@@ -15,7 +15,8 @@ EMA_OPTIONS = (
 ).split()
 HARD_OPTIONS = "distance estimator commitment_weight normalize".split()
 SMOOTHED_OPTIONS = (
-    "temperature gumbel gumbel_schedule regularizer regularizer_weight num_neighbors num_vertices normalize"
+    "temperature gumbel gumbel_schedule regularizer regularizer_weight num_neighbors num_vertices commitment_weight "
+    "normalize"
 ).split()
 LEARNED = {
     "gradient": (GradientQuantizer, HARD_OPTIONS),

@@ -86,6 +86,7 @@ QUANTIZER_CHOICES = {
 # (M, K) where they are left out: the papers' RQ 4 x 256 and VQ 1 x 1024, and wav2vec 2.0's product 2 x 320.
 QUANTIZER_SIZES = {"residual": (4, 256), "random_projection": (4, 256), "product": (2, 320)}
 SINGLE_SIZES = (1, 1024)
+COMMITMENT_WEIGHTS = {"gradient": 1.0, "simvq": 1.0, "smoothed": 0.0}
 
 
 def _check_choices(config, choices):
@@ -117,7 +118,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
         ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
-        commitment_weight (`float`): beta of eq. 5; when left out 0.25, and 1 for `"gradient"` and `"simvq"`.
+        commitment_weight (`float`): beta of eq. 5; when left out 0.25 for `"vector"`, 1 for `"gradient"` and `"simvq"`,
+            0 for `"smoothed"`.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
@@ -176,7 +178,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
         if self.codebook_size is None:
             self.codebook_size = codes
         if self.commitment_weight is None:
-            self.commitment_weight = 1.0 if self.codebook_type in ("gradient", "simvq") else 0.25
+            self.commitment_weight = COMMITMENT_WEIGHTS.get(self.codebook_type, 0.25)
         super().__post_init__(**kwargs)
 
     @property

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .codebook_bridle import check_choice
+from .codebook_bridle import check_choice, mean_square
 from .learned_quantization_bridle import (
     LearnedQuantizer,
     Stage,
@@ -42,6 +42,7 @@ class SmoothedCodebook(nn.Module):
         regularizer_weight=1.0,
         num_neighbors=1,
         num_vertices=None,
+        commitment_weight=0.0,
     ):
         super().__init__()
         check_choice("gumbel", gumbel, GUMBELS)
@@ -52,6 +53,7 @@ class SmoothedCodebook(nn.Module):
         self.start_temperature, self.gumbel, self.gumbel_schedule = temperature, gumbel, gumbel_schedule
         self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         self.num_neighbors, self.num_vertices = num_neighbors, num_vertices
+        self.commitment_weight = commitment_weight
         self.embed = nn.Parameter(initial_codes(num_codes, dim))
         # One element and no scalar: FSDP2 shards no scalars.
         self.log_t = nn.Parameter(torch.full((1,), log(temperature), dtype=torch.float32))
@@ -90,7 +92,11 @@ class SmoothedCodebook(nn.Module):
         if self.gumbel != "none":
             weights = F.gumbel_softmax(log_p, tau=self.tau, hard=self.gumbel == "hard")
         index = log_p.detach().max(-1).indices  # (n,)
-        return Stage(weights @ self.embed, index, self.regularizer_weight * self.regularize(p, log_p, valid))
+        vector = weights @ self.embed  # (n, d)
+        loss = self.regularizer_weight * self.regularize(p, log_p, valid)
+        if self.commitment_weight > 0:
+            loss = loss + self.commitment_weight * mean_square(rows - vector, valid)
+        return Stage(vector, index, loss)
 
     def regularize(self, p, log_p, valid):
         """The regulariser of the assignments without noise: ()."""
@@ -113,8 +119,9 @@ class SmoothedCodebook(nn.Module):
 class SmoothedQuantizer(LearnedQuantizer):
     """Smoothed quantization: differentiable in training, hard in evaluation, M residual stages.
 
-    Codes and features meet by their cosine; the vectors returned are the codes as they are. There is no commitment
-    loss: `loss` is the regulariser, mean over the stages, and 0 in evaluation.
+    Codes and features meet by their cosine; the vectors returned are the codes as they are. `loss` is the regulariser,
+    mean over the stages, and 0 in evaluation. The paper has no commitment loss; without one nothing but the task brings
+    q near z, and what a residual stage takes is not what the stages before could not express.
 
     Args:
         dim: d, last dimension of z and of the codes.
@@ -128,6 +135,7 @@ class SmoothedQuantizer(LearnedQuantizer):
         regularizer_weight: of the loss.
         num_neighbors: of the KNN regularisers, a process.
         num_vertices: a random subset of the vertices for them; None takes all.
+        commitment_weight: of |z - q|^2, mean over rows and dimensions, which moves both; 0 leaves it out.
         normalize: "once" scales z to length 1, "none" takes it as it is: only stages after the first notice.
     """
 
