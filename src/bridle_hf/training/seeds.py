@@ -5,4 +5,5 @@ import numpy as np
 
 def seed_from(*place: int) -> int:
     """A seed for a place in the run; neighbouring places get unrelated ones."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+    # With its length in front, since numpy takes (a, b) and (a, b, 0) for the same.
+    return int(np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)[0] >> 1)
