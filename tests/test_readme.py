@@ -12,12 +12,19 @@ import torch
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.evaluation.finetuning import FinetuneRecipe
+from bridle_hf.experiments.autoencoding import AutoencodingRecipe
+from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.hub import convert, key_maps, release, to_official
 from bridle_hf.training import load_recipe
 from bridle_hf.training.arguments import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECIPES = {
+    "finetune.py": FinetuneRecipe,
+    "discrete_autoencoding.py": AutoencodingRecipe,
+    "wav2vec2_pretraining.py": Wav2Vec2Recipe,
+}
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall((ROOT / page).read_text())]
 
@@ -82,7 +89,7 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
     if "--recipe" in arguments:
         path = ROOT / arguments[arguments.index("--recipe") + 1]
         overrides = [word for word in arguments if "=" in word]
-        load_recipe(path, overrides, FinetuneRecipe if script == "examples/finetune.py" else PretrainRecipe)
+        load_recipe(path, overrides, RECIPES.get(Path(script).name, PretrainRecipe))
 
 
 def check_convert(words: list[str], _, capsys) -> None:

@@ -15,9 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..build_quantizer_bridle import build_quantizer
-from ..configuration_bridle import BridleQuantizerConfig
 from ..evaluation.codebooks import code_counts, usage
-from ..training.arguments import config_keys
 from .autoencoder import DiscreteAutoencoder
 from .fidelity import Fidelity
 from .methods import (
@@ -29,6 +27,7 @@ from .methods import (
     endless,
     initialize_codebooks_,
     open_split,
+    quantizer_keys,
 )
 
 PERCENTILES = (75, 90, 99, 100)
@@ -68,7 +67,7 @@ class AutoencodingRecipe:
 
     output_dir: str
     data: ImageArguments
-    quantizer: dict = field(metadata={"keys": lambda: config_keys(BridleQuantizerConfig)})
+    quantizer: dict = field(metadata={"keys": quantizer_keys})
     methods: list[Method]
     model: AutoencoderArguments = field(default_factory=AutoencoderArguments)
     seed: int = 0

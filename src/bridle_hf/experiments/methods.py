@@ -43,6 +43,11 @@ class DatasetArguments:
     num_workers: int = 0
 
 
+def quantizer_keys(_) -> dict:
+    """What a recipe may say about a quantizer."""
+    return config_keys(BridleQuantizerConfig)
+
+
 @dataclass
 class Method:
     """A row of a table: its name, and what its quantizer and its optimizer have of their own.
@@ -53,7 +58,7 @@ class Method:
     """
 
     name: str
-    quantizer: dict = field(metadata={"keys": lambda: config_keys(BridleQuantizerConfig)})
+    quantizer: dict = field(metadata={"keys": quantizer_keys})
     learning_rate: float | None = None
     weight_decay: float | None = None
 
