@@ -97,10 +97,10 @@ def test_a_release_is_one_commit_with_all_files(hub):
     repository = hub.repositories["org/bridle-audio"]
     assert repository.private and hub.printed.strip().endswith(repository.sha("main"))
     first, last = repository.files("v1"), repository.files("main")
-    code = {name for name in first if name.endswith("_bridle.py")}
-    assert len(code) == 7 and {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} <= set(
-        first
-    )
+    package = Path(bridle_hf.__file__).parent
+    others = {"image_processing_bridle.py", "video_processing_bridle.py", "pipeline_bridle.py"}
+    assert {name for name in first if name.endswith(".py")} == {p.name for p in package.glob("*_bridle.py")} - others
+    assert {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} <= set(first)
     assert set(last) == set(first) | {"notes.txt"}  # the old weights are gone, the other file is not
     assert first["model.safetensors"] != last["model.safetensors"]
     assert 'pipeline("audio-classification", model="org/bridle-audio"' in first["README.md"].decode()

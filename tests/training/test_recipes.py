@@ -129,7 +129,11 @@ def test_changes_between_recipes_are_named():
     assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+OTHERS = {"autoencoding", "wav2vec2"}  # of other scripts
+SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name not in OTHERS)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_shipped_recipes_load(path):
     if path.stem.endswith(("finetune", "probe")):
         assert load_recipe(path, cls=FinetuneRecipe).model
