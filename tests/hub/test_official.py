@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def features(model, size=(96, 96), seed=0):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(torch.zeros(2), "holds a Tensor; it takes a mapping"), ({"model": Path("x")}, "is no file of tensors")],
+)
+def test_a_file_of_something_else_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=f"`state_dict_or_path` is .*other.pth.*{message}"):
+        load_official(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,7 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
         if os.fspath(source).endswith(".safetensors"):
             source = load_file(source)
         else:
-            # the reference saves its parsed command line beside the weights
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                source = torch.load(source, map_location="cpu", weights_only=True)
+            source = _load_torch_file(source)
     while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
         report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
         source = source[wrapper]
@@ -126,6 +124,20 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
     if all(name.startswith("module.") for name in source):
         source = {name.removeprefix("module."): value for name, value in source.items()}
     return dict(source)
+
+
+def _load_torch_file(path) -> Mapping:
+    # the reference saves its parsed command line beside the weights
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file or a forbidden object leads to
+            raise ValueError(f"`state_dict_or_path` is {path}, which is no file of tensors: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"`state_dict_or_path` is {path}, which holds a {type(content).__name__}; it takes a mapping.")
+    return content
 
 
 def our_names(state: dict, modality: str, source: str | None, report) -> tuple[dict, dict]:
