@@ -19,7 +19,7 @@ SCHEDULE = (
     "model.drop_path_rate=0.0",
     "model.quantizer_config.reset=periodic",
     "model.quantizer_config.reset_interval=2",
-    "model.quantizer_config.reset_threshold=0.5",
+    "model.quantizer_config.reset_threshold=0.9",
     "training.deadline=60",
 )
 # clips of each micro-batch of each process; in all of them a step takes the same eight
