@@ -18,7 +18,7 @@ from .folder import FOLDS, write_set
 
 SIZE = 32  # pixels, both sides
 FRAMES, RATE = 24, 12  # a second holds RATE frames
-SCALE = (12.0, 16.0)  # pixels that the 8 of a digit become
+SCALE = (18.0, 22.0)  # pixels that the 8 of a digit become
 SPEED = (1.0, 2.0)  # pixels a frame
 SPIN = (8.0, 20.0)  # degrees a frame
 RADIUS = (4.0, 7.0)  # pixels, of circles and swings
