@@ -184,6 +184,14 @@ def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # State
 # ---------------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def to_default_(module):
+    """Gives a new module the tensors of its `default_state`; on the meta device there is nothing to give."""
+    for name, value in module.default_state().items():
+        if not getattr(module, name).is_meta:
+            getattr(module, name).copy_(value)
+
+
 class Codebook(nn.Module):
     """K codes of dimension d with their exponential moving averages.
 
@@ -213,9 +221,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed_sum", torch.empty(num_codes, dim, dtype=torch.float32))
         self.register_buffer("cluster_size", torch.empty(num_codes, dtype=torch.float32))
         self.register_buffer("initialized", torch.empty((), dtype=torch.float32))
-        if not self.embed.is_meta:
-            for name, value in self.default_state().items():
-                getattr(self, name).copy_(value)
+        to_default_(self)
 
     def default_state(self):
         """Name -> tensor of the state before any data, on the CPU, equal at every call."""

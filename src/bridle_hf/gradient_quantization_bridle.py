@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .codebook_bridle import check_choice, mean_square, nearest_codes
+from .codebook_bridle import check_choice, mean_square, nearest_codes, to_default_
 from .learned_quantization_bridle import (
     LearnedQuantizer,
     Stage,
@@ -70,7 +70,8 @@ class GradientCodebook(NearestCodebook):
 
     def __init__(self, num_codes, dim, *, distance="euclidean", commitment_weight=1.0):
         super().__init__(distance, commitment_weight)
-        self.embed = nn.Parameter(initial_codes(num_codes, dim))
+        self.embed = nn.Parameter(torch.empty(num_codes, dim, dtype=torch.float32))
+        to_default_(self)
 
     def default_state(self):
         """Name -> tensor of the state before any training, drawn anew at every call."""
@@ -88,10 +89,7 @@ class SimVQCodebook(NearestCodebook):
         self.seed = seed
         self.register_buffer("frozen", torch.empty(num_codes, dim, dtype=torch.float32))
         self.weight = nn.Parameter(torch.empty(dim, dim, dtype=torch.float32))
-        if not self.frozen.is_meta:
-            with torch.no_grad():
-                for name, value in self.default_state().items():
-                    getattr(self, name).copy_(value)
+        to_default_(self)
 
     def default_state(self):
         """Name -> tensor of the state before any training, on the CPU, equal at every call."""

@@ -8,13 +8,11 @@ from torch.nn import functional as F
 
 from .codebook_bridle import (
     check_choice,
-    check_codes,
-    check_finite,
     flatten_rows,
     float32_island,
     nearest_codes,
 )
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import QuantizerOutput, StagedQuantizer
 
 NORMALIZATIONS = ("once", "none")
 
@@ -31,7 +29,7 @@ class Stage(NamedTuple):
     loss: torch.Tensor
 
 
-class LearnedQuantizer(nn.Module):
+class LearnedQuantizer(StagedQuantizer):
     """M codebooks of parameters, each quantizing what the ones before have left; M = 1 is plain vector quantization.
 
     e_1 = z; stage m makes a vector q_m of e_m; e_{m+1} = e_m - c_{i_m}; q = sum_m q_m. What is subtracted is the code
@@ -57,34 +55,14 @@ class LearnedQuantizer(nn.Module):
         self.num_codebooks, self.normalize = len(self.codebooks), normalize
         self.codebook_size, self.dim = self.codebooks[0].embed.shape
 
-    def scale(self, rows):
-        """Rows (n, d) as the first stage takes them: of length 1 where normalize is "once"."""
-        return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
-
-    def flatten(self, z):
-        """(..., d) -> (n, d) float32, as the first stage takes them."""
-        return self.scale(flatten_rows(z, self.dim)[0])
-
     def estimate(self, rows, total):
         """The output for rows (n, d) that were quantized to `total` (n, d), with the gradient it passes on."""
         return total
 
-    @torch.no_grad()
-    def encode(self, z):
-        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
-        with float32_island(z):
-            residual = self.flatten(z)
-            check_finite("z", residual)
-            codes = []
-            for book in self.codebooks:
-                codes.append(book.nearest(residual))
-                residual = residual - F.embedding(codes[-1], book.embed)
-            return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
-
-    def decode(self, codes):
-        """codes (..., M) -> sum of their vectors (..., d) float32, in the scaled space where normalize is "once"."""
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        return sum(F.embedding(codes[..., stage], book.embed) for stage, book in enumerate(self.codebooks))
+    def subtract(self, residual, book):
+        """One stage without gradient: residual left (n, d) and codes (n,)."""
+        index = book.nearest(residual)
+        return residual - F.embedding(index, book.embed), index
 
     def forward(self, z, mask=None):
         """Quantizes z (..., d); changes no state.

@@ -26,6 +26,7 @@ from .codebook_bridle import (
     is_first_process,
     mean_square,
     nearest_codes,
+    to_default_,
 )
 
 EMA_MODES = ("counts", "official")
@@ -52,7 +53,40 @@ class QuantizerOutput(ModelOutput):
     stats: dict[str, torch.FloatTensor] | None = None
 
 
-class ResidualQuantizer(nn.Module):
+class StagedQuantizer(nn.Module):
+    """Codebooks one after the other, each for what those before have left: what all residual quantizers share.
+
+    A class that builds on it sets `codebooks`, each with codes `embed` (K, d), and `dim`, `num_codebooks`,
+    `codebook_size` and `normalize`; it says what a stage does in `subtract`.
+    """
+
+    def scale(self, rows):
+        """Rows (n, d) as the first stage takes them: of length 1 where normalize is "once"."""
+        return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
+
+    def flatten(self, z):
+        """(..., d) -> (n, d) float32, as the first stage takes them."""
+        return self.scale(flatten_rows(z, self.dim)[0])
+
+    @torch.no_grad()
+    def encode(self, z):
+        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
+        with float32_island(z):
+            residual = self.flatten(z)
+            check_finite("z", residual)
+            codes = []
+            for book in self.codebooks:
+                residual, index = self.subtract(residual, book)
+                codes.append(index)
+            return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
+
+    def decode(self, codes):
+        """codes (..., M) -> sum of their vectors (..., d) float32, in the scaled space where normalize is "once"."""
+        check_codes(codes, self.num_codebooks, self.codebook_size)
+        return sum(F.embedding(codes[..., stage], book.embed) for stage, book in enumerate(self.codebooks))
+
+
+class ResidualQuantizer(StagedQuantizer):
     """Residual quantization with EMA codebooks (paper eq. 1-3, 5 and 9-13).
 
     e_1 = z; i_m = argmin_i |e_m - c_i|^2; e_{m+1} = e_m - sg[c_{i_m}]; q = sum_m c_{i_m}. Codes are constants for the
@@ -123,14 +157,6 @@ class ResidualQuantizer(nn.Module):
         """Whether every codebook was set from data."""
         return all(bool(book.initialized) for book in self.codebooks)
 
-    def scale(self, rows):
-        """Rows (n, d) as the first stage takes them: of length 1 where normalize is "once"."""
-        return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
-
-    def flatten(self, z):
-        """(..., d) -> (n, d) float32, as the first stage takes them."""
-        return self.scale(flatten_rows(z, self.dim)[0])
-
     def search_key(self, residual):
         """What a stage searches for and averages."""
         return F.normalize(residual, dim=-1) if self.normalize == "per_stage" else residual
@@ -151,23 +177,6 @@ class ResidualQuantizer(nn.Module):
         """One stage without gradient or statistics: residual left (n, d) and codes (n,)."""
         near, weights = self.search(book, self.search_key(residual))
         return residual - self.mix(book.embed, near, weights), near[:, 0]
-
-    @torch.no_grad()
-    def encode(self, z):
-        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
-        with float32_island(z):
-            residual = self.flatten(z)
-            check_finite("z", residual)
-            codes = []
-            for book in self.codebooks:
-                residual, index = self.subtract(residual, book)
-                codes.append(index)
-            return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
-
-    def decode(self, codes):
-        """codes (..., M) -> sum of their vectors (..., d) float32, in the scaled space where normalize is "once"."""
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        return sum(F.embedding(codes[..., stage], book.embed) for stage, book in enumerate(self.codebooks))
 
     def forward(self, z, mask=None):
         """Quantizes z (..., d); changes no state.
@@ -314,9 +323,7 @@ class RandomProjectionQuantizer(nn.Module):
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.empty(shape, dtype=torch.float32))
-        if not self.embed.is_meta:
-            for name, value in self.default_state().items():
-                getattr(self, name).copy_(value)
+        to_default_(self)
 
     initialized = True
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .codebook_bridle import check_choice, mean_square
+from .codebook_bridle import check_choice, mean_square, to_default_
 from .learned_quantization_bridle import (
     LearnedQuantizer,
     Stage,
@@ -54,10 +54,11 @@ class SmoothedCodebook(nn.Module):
         self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         self.num_neighbors, self.num_vertices = num_neighbors, num_vertices
         self.commitment_weight = commitment_weight
-        self.embed = nn.Parameter(initial_codes(num_codes, dim))
+        self.embed = nn.Parameter(torch.empty(num_codes, dim, dtype=torch.float32))
         # One element and no scalar: FSDP2 shards no scalars.
-        self.log_t = nn.Parameter(torch.full((1,), log(temperature), dtype=torch.float32))
-        self.register_buffer("tau", torch.full((), float(gumbel_schedule[0]), dtype=torch.float32))
+        self.log_t = nn.Parameter(torch.empty(1, dtype=torch.float32))
+        self.register_buffer("tau", torch.empty((), dtype=torch.float32))
+        to_default_(self)
 
     def default_state(self):
         """Name -> tensor of the state before any training; the codes are drawn anew at every call."""

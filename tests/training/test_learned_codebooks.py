@@ -41,6 +41,11 @@ def test_codebooks_are_trained_in_the_tokenizer_phase_alone_and_a_resumed_run_is
     assert type(quantizer).__name__ == "SmoothedQuantizer"
     assert torch.equal(quantizer.codebooks[1].embed, after[names[3]])
 
+    low = BridleForPreTraining.from_pretrained(whole / "final", dtype=torch.bfloat16).tokenizer
+    assert low.quantize_layer[0].weight.dtype == torch.bfloat16
+    for name, value in low.quantizer.state_dict().items():  # not cast
+        assert torch.equal(value, after[f"tokenizer.quantizer.{name}"])
+
     for phase, step in ((0, 4), (1, 2)):  # in the cold start, among the learned codes
         folder = tmp_path / f"resumed-{phase}-{step}"
         name = f"phase-{phase:02d}-step-{step:08d}"
