@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from runs import differing, records, weights
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel
 from bridle_hf.training import load_recipe, pretrain, replay
@@ -25,7 +25,6 @@ from bridle_hf.training.run import Run, check_processes
 from bridle_hf.training.seeds import seed_from
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "pretrain.py"
-TIMINGS = ("clips_per_second", "data_wait")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,20 +34,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def records(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def differing(one, other):
-    assert one.keys() == other.keys()
-    return {name for name in one if not torch.equal(one[name], other[name])}
 
 
 @pytest.fixture(scope="module")
