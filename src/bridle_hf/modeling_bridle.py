@@ -134,7 +134,7 @@ class BridleEmbeddings(nn.Module):
         if attention_mask is None:
             return None
         grid, size = self.patch_embeddings.grid(values), self.patch_embeddings.patch_size[0]
-        check_attention_mask(attention_mask, len(attention_mask), grid[0] * size)
+        check_attention_mask(attention_mask, attention_mask.shape[0], grid[0] * size)
         rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
         if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
             return None  # padding that fills no patch costs nothing; on other devices a look would wait for them
