@@ -12,7 +12,8 @@ demo: .venv/.installed
 test: .venv/.tested
 	$(BIN)/python -m pytest
 
-test-slow: .venv/.tested .sdist/.fetched
+test-slow: .venv/.tested
+	.ci/fetch_transformers $(BIN)/python
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.tested
@@ -34,11 +35,4 @@ bench: .venv/.benched
 
 .venv/.installed .venv/.tested .venv/.benched: setup.cfg pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -e ".[$(EXTRA)]"
-	@touch $@
-
-# transformers' own common tests come with its source archive; tests/test_hf_common.py looks for it here.
-.sdist/.fetched: .venv/.tested
-	$(BIN)/python -m pip download --no-deps --no-binary :all: -d .sdist \
-		transformers==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))')
-	tar -xzf .sdist/transformers-*.tar.gz -C .sdist
 	@touch $@

@@ -1,7 +1,7 @@
 """transformers' own common tests on our classes.
 
 They come with the source archive of the installed transformers, found through `HF_TRANSFORMERS_SDIST` or in `.sdist/`,
-where `make test-slow` puts it.
+where `.ci/run` and `make test-slow` put it.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from picture_files import counting_video
 from PIL import Image
 
-pytestmark = pytest.mark.slow  # a minute, and the archive has to be fetched: `make test-slow`
+pytestmark = pytest.mark.slow  # a minute, and the archive has to be fetched: `.ci/fetch_transformers`
 ROOT = Path(__file__).resolve().parents[1]
 SDIST = Path(os.environ.get("HF_TRANSFORMERS_SDIST") or ROOT / ".sdist" / f"transformers-{version('transformers')}")
 SHARED = next((p / "shared" for p in ROOT.parents if (p / "shared" / "hfharness").is_dir()), None)

@@ -13,11 +13,12 @@ PACKAGE = ROOT / "src" / "bridle_hf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TRAVELLING = [path for path in SOURCES if path.parent == PACKAGE and path.stem.endswith("_bridle")]
 PYTHON = sorted(p for folder in ("src", "examples", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
-FRONT = [ROOT / name for name in ("README.md", "Makefile", "setup.cfg", "pyproject.toml", "CITATION.cff", ".ci/run")]
+FRONT = [ROOT / name for name in ("README.md", "Makefile", "setup.cfg", "pyproject.toml", "CITATION.cff")]
 TEXTS = (
     PYTHON
     + sorted(p for f in ("docs", "examples", "model_cards", "benchmarks") for p in (ROOT / f).rglob("*.[ymj]*"))
     + FRONT
+    + sorted((ROOT / ".ci").iterdir())
 )
 
 # Imports point from a higher floor to the same or a lower one.
