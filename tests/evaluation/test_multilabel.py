@@ -1,12 +1,16 @@
 """Clips with several labels: reading, balanced drawing, fine-tuning, its measures and the pipeline."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from runs import fork, join
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.utils.data import WeightedRandomSampler
 from transformers import pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
@@ -14,6 +18,7 @@ from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.evaluation.finetuning import (
     FinetuneRecipe,
     FinetuneTraining,
+    FoldTrainer,
     TrainingBatches,
     balanced_weights,
     finetune,
@@ -104,6 +109,30 @@ def test_a_balanced_epoch_hears_rare_labels_as_often(pretrained, chords, extract
     high, low = np.array(drawn).mean(axis=0)
     assert len(drawn) == 800 and read.labels[read.folds != 3].sum(axis=0).tolist() == [1, 12]
     assert high == pytest.approx(0.5, abs=0.07) and low == pytest.approx(0.5, abs=0.07)
+
+
+def draw_and_show(made, folder):
+    """Fine-tuning in one of several processes; the clips of each of its steps and its warm-up go to RANK.json."""
+    steps, warm_up = [], []
+    draw, train = TrainingBatches.__call__, FoldTrainer.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingBatches, "__call__", lambda self, rows: steps.append(rows) or draw(self, rows))
+        patch.setattr(FoldTrainer, "train", lambda self: warm_up.append(self.args.warmup_steps) or train(self))
+        finetune(made)
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps([steps, warm_up]))
+
+
+def test_two_processes_share_out_a_balanced_epoch(pretrained, data, tmp_path):
+    made = recipe(pretrained, data, tmp_path / "run", epochs=2, balanced=True, clips_per_epoch=40, batch_size=5)
+    join(fork(draw_and_show, made, tmp_path, errors=tmp_path / "errors", ranks=2), tmp_path / "errors")
+    shown = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    labels = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 6)  # of the 24 clips outside fold 3
+    generator = torch.Generator().manual_seed(made.seed)
+    alone = WeightedRandomSampler(balanced_weights(labels), 40, generator=generator)
+    drawn = np.array([*alone, *alone]).reshape(8, 2, 5).tolist()  # step, process, clip
+    assert [steps for steps, _ in shown] == [[step[rank] for step in drawn] for rank in range(2)]
+    assert drawn[:4] != drawn[4:]
+    assert [warm_up for _, warm_up in shown] == [[4], [4]]  # one epoch
 
 
 def test_targets_are_the_labels_of_the_clips(data, extractor):

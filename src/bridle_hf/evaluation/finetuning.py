@@ -178,7 +178,6 @@ def finetune_fold(recipe, fold, examples, test, processor):
     folder = Path(recipe.output_dir) / f"fold-{fold}"
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
-    steps_per_epoch = int(np.ceil(clips_per_epoch / (settings.batch_size * settings.gradient_accumulation_steps)))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -186,7 +185,6 @@ def finetune_fold(recipe, fold, examples, test, processor):
         per_device_eval_batch_size=4 * settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
         max_grad_norm=settings.max_grad_norm,
         use_cpu=not torch.accelerator.is_available(),
         bf16=settings.mixed_precision == "bf16",
@@ -200,6 +198,8 @@ def finetune_fold(recipe, fold, examples, test, processor):
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
+    clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
+    arguments.warmup_steps = round(settings.warmup_epochs * np.ceil(clips_per_epoch / clips_per_step))
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
     sampler = None
     if settings.balanced:
