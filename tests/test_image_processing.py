@@ -66,6 +66,10 @@ def test_images_of_several_sizes_make_one_batch(picture):
     ("image", "message"),
     [
         (np.zeros((2, 20, 20), dtype=np.uint8), r"images has a ndarray of shape \(2, 20, 20\).*1, 3 or 4 channels"),
+        ([], "images is empty"),
+        (np.zeros((0, 3, 20, 20), dtype=np.uint8), "images is empty"),
+        (np.zeros((3, 0, 20), dtype=np.uint8), r"images has a ndarray of shape \(3, 0, 20\)"),
+        ("no/such.png", "images is a str; it takes an image or a list of images"),
         (np.full((3, 20, 20), np.nan, dtype=np.float32), "images contains NaN or inf"),
         (np.full((3, 20, 20), np.inf, dtype=np.float32), "images contains NaN or inf"),
     ],

@@ -1,10 +1,13 @@
 """The video processor: which frames and crops make a clip, and each frame against the image processor."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from picture_files import counting_video
 from transformers import AutoVideoProcessor, pipeline
+from transformers.utils import is_av_available
 
 from bridle_hf import (
     BridleConfig,
@@ -13,6 +16,7 @@ from bridle_hf import (
     BridleVideoProcessor,
 )
 from bridle_hf.data import build_processor
+from bridle_hf.data.pixels import decode_video
 from bridle_hf.video_processing_bridle import clip_indices
 
 SMALL = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
@@ -76,12 +80,29 @@ def test_views_are_clips_along_time_and_crops_along_the_longer_side(video):
     ("settings", "video", "message"),
     [
         ({"num_clips": 2}, np.zeros((4, 20, 20, 3), np.uint8), "num_clips is above 1.*do_sample_frames"),
+        ({}, [], "videos is empty"),
+        ({}, np.zeros((0, 4, 20, 20, 3), np.uint8), "videos is empty"),
+        ({}, np.zeros((0, 20, 20, 3), np.uint8), r"videos has a ndarray of shape \(0, 20, 20, 3\)"),
+        ({}, np.zeros((4, 20, 20, 2), np.uint8), "videos has a ndarray of shape .* with 1, 3 or 4 channels"),
+        ({}, [np.zeros((4, 20, 20, 3), np.uint8), np.zeros(5)], r"videos has a ndarray of shape \(5,\)"),
         ({}, np.full((4, 20, 20, 3), np.nan, np.float32), "videos contains NaN or inf"),
     ],
 )
 def test_bad_videos_are_named(settings, video, message):
     with pytest.raises(ValueError, match=message):
         BridleVideoProcessor(**SMALL)(video, **settings)
+
+
+def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
+    path = str(counting_video(tmp_path / "a.mp4"))
+    monkeypatch.setitem(sys.modules, "av", None)
+    is_av_available.cache_clear()
+    try:
+        for decode in (BridleVideoProcessor(**SMALL), decode_video):
+            with pytest.raises(ImportError, match="videos are decoded by PyAV, which is not installed: run `pip inst"):
+                decode(path)
+    finally:
+        is_av_available.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")])

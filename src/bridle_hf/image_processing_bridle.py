@@ -15,7 +15,7 @@ class BridleImageProcessor(TorchvisionBackend):
     argument can be given at construction and at each call; they are those of transformers' image processors.
 
     Raises:
-        ValueError: an image without 1, 3 or 4 channels, or one that holds NaN or inf.
+        ValueError: no image; one that is empty, has not 1, 3 or 4 channels, or holds NaN or inf.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -30,17 +30,35 @@ class BridleImageProcessor(TorchvisionBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
+        """One image or images in any nesting -> a list of images."""
+        try:
+            flat = super()._prepare_images_structure(images, expected_ndims)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"images is {described(images)}; it takes an image or a list of images.") from error
+        if len(flat) == 0:
+            raise ValueError("images is empty; it takes an image or a list of images.")
+        return flat
+
     def process_image(self, image: Any, *args, **kwargs) -> torch.Tensor:
         """One image of any kind that transformers takes -> (channels, height, width), not resized yet."""
         try:
             pixels = super().process_image(image, *args, **kwargs)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"images has a {type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))}; an image takes 1, "
-                f"3 or 4 channels, first or last: {error}"
+                f"images has {described(image)}; an image takes 1, 3 or 4 channels, first or last, of uint8 or floats: "
+                f"{error}"
             ) from error
+        if pixels.numel() == 0:
+            raise ValueError(f"images has {described(image)}, which is empty; an image takes at least one pixel.")
         check_finite(pixels, "images")
         return pixels
+
+
+def described(value: Any) -> str:
+    """What an error message calls a value."""
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 def check_finite(values: torch.Tensor, name: str) -> None:

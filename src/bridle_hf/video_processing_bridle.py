@@ -5,10 +5,11 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import is_av_available
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoInput, load_video
+from transformers.video_utils import VideoInput, load_video, make_batched_videos
 
-from .image_processing_bridle import check_finite
+from .image_processing_bridle import check_finite, described
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -59,8 +60,9 @@ class BridleVideoProcessor(BaseVideoProcessor):
     the views of one video next to each other: average their logits.
 
     Raises:
-        ValueError: a video with fewer than `num_frames` frames, or one that holds NaN or inf; several clips without
-            `do_sample_frames`.
+        ValueError: no video; one that is empty, has fewer than `num_frames` frames or not 1 or 3 channels, or holds NaN
+            or inf; several clips without `do_sample_frames`.
+        ImportError: a path or URL, where PyAV is not installed.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -105,10 +107,24 @@ class BridleVideoProcessor(BaseVideoProcessor):
         total = int(metadata.total_num_frames)
         return np.concatenate([clip_indices(total, num_frames, frame_stride, position) for position in positions])
 
+    def _decode_and_sample_videos(self, videos, **kwargs):
+        try:
+            videos = make_batched_videos(videos)
+        except IndexError:
+            videos = []
+        except ValueError as error:
+            raise ValueError(f"videos is {described(videos)}; it takes a video or a list of videos: {error}") from error
+        if len(videos) == 0:
+            raise ValueError("videos is empty; it takes a video or a list of videos.")
+        for video in videos:
+            check_video(video)
+        return super()._decode_and_sample_videos(videos, **kwargs)
+
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Decodes paths and URLs, no further than needed: frames (frames, height, width, 3) uint8 and metadata."""
         if isinstance(video_url_or_urls, list):
             return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True))
+        require_av()
         wanted = None
 
         def indices(metadata, **kwargs):
@@ -126,7 +142,11 @@ class BridleVideoProcessor(BaseVideoProcessor):
         return (frames if sample_indices_fn is None else frames[sample_indices_fn(metadata=metadata)]), metadata
 
     def _prepare_input_videos(self, videos, **kwargs) -> list[torch.Tensor]:
-        videos = super()._prepare_input_videos(videos=videos, **kwargs)
+        try:
+            videos = super()._prepare_input_videos(videos=videos, **kwargs)
+        except ValueError as error:
+            given = ", ".join(map(described, videos))
+            raise ValueError(f"videos has {given}; a video takes 1 or 3 channels: {error}") from error
         for video in videos:
             check_finite(video, "videos")
         return videos
@@ -144,6 +164,26 @@ class BridleVideoProcessor(BaseVideoProcessor):
             ]
             kwargs |= {"do_resize": False}
         return super()._preprocess(videos, **kwargs)
+
+
+def check_video(video) -> None:
+    """Raise a `ValueError` for what is neither a path, a list of paths of frames, nor frames as an array or tensor."""
+    if isinstance(video, str | list):
+        return
+    shape = tuple(getattr(video, "shape", ()))
+    if len(shape) != 4 or 0 in shape or {1, 3, 4}.isdisjoint((shape[1], shape[3])):
+        raise ValueError(
+            f"videos has {described(video)}; a video takes (frames, channels, height, width) or (frames, height, "
+            "width, channels) with 1, 3 or 4 channels, and no dimension of 0."
+        )
+
+
+def require_av() -> None:
+    """Raise an `ImportError` that says what to install where PyAV is missing."""
+    if not is_av_available():
+        raise ImportError(
+            "videos are decoded by PyAV, which is not installed: run `pip install av` or `pip install bridle-hf[av]`."
+        )
 
 
 def spread_crops(video: torch.Tensor, size: tuple[int, int], count: int) -> list[torch.Tensor]:

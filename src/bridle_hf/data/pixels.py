@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..video_processing_bridle import require_av
 from .decoding import BadClipError, read_bytes
 
 SLACK = 2  # frames by which a header or a mean frame rate may overstate a video's length
@@ -51,7 +52,9 @@ def decode_video(video: dict | str | None, choose: Callable[[int], np.ndarray] |
 
     Raises:
         BadClipError: where the video is missing, corrupt, shorter than it says, or `choose` raises a `ValueError`.
+        ImportError: PyAV, the extra `av`, is not installed.
     """
+    require_av()
     import av
 
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...video_processing_bridle import require_av
 from .digits import BRIGHTNESS, digit_images, paint, place_digit
 from .folder import FOLDS, write_set
 
@@ -90,6 +91,7 @@ def draw_video(motion: str, rng: Rng) -> np.ndarray:
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int, codec: str = "libx264") -> None:
     """Encode frames uint8 (T, H, W, 3), H and W even, with PyAV; the path's ending names the container."""
+    require_av()
     import av
 
     with av.open(str(path), "w") as container:
