@@ -12,6 +12,7 @@ import bridle_hf
 from bridle_hf.data import build_processor
 from bridle_hf.hub import release
 from bridle_hf.hub.card import read_results, render_card
+from bridle_hf.training import load_recipe
 
 SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
 RESULT = {
@@ -77,6 +78,40 @@ def test_a_card_says_what_the_model_and_its_run_know(run, repository):
     assert data.library_name == "transformers" and data.pipeline_tag == "feature-extraction" and "bridle" in data.tags
     assert data.license == "apache-2.0"
     assert data.eval_results[0].metric_value == 12.5 and data.to_dict()["model-index"][0]["name"] == "bridle-audio"
+
+
+INPUTS = {
+    "audio": "16 kHz mono",
+    "image": "| 32 x 32, patches of 16 x 16 |",
+    "video": "| 4 x 32 x 32, patches of 2 x 16",
+}
+UNITS = {
+    "audio": "log-mel spectrogram",
+    "image": "image into a vector per patch",
+    "video": "clip into a vector per tubelet",
+}
+
+
+@pytest.mark.parametrize("modality", SIZES)
+def test_a_card_speaks_of_its_modality_and_of_the_data_of_its_run(modality, repository, tmp_path):
+    name = {"audio": "as2m", "image": "in1k", "video": "k400"}[modality]
+    base = repository / "examples" / "recipes" / modality / f"{name}_base.yaml"
+    papers = load_recipe(base, ["output_dir=x"]).data.dataset
+    said = {
+        papers: {"audio": "AudioSet, the unb", "image": "ImageNet-1K, the", "video": "Kinetics-400, the"}[modality],
+        "synthetic": "Drawn by `bridle_hf` itself",
+        "org/mine": "`org/mine`, without labels",
+    }
+    for dataset in said:
+        recipe = {"seed": 3, "data": {"dataset": dataset}, "training": {"batch_size": 7}, "phases": []}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        text = card_of(modality, repository, run=tmp_path)
+        assert [name for name, sentence in said.items() if sentence in text] == [dataset]
+        listed = [dataset] if dataset == papers != "kinetics400" else []  # what is on the Hub
+        assert (ModelCard(text).data.datasets or []) == listed
+        assert INPUTS[modality] in text and UNITS[modality] in text
+        assert not any(unit in text for other, unit in UNITS.items() if other != modality)
+    assert "Not recorded with the weights." in card_of(modality, repository)
 
 
 def test_a_card_without_results_says_so(repository):

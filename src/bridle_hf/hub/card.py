@@ -37,6 +37,7 @@ def render_card(template, model, processor, repo_id, run=None, results=()):
     )
     is_classifier = type(model).__name__.endswith("Classification")
     task = TASKS[config.modality] if is_classifier else "feature-extraction"
+    recipe = _recipe(run)
     text = environment.get_template(template.name).render(
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
@@ -47,12 +48,14 @@ def render_card(template, model, processor, repo_id, run=None, results=()):
         parameters=sum(p.numel() for p in model.parameters()),
         encoder_parameters=sum(p.numel() for p in getattr(model, "bridle", model).parameters()),
         classes=len(config.id2label),
-        recipe=_recipe(run),
+        recipe=recipe,
         codebooks=_codebooks(run),
         results=results,
     )
     card = ModelCard(text)
     card.data.library_name, card.data.pipeline_tag = "transformers", task
+    trained_on = recipe["data"]["dataset"] if recipe else None
+    card.data.datasets = [name for name in card.data.datasets or () if name == trained_on] or None
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), BridleConfig.model_type]))
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], list(results)
