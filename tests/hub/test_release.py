@@ -99,7 +99,7 @@ def test_a_card_speaks_of_its_modality_and_of_the_data_of_its_run(modality, repo
     papers = load_recipe(base, ["output_dir=x"]).data.dataset
     said = {
         papers: {"audio": "AudioSet, the unb", "image": "ImageNet-1K, the", "video": "Kinetics-400, the"}[modality],
-        "synthetic": "Drawn by `bridle_hf` itself",
+        "synthetic": "Synthesized by `bridle_hf` before the run",
         "org/mine": "`org/mine`, without labels",
     }
     for dataset in said:
