@@ -64,6 +64,12 @@ def panel(width=2.7, height=2.1, **options):
     return figure, axes
 
 
+def legend_above(axis, **options):
+    """Lets the axis begin at zero, with room above the lines for the legend."""
+    axis.set_ylim(0, 1.3 * (axis.dataLim.y1 or 1))
+    axis.legend(loc="upper right", **options)
+
+
 @matplotlib.rc_context(STYLE)
 def loss_curves(records):
     """Loss of each phase over its steps: a figure for each kind of phase.
@@ -103,8 +109,8 @@ def codebook_curves(records):
         steps, values = zip(*points, strict=True)
         for stage, line in enumerate(zip(*values, strict=True)):
             axis.plot(steps, line, color=SERIES[stage % len(SERIES)], label=f"codebook {stage + 1}")
-        axis.set(title=title, xlabel="step of the run", ylim=(0, None))
-        axis.legend()
+        axis.set(title=title, xlabel="step of the run")
+        legend_above(axis, ncols=2)
         figures.append(figure)
     return figures
 
@@ -155,9 +161,9 @@ def norms_by_depth(qualities):
         for number, (name, quality) in enumerate(qualities.items()):
             stages = range(1, len(quality[key]) + 1)
             axis.plot(stages, quality[key], color=SERIES[number], marker="o", markersize=4, label=name)
-        axis.set(title=title, xlabel="codebook", ylim=(0, None))
+        axis.set(title=title, xlabel="codebook")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(loc="upper right")
+        legend_above(axis)
         figures.append(figure)
     return figures
 
