@@ -25,6 +25,9 @@ class PatchMask:
     kept_valid: torch.Tensor | None = None
     masked_valid: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "PatchMask":
+        return PatchMask(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+
 
 def num_kept(grid: tuple[int, ...], mask_ratio: float, mask_type: str) -> int:
     """How many patches of a full grid stay visible: at least one."""

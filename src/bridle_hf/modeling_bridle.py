@@ -474,14 +474,15 @@ class BridleForPreTraining(BridlePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
+        patch_mask: PatchMask | None = None,
         codes: torch.Tensor | None = None,
         phase: str = "encoder",
         **kwargs: Unpack[TransformersKwargs],
     ) -> BridleForPreTrainingOutput:
         r"""
         Args:
-            noise, bool_masked_pos: as in `BridleModel`. Without either the mask is drawn while training, and is one
-                fixed mask in evaluation.
+            noise, bool_masked_pos, patch_mask: as in `BridleModel`. Without any the mask is drawn while training, and
+                is one fixed mask in evaluation.
             codes (`torch.LongTensor` of shape (B, N, M), *optional*): targets known already.
             phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
                 `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does both (eq. 8).
@@ -494,22 +495,27 @@ class BridleForPreTraining(BridlePreTrainedModel):
             fields |= self._tokenizer_losses(losses, values, attention_mask)
             codes = fields["codes"]
         if phase != "tokenizer":
-            fields |= self._encoder_losses(losses, values, attention_mask, noise, bool_masked_pos, codes, **kwargs)
+            if patch_mask is None:
+                if noise is None and bool_masked_pos is None:
+                    noise = self._default_noise(values)
+                patch_mask = self.bridle.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
+            fields |= self._encoder_losses(losses, values, attention_mask, patch_mask, codes, **kwargs)
         loss = losses["tokenizer" if phase == "tokenizer" else "encoder"]
         if phase == "joint":
             loss = loss + self.config.joint_tokenizer_weight * losses["tokenizer"]
         return BridleForPreTrainingOutput(loss=loss, losses=losses, **fields)
 
-    def _encoder_losses(self, losses, values, attention_mask, noise, bool_masked_pos, codes, **kwargs):
+    def _encoder_losses(self, losses, values, attention_mask, patch_mask, codes, **kwargs):
         embeddings = self.bridle.embeddings
         grid = embeddings.patch_embeddings.grid(values)
         valid = embeddings.patch_validity(values, attention_mask)
-        if noise is None and bool_masked_pos is None:
-            noise = self._default_noise(values, grid)
-        patch_mask = self.bridle.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
+        broken = None
         if codes is None:
             with torch.no_grad():
-                codes = self.tokenizer.quantizer.encode(self.tokenizer.project(values, attention_mask))
+                z = self.tokenizer.project(values, attention_mask)
+                # NaN shows in the loss: an error here, in one of many processes, would leave the others waiting
+                broken = ~torch.isfinite(z.float().sum())
+                codes = self.tokenizer.quantizer.encode(z.masked_fill(broken, 0.0))
         encoded = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)
@@ -518,7 +524,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         labels = take(codes, patch_mask.masked)  # (B, S, M)
         if patch_mask.masked_valid is not None:
             labels = labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
-        losses["encoder"] = masked_cross_entropy(logits, labels)
+        loss = masked_cross_entropy(logits, labels)
+        losses["encoder"] = loss if broken is None else loss.masked_fill(broken, float("nan"))
         return {
             "logits": logits,
             "labels": labels,
@@ -539,7 +546,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         losses["tokenizer"] = weights[0] * student.loss + weights[1] * losses["cosine"]
         return {"codes": student.codes, "quantizer_stats": student.quantizer_stats}
 
-    def _default_noise(self, values, grid):
+    def _default_noise(self, values):
+        grid = self.bridle.embeddings.patch_embeddings.grid(values)
         if self.training:
             return torch.rand(values.shape[0], prod(grid), device=values.device)
         generator = torch.Generator().manual_seed(0)

@@ -357,10 +357,13 @@ class RandomProjectionQuantizer(nn.Module):
             return torch.stack(vectors).mean(0)
 
     def forward(self, z, mask=None):
-        """Codes of z (..., d), 0 where mask (...,) is False; the loss is 0 and there are no statistics."""
+        """Codes of z (..., d), 0 where mask (...,) is False; the loss is 0 and there are no statistics.
+
+        NaN or inf in z shows in `quantized`, as it does in the losses of the other quantizers.
+        """
         if mask is not None:
             z = torch.where(mask[..., None] > 0, z, 0.0)
-        codes = self.encode(z)
+        codes = self.encode(z.masked_fill(~torch.isfinite(z.sum()), 0.0))
         with float32_island(z):
             rows = z.float()
             zero = rows.new_zeros(())

@@ -9,7 +9,9 @@ import pytest
 import torch
 from runs import differing, records, weights
 
-from bridle_hf.training import replay
+from bridle_hf import BridleForPreTraining
+from bridle_hf.training import load_recipe, replay
+from bridle_hf.training.phases import reset_dead_codes_
 from bridle_hf.training.run import Run
 
 ONE_PHASE = ("phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=1", "training.keep_checkpoints=9")
@@ -76,6 +78,30 @@ def test_a_step_is_taken_again(train_on, tmp_path, capsys, monkeypatch, reposito
     said = capsys.readouterr().out
     about = json.loads((folder / "rank-0.json").read_text())
     assert f"step {about['step'] + 1} of encoder-iter1" in said and "finite" in said
+
+
+@pytest.mark.parametrize("phase", ["encoder", "tokenizer", "joint"])
+def test_a_tokenizer_that_lost_its_numbers_shows_in_the_loss(tiny_recipe, phase):
+    """It is no error: the other processes of a run would wait for the one that raises it."""
+    config = load_recipe(tiny_recipe, ["output_dir=x"]).config()
+    config.cold_start = False
+    model, values = BridleForPreTraining(config).train(), torch.randn(2, 64, 16)
+    assert model(values, phase=phase).loss.isfinite()
+    model.tokenizer.quantize_layer[-1].bias.data[0] = inf
+    loss = model(values, phase=phase).loss
+    assert not loss.isfinite()
+    loss.backward()
+
+
+def test_resets_take_no_code_from_what_is_not_finite(tiny_recipe):
+    """The step that follows finds it; until then the codebooks stay sound."""
+    recipe = load_recipe(tiny_recipe, ["output_dir=x", "model.quantizer_config.reset=first_batch"])
+    model = BridleForPreTraining(recipe.config())
+    model.tokenizer.quantizer.codebooks[0].cluster_size.copy_(torch.tensor([0.0, 9.0, 9.0, 9.0]))
+    values = torch.randn(2, 64, 16)
+    values[0] = nan
+    moved = reset_dead_codes_(model, [{"input_values": values}], 0, 10, torch.Generator().manual_seed(0))
+    assert moved == 1 and model.tokenizer.quantizer.codebooks[0].embed.isfinite().all()
 
 
 def test_a_replay_draws_what_the_run_drew(train_on, tmp_path, monkeypatch):

@@ -2,14 +2,16 @@
 
 import os
 import time
+from math import inf, isfinite
+from unittest import mock
 
 import pytest
 import torch
 from runs import differing, fork, join, records
 from safetensors.torch import load_file, save_file
 
-from bridle_hf import BridleForPreTraining
-from bridle_hf.training import load_recipe, pretrain, steps
+from bridle_hf import BridleForPreTraining, BridleTokenizer
+from bridle_hf.training import load_recipe, loop, pretrain, replay, steps
 from bridle_hf.training.run import Run
 
 LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether
@@ -158,3 +160,40 @@ def test_no_process_waits_for_ever(tmp_path, tiny_recipe, way):
     assert processes[0].exitcode == 1 and time.monotonic() - start < 60
     text = errors.read_text()
     assert "RuntimeError: another process ended, or did not get here in training.deadline=4 seconds" in text
+
+
+def train_and_overflow(recipe, folder, train, *arguments):
+    """Two processes; what one of them gives to the quantizer in the third step is not finite."""
+    project, take, taken = BridleTokenizer.project, loop.forward_backward, []
+
+    def overflow(*arguments):
+        taken.append(arguments)
+        if (os.environ["RANK"], len(taken)) != ("1", 3):
+            return take(*arguments)
+        with mock.patch.object(BridleTokenizer, "project", lambda *inputs: project(*inputs) * inf):
+            return take(*arguments)
+
+    loop.forward_backward = overflow  # in this forked process alone
+    train(recipe, folder, *arguments)
+
+
+@pytest.mark.parametrize("way", ["stops", "skips"])
+def test_what_overflows_in_one_process_stops_all(tmp_path, tiny_recipe, way):
+    errors = tmp_path / "errors"
+    overrides = ("phases=[{kind: encoder, steps: 4}]", f"training.skip_bad_steps={int(way == 'skips')}")
+    arguments = (tiny_recipe, tmp_path, train_layout, [[2, 2], [2, 2]], overrides)
+    processes = fork(train_and_overflow, *arguments, errors=errors, ranks=2)
+    join(processes, errors, exitcode=int(way == "stops"), timeout=60)
+    folder = tmp_path / "run" / "failure" / "phase-00-step-00000002"
+    files = {f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("json", "safetensors")}
+    assert files < {path.name for path in folder.iterdir()}
+    said = errors.read_text()
+    if way == "stops":
+        assert said.count("FloatingPointError: step 3 of encoder-iter1: the loss is nan") == 2
+        assert f"`python examples/replay_step.py {folder}`" in said
+    else:
+        assert records(tmp_path / "run")[-1]["steps_skipped"] == 1
+        assert not differing(*(load_file(tmp_path / f"{rank}-encoder-iter1.safetensors") for rank in (0, 1)))
+    for rank in (0, 1):
+        losses, _ = replay(folder, rank)
+        assert isfinite(losses["loss"])  # the overflow is of this test, not of the batch

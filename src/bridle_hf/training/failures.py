@@ -2,7 +2,7 @@
 
 failure/phase-00-step-00000123/
     model.safetensors      weights and codebooks before the step
-    rank-0.safetensors     of every process: the micro-batches and the noise of their masks
+    rank-0.safetensors     of every process: the micro-batches and their masks
     rank-0.json            of every process: their seeds, and what went wrong
     config.json            of the model
 """
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ..configuration_bridle import BridleConfig
+from ..masking_bridle import PatchMask
 from ..modeling_bridle import BridleForPreTraining
 from .checkpoints import WHOLE, checkpoint_name, contiguous
 from .phases import KINDS, Phase
@@ -29,7 +30,8 @@ def save_failure(
     folder, rank = folder / checkpoint_name(phase.index, number), accelerator.process_index
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{micro}.{name}": v for micro, batch in enumerate(step.batches) for name, v in batch.items()}
-    tensors |= {f"{micro}.noise": noise for micro, noise in enumerate(step.noises)}
+    for micro, mask in enumerate(step.masks):
+        tensors |= {f"{micro}.mask.{name}": value for name, value in vars(mask).items() if value is not None}
     save_file(contiguous(tensors), folder / f"rank-{rank}.safetensors")
     about = {"phase": phase.name, "kind": phase.kind, "step": number, "loss": step.loss, "reason": reason}
     about |= {"seeds": step.seeds, "weights": weights.tolist(), "processes": accelerator.num_processes}
@@ -55,8 +57,8 @@ def replay(folder: str | Path, rank: int = 0) -> tuple[dict[str, float], dict[st
     KINDS[about["kind"]].set_modes_(model)
     count = len(about["seeds"])
     batches = [{k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{i}.")} for i in range(count)]
-    noises = [batch.pop("noise") for batch in batches]
-    step = Step(batches, noises, about["seeds"], about["loss"])
+    masks = [PatchMask(**{k[5:]: batch.pop(k) for k in list(batch) if k.startswith("mask.")}) for batch in batches]
+    step = Step(batches, masks, about["seeds"], about["loss"])
     totals = {}
     for inputs, weights in zip(step.inputs(torch.device("cpu")), torch.tensor(about["weights"]), strict=True):
         losses = weighted_losses(model(**inputs), weights)

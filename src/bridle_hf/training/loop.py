@@ -159,13 +159,7 @@ def forward_backward(run: Run, model, bare, step: Step) -> Taken:
     for micro, inputs in enumerate(step.inputs(accelerator.device)):
         last = micro + 1 == len(step.batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            try:
-                output = model(**inputs)
-            except ValueError as error:  # the quantizer refuses NaN before there is a loss
-                if accelerator.num_processes > 1:  # the others know nothing of it; they end at their deadline
-                    raise
-                taken.reason = str(error)
-                return taken
+            output = model(**inputs)
             losses = weighted_losses(output, weights[micro])
             parts.append(total_loss(losses, step.loss, bare.config.joint_tokenizer_weight))
             accelerator.backward(parts[-1])

@@ -161,6 +161,7 @@ def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generat
     if not due:
         return 0
     tokens = torch.cat([project(model, batch) for batch in batches])
+    tokens = tokens[torch.isfinite(tokens).all(-1)]  # what is not finite makes the next step's loss NaN
     return model.tokenizer.quantizer.reset_dead_codes_(tokens, generator=generator)
 
 

@@ -11,6 +11,7 @@ from math import prod
 import torch
 from accelerate import Accelerator
 
+from ..masking_bridle import PatchMask
 from ..modeling_bridle import BridleForPreTraining
 from .phases import valid_patches
 from .seeds import seed_from
@@ -22,31 +23,35 @@ class Step:
 
     Attributes:
         batches: inputs of the model, on the CPU.
-        noises: (masks * B, N) uniform noise of the masks.
+        masks: of the patches, a multiple of B rows.
         seeds: of the random generators before each forward pass.
         loss: the `phase` argument of `BridleForPreTraining.forward`.
     """
 
     batches: list[dict[str, torch.Tensor]]
-    noises: list[torch.Tensor]
+    masks: list[PatchMask]
     seeds: list[int]
     loss: str
 
     def inputs(self, device: torch.device):
         """The keyword arguments of the model's forward passes. Seeds the random generators before each."""
-        for batch, noise, seed in zip(self.batches, self.noises, self.seeds, strict=True):
+        for batch, mask, seed in zip(self.batches, self.masks, self.seeds, strict=True):
             torch.manual_seed(seed)
             moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            yield moved | {"noise": noise.to(device), "phase": self.loss}
+            yield moved | {"patch_mask": mask.to(device), "phase": self.loss}
 
 
 def draw_step(model: BridleForPreTraining, loader, place: tuple[int, ...], loss: str, count: int, masks: int) -> Step:
     """The next `count` batches of a loader with `masks` masks a clip, drawn for a place in the run."""
     step = Step([], [], [], loss)
     for micro in range(count):
-        step.batches.append(next(loader))
+        batch = next(loader)
+        noise = draw_noise(model, batch, masks, seed_from(*place, micro, 1))
+        step.batches.append(batch)
         step.seeds.append(seed_from(*place, micro))
-        step.noises.append(draw_noise(model, step.batches[-1], masks, seed_from(*place, micro, 1)))
+        step.masks.append(
+            model.bridle.make_patch_mask(batch[model.main_input_name], batch.get("attention_mask"), noise)
+        )
     return step
 
 
@@ -64,7 +69,7 @@ def weigh(model: BridleForPreTraining, step: Step, accelerator: Accelerator) -> 
         (micro-batches, 2): weights of the encoder's and the tokenizer's loss, with which the mean over processes of the
         sum over micro-batches is the mean over all patches of the step; and whether any process's batch has NaN or inf.
     """
-    counts = torch.stack([count_patches(model, *each) for each in zip(step.batches, step.noises, strict=True)])
+    counts = torch.stack([count_patches(model, *each) for each in zip(step.batches, step.masks, strict=True)])
     finite = all(torch.isfinite(batch[model.main_input_name].sum()) for batch in step.batches)
     mine = torch.cat([counts.sum(0), torch.tensor([0.0 if finite else 1.0])])
     encoder, tokenizer, bad = accelerator.reduce(mine.to(accelerator.device), "sum").tolist()
@@ -72,13 +77,11 @@ def weigh(model: BridleForPreTraining, step: Step, accelerator: Accelerator) -> 
     return counts * accelerator.num_processes / totals, bad > 0
 
 
-def count_patches(model: BridleForPreTraining, batch: dict, noise: torch.Tensor) -> torch.Tensor:
+def count_patches(model: BridleForPreTraining, batch: dict, mask: PatchMask) -> torch.Tensor:
     """(2,): how many patches a batch's encoder loss and its tokenizer losses are means over."""
-    values, attention_mask = batch[model.main_input_name], batch.get("attention_mask")
-    masked = model.bridle.make_patch_mask(values, attention_mask, noise)
     valid = valid_patches(model, batch)
-    predicted = masked.masked.numel() if masked.masked_valid is None else masked.masked_valid.sum()
-    tokens = len(values) * noise.shape[1] if valid is None else valid.sum()
+    predicted = mask.masked.numel() if mask.masked_valid is None else mask.masked_valid.sum()
+    tokens = len(batch[model.main_input_name]) * mask.mask.shape[1] if valid is None else valid.sum()
     return torch.tensor([float(predicted), float(tokens)])
 
 
