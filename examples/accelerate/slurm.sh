@@ -12,7 +12,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500
-export WORLD_SIZE=$SLURM_NTASKS ACCELERATE_MIXED_PRECISION=bf16
+export WORLD_SIZE=$SLURM_NTASKS
 recipe=$1; shift
 output=$(printf '%s\n' "$@" | sed -n 's/^output_dir=//p')
 srun --kill-on-bad-exit=1 bash -c \

@@ -249,7 +249,10 @@ def check_processes(accelerator: Accelerator) -> None:
             "by itself. On CPUs set ACCELERATE_USE_CPU=true, or see `accelerate config`."
         )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(f"{accelerator.distributed_type} keeps the optimizer to itself; use DDP or FSDP2.")
+        raise ValueError(
+            f"{accelerator.distributed_type} keeps the optimizer to itself and pickles its checkpoints; use DDP, FSDP2 or "
+            "what shards as ZeRO-2 does, examples/accelerate/zero2.yaml."
+        )
 
 
 @contextmanager
