@@ -195,7 +195,10 @@ def open_source(data: DataArguments, processor) -> Source:
     Raises:
         ValueError: for a column that the dataset does not have.
     """
-    dataset = load_builder(data).as_streaming_dataset(data.split).decode(False)
+    builder = load_builder(data)
+    if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
+        builder.config.batch_size = READ_AT_ONCE
+    dataset = builder.as_streaming_dataset(data.split).decode(False)
     for column, feature in (dataset.features or {}).items():
         if type(feature) in RAW:
             dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
