@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..build_quantizer_bridle import build_quantizer
 from ..evaluation.codebooks import code_counts, usage
+from ..training.phases import start_codebooks_
 from .autoencoder import DiscreteAutoencoder
 from .fidelity import Fidelity
 from .methods import (
@@ -25,7 +26,6 @@ from .methods import (
     build_optimizer,
     check_methods,
     endless,
-    initialize_codebooks_,
     open_split,
     quantizer_keys,
 )
@@ -104,7 +104,7 @@ def train(recipe: AutoencodingRecipe, method: Method, accelerator: Accelerator) 
     optimizer, schedule = build_optimizer(bare, recipe, method)
     model, optimizer, loader = accelerator.prepare(bare, optimizer, open_images(recipe, train=True))
     batches = endless(loader)
-    initialize_codebooks_(bare.quantizer, map(bare.encode, batches), recipe.seed)
+    start_codebooks_(bare.quantizer, map(bare.encode, batches), torch.Generator().manual_seed(recipe.seed))
     model.train()
     bar = tqdm(range(recipe.steps), desc=method.name, disable=not accelerator.is_main_process, mininterval=5)
     for step in bar:

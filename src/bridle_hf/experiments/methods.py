@@ -160,17 +160,6 @@ def endless(loader: DataLoader) -> Iterator:
         yield from loader
 
 
-@torch.no_grad()
-def initialize_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor], seed: int) -> None:
-    """EMA codebooks start from the first of `vectors`, (..., d) each; others need none and take none."""
-    rows, found = [], 0
-    while found < quantizer.init_sample_size:
-        rows.append(next(vectors).flatten(0, -2))
-        found += len(rows[-1])
-    if rows:
-        quantizer.initialize_(torch.cat(rows), generator=torch.Generator().manual_seed(seed))
-
-
 def main(recipe_class: type, summary_row: Callable[[dict], dict], description: str) -> None:
     """The command line of a table: reads a recipe, runs its methods, prints and writes the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,6 +15,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 from ..build_quantizer_bridle import build_quantizer
 from ..data.decoding import decode_audio
 from ..evaluation.codebooks import code_counts, usage
+from ..training.phases import start_codebooks_
 from .methods import (
     DatasetArguments,
     Method,
@@ -22,7 +23,6 @@ from .methods import (
     build_optimizer,
     check_methods,
     endless,
-    initialize_codebooks_,
     open_split,
     quantizer_keys,
 )
@@ -183,7 +183,7 @@ def train(recipe: Wav2Vec2Recipe, method: Method, accelerator: Accelerator) -> W
     model, optimizer, loader = accelerator.prepare(bare, optimizer, open_clips(recipe, train=True))
     batches = endless(loader)
     vectors = (bare.vectors(batch["input_values"]) for batch in batches)
-    initialize_codebooks_(bare.quantizer.quantizer, vectors, recipe.seed)
+    start_codebooks_(bare.quantizer.quantizer, vectors, torch.Generator().manual_seed(recipe.seed))
     model.train()
     bar = tqdm(range(recipe.steps), desc=method.name, disable=not accelerator.is_main_process, mininterval=5)
     for step in bar:

@@ -128,17 +128,22 @@ class JointPhase(Phase):
 KINDS = {phase.kind: phase for phase in (EncoderPhase, TokenizerPhase, JointPhase)}
 
 
-@torch.no_grad()
 def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """k-means (or what `codebook_init` says) on the tokens of the first batches, as many as the quantizer asks for.
+    """Starts the tokenizer's codebooks from the tokens of the first batches."""
+    start_codebooks_(model.tokenizer.quantizer, (project(model, batch) for batch in batches), generator)
+
+
+@torch.no_grad()
+def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor], generator: torch.Generator) -> None:
+    """k-means (or what `codebook_init` says) on the first of `vectors`, (..., d) each: as many over all processes as
+    the quantizer asks for. Learned codebooks ask for none and take none.
 
     Raises:
         ValueError: batch after batch of all processes is nothing but padding.
     """
-    quantizer = model.tokenizer.quantizer
     tokens, found, empty = [], 0, 0
     while found < quantizer.init_sample_size:
-        tokens.append(project(model, next(batches)))
+        tokens.append(next(vectors).flatten(0, -2))
         more = int(all_reduce_sum_(torch.tensor(len(tokens[-1]), device=tokens[-1].device)))
         found, empty = found + more, 0 if more else empty + 1
         if empty == EMPTY_BATCHES:

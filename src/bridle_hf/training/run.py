@@ -250,8 +250,8 @@ def check_processes(accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"{accelerator.distributed_type} keeps the optimizer to itself and pickles its checkpoints; use DDP, FSDP2 or "
-            "what shards as ZeRO-2 does, examples/accelerate/zero2.yaml."
+            f"{accelerator.distributed_type} keeps the optimizer to itself and pickles its checkpoints; use DDP, "
+            "FSDP2, or examples/accelerate/zero2.yaml, which shards as ZeRO-2 does."
         )
 
 
