@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -133,6 +134,24 @@ def test_names_of_clips_lead_nowhere(tmp_path):
     data = DataArguments(dataset, cache=True, cache_dir=str(work / "cache"))
     next(build_loader(data, BridleFeatureExtractor(max_length=32, num_mel_bins=16), batch_size=4, seed=0))
     assert {path for path in tmp_path.rglob("*") if work not in path.parents} == before
+
+
+def test_bare_paths_are_read_and_never_written(tmp_path):
+    """A column of paths may name files beyond the dataset, as it may in `datasets`; a run leaves them as they are."""
+    work, beyond = tmp_path / "deep" / "work", tmp_path / "beyond.flac"
+    beyond.write_bytes(flac(clip(0)))
+    (work / "set").mkdir(parents=True)
+    lost = ["../../lost.flac", str(tmp_path / "lost.flac"), "~/lost.flac", ".."]
+    rows = [{"audio": path} for path in [str(beyond), *lost]]
+    datasets.Dataset.from_list(rows).to_parquet(str(work / "set" / "train.parquet"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data = DataArguments(str(work / "set"), cache=True, cache_dir=str(work / "cache"), max_bad_share=0.9)
+    loader = build_loader(data, BridleFeatureExtractor(max_length=32, num_mel_bins=16), batch_size=1, seed=0)
+    next(loader)
+    assert loader.skipped.keys() == set(lost)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if work not in path.parents and path.is_file()} == {
+        path: content for path, content in before.items() if work not in path.parents
+    }
 
 
 def test_archive_bombs_are_not_unpacked_in_memory(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import differing, fork, join, records
 from safetensors.torch import load_file, save_file
+from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleForPreTraining, BridleTokenizer
 from bridle_hf.training import load_recipe, loop, pretrain, replay, steps
@@ -29,7 +30,7 @@ JOINED = [[8]]
 LAYOUTS = {
     "two processes": [[4], [4]],
     "two micro-batches": [[4, 4]],
-    "two of both": [[2, 2], [2, 2]],
+    "two of both, activations computed twice": [[2, 2], [2, 2]],
     "uneven": [[5], [3]],
     "one without a frame": [[6], [2]],
 }
@@ -107,11 +108,9 @@ def codes(recipe, folder, phase):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_many_batches_make_the_steps_of_one(joined, tmp_path, tiny_recipe, name):
-    layout = LAYOUTS[name]
-    join(
-        fork(train_layout, tiny_recipe, tmp_path, layout, errors=tmp_path / "errors", ranks=len(layout)),
-        tmp_path / "errors",
-    )
+    layout, errors = LAYOUTS[name], tmp_path / "errors"
+    overrides = (f"training.gradient_checkpointing={'twice' in name}",)
+    join(fork(train_layout, tiny_recipe, tmp_path, layout, overrides, errors=errors, ranks=len(layout)), errors)
     assert sum(record["codes_reset"] for record in records(joined / "run")) > 0
     for phase in ("encoder-iter1", "tokenizer-iter2", "joint-iter2"):
         mine, theirs = (load_file(folder / f"0-{phase}.safetensors") for folder in (tmp_path, joined))
@@ -133,6 +132,19 @@ def test_checkpointed_activations_change_nothing(joined, tmp_path, tiny_recipe):
     join(fork(train_layout, *arguments, errors=tmp_path / "errors"), tmp_path / "errors")
     name = "0-joint-iter2.safetensors"
     assert not differing(load_file(tmp_path / name), load_file(joined / name))
+
+
+def train_on_shards(recipe, folder, dataset):
+    pretrain(load_recipe(recipe, [f"output_dir={folder}", f"data.dataset={dataset}", "training.deadline=60"]))
+
+
+@pytest.mark.parametrize("shards", [5, 1])
+def test_shards_without_clips_hold_up_no_process(tmp_path, tiny_recipe, shards):
+    """Three clips: of five shards two are empty; of one shard the processes take turns."""
+    dataset = write_parquet(tmp_path / "set", [flac(clip(i)) for i in range(3)], shards=shards)
+    errors, folder = tmp_path / "errors", tmp_path / "run"
+    join(fork(train_on_shards, tiny_recipe, folder, dataset, errors=errors, ranks=2), errors)
+    assert [record["total_step"] for record in records(folder)] == list(range(1, 13))
 
 
 def train_and_go(recipe, folder, way):
@@ -160,6 +172,7 @@ def test_no_process_waits_for_ever(tmp_path, tiny_recipe, way):
     assert processes[0].exitcode == 1 and time.monotonic() - start < 60
     text = errors.read_text()
     assert "RuntimeError: another process ended, or did not get here in training.deadline=4 seconds" in text
+    assert ("reader 1 of 2 finds no example" in text) is (way == "raises")
 
 
 def train_and_overflow(recipe, folder, train, *arguments):
