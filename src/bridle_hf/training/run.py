@@ -65,7 +65,7 @@ class Run:
         self.processor = recipe.build_processor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         self.data_seed, self.steps_skipped = recipe.seed, 0
-        self.clips_skipped, self.named = 0, set()
+        self.met, self.named = 0, set()  # bad clips: how often they were met, and their names
 
     def find_start(self) -> Checkpoint | None:
         """The checkpoint to go on from, None to start from nothing.
@@ -215,7 +215,7 @@ class Run:
 
     def end(self) -> None:
         """Names what was skipped and closes the trackers."""
-        if self.named or self.steps_skipped:
+        if self.accelerator.is_main_process and (self.named or self.steps_skipped):
             names = f"{len(self.named)} clips ({', '.join(sorted(self.named)[:20])}{', ...' * (len(self.named) > 20)})"
             logger.warning("left out: %s and %d steps; %s has all names", names, self.steps_skipped, self.metrics.path)
         self.accelerator.end_training()
@@ -223,15 +223,15 @@ class Run:
     def skipped(self) -> dict:
         """For a record: how many clips all processes had to skip so far, and name -> reason of the new ones."""
         accelerator, mine = self.accelerator, self.loader.skipped
-        count = torch.tensor(len(mine), device=accelerator.device)
-        count, record = int(accelerator.reduce(count, "sum")), {}
-        if count > self.clips_skipped:
+        met = torch.tensor(len(mine), device=accelerator.device)
+        met, record = int(accelerator.reduce(met, "sum")), {}
+        if met > self.met:  # maybe by several processes, each in an epoch of its own
             everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
             new = {name: why for each in everyone for name, why in each.items() if name not in self.named}
             self.named |= new.keys()
             record = {"skipped": new} if new else {}
-        self.clips_skipped = count
-        return {"clips_skipped": count, **record}
+        self.met = met
+        return {"clips_skipped": len(self.named), **record}
 
     def log(self, record: dict) -> None:
         """One line of metrics.jsonl, and the same numbers to the tracker."""
