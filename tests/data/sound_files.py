@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,18 @@ def flac(waveform: np.ndarray, rate: int = RATE) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, rate, format="FLAC")
     return buffer.getvalue()
+
+
+def wav(samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16", **header) -> bytes:
+    """A wav file; `header` overwrites the rate it declares or the length of its data."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
+    content = bytearray(buffer.getvalue())
+    if "declared_rate" in header:
+        content[24:28] = struct.pack("<I", header["declared_rate"])
+    if "data_bytes" in header:
+        content[40:44] = struct.pack("<I", header["data_bytes"])
+    return bytes(content)
 
 
 def write_parquet(folder: Path, clips: list[bytes], shards: int) -> str:

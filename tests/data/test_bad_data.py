@@ -1,30 +1,16 @@
 """Files that lie, streams that break: what is skipped, retried and refused, and what it costs."""
 
-import io
-import struct
 import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
-from sound_files import RATE, clip, flac
+from sound_files import RATE, clip, flac, wav
 
 from bridle_hf.data import DataArguments, build_loader, source
 from bridle_hf.data.decoding import BadClipError, decode_audio
 
 PLAIN = {"roll": False, "gain": False}
-
-
-def wav(samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16", **header) -> bytes:
-    """A wav file; `header` overwrites the rate it declares or the length of its data."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
-    content = bytearray(buffer.getvalue())
-    if "declared_rate" in header:
-        content[24:28] = struct.pack("<I", header["declared_rate"])
-    if "data_bytes" in header:
-        content[40:44] = struct.pack("<I", header["data_bytes"])
-    return bytes(content)
 
 
 def peak_memory(function) -> int:

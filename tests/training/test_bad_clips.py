@@ -1,21 +1,11 @@
 """A run over clips of every kind, good and bad: what it leaves out is named, and too much of it ends the run."""
 
-import io
-
 import numpy as np
 import pytest
-import soundfile
 from runs import fork, join, records
-from sound_files import RATE, clip, write_parquet
+from sound_files import RATE, clip, wav, write_parquet
 
 from bridle_hf.training import load_recipe, pretrain
-
-
-def wav(samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16") -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
-    return buffer.getvalue()
-
 
 GOOD = [
     wav(clip(0)),

@@ -92,17 +92,30 @@ def test_deepspeed_is_refused():
         check_processes(SimpleNamespace(num_processes=1, distributed_type=DistributedType.DEEPSPEED))
 
 
+def launcher(name: str) -> tuple[list[str], int]:
+    """The command at the head of a config, or the README's, on at most two CPU processes; and how many these are."""
+    port = str(unused_port())
+    if name == "README.md":
+        return ["-m", "torch.distributed.run", "--master_port", port, "--nproc_per_node", "2"], 2
+    processes = min(EXPECTED[name][0], 2)
+    sizes = ["--num_processes", str(processes), "--num_machines", "1", "--main_process_port", port]
+    return ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / name), *sizes], processes
+
+
+def test_the_readme_starts_two_processes(repository):
+    command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/pretrain.py --recipe"
+    assert command in " ".join((repository / "README.md").read_text().split())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts on a machine without an accelerator")
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [*EXPECTED, "README.md"])
 def test_a_run_is_launched(tmp_path, tiny_recipe, repository, name):
-    """With the command at the head of the config, on two CPU processes in place of its GPUs; they do not shard."""
-    processes = min(EXPECTED[name][0], 2)
-    sizes = ["--num_processes", str(processes), "--num_machines", "1", "--main_process_port", str(unused_port())]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / name), *sizes]
+    """On CPUs Accelerate does not shard: all of them are DDP here, or one process."""
+    command, processes = launcher(name)
     script = [str(repository / "examples" / "pretrain.py"), "--recipe", str(tiny_recipe), f"output_dir={tmp_path}"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, *command, *script], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert len(records(tmp_path)) == 12
     assert len(list((tmp_path / "checkpoints" / "phase-02-step-00000004").glob("rank-*.json"))) == processes
