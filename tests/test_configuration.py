@@ -132,6 +132,8 @@ def test_auto_map_holds_names_not_pairs_and_every_class():
 
 
 WRONG = [
+    ({"id2label": ["dog", "cat"]}, r"`id2label` is \['dog', 'cat'\]; it takes a dict"),
+    ({"dtype": "float33"}, "`dtype` is 'float33'; it takes the name of one of torch's"),
     ({"modality": "text"}, "`modality` is 'text'; it takes one of 'audio', 'image', 'video'"),
     ({"preset": "papers"}, "`preset` is 'papers'; it takes one of 'default', 'official'"),
     ({"decoder_type": "unet"}, "`decoder_type` is 'unet'"),
@@ -189,6 +191,7 @@ WRONG_QUANTIZER = [
     ({"gumbel_schedule": (2.0, 0.5)}, r"`gumbel_schedule` is \(2.0, 0.5\); it takes start, end and decay"),
     ({"num_neighbors": 0}, "`num_neighbors` is 0"),
     ({"num_vertices": 257}, "`num_vertices` is 257; it takes 1 to `codebook_size`"),
+    ({"id2label": []}, r"`id2label` is \[\]; it takes a dict"),
 ]
 CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
 

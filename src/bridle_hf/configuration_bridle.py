@@ -2,6 +2,7 @@
 
 from math import prod
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -95,6 +96,14 @@ def _check_choices(config, choices):
             raise ValueError(f"`{name}` is {getattr(config, name)!r}; it takes one of {', '.join(map(repr, allowed))}.")
 
 
+def _check_inherited(config):
+    """Fields of every config whose kind transformers takes for granted when it first reads them."""
+    if not isinstance(config.id2label, dict | None):
+        raise ValueError(f"`id2label` is {config.id2label!r}; it takes a dict of names, one a class number.")
+    if isinstance(config.dtype, str) and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise ValueError(f"`dtype` is {config.dtype!r}; it takes the name of one of torch's, such as 'float32'.")
+
+
 def _check_positive(config, names):
     for name in names:
         if getattr(config, name) < 1:
@@ -179,6 +188,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
             self.codebook_size = codes
         if self.commitment_weight is None:
             self.commitment_weight = COMMITMENT_WEIGHTS.get(self.codebook_type, 0.25)
+        _check_inherited(self)
         super().__post_init__(**kwargs)
 
     @property
@@ -303,6 +313,7 @@ class BridleConfig(PreTrainedConfig):
                 setattr(self, name, value)
         if not isinstance(self.quantizer_config, PreTrainedConfig):
             self.quantizer_config = BridleQuantizerConfig(**{"preset": self.preset, **(self.quantizer_config or {})})
+        _check_inherited(self)
         super().__post_init__(**kwargs)
 
     def validate_bridle(self):

@@ -97,6 +97,7 @@ def test_truncated_wav_is_too_short():
     [
         ({"bytes": b"no audio at all", "path": "a.wav"}, "cannot be decoded"),
         ({"bytes": b"", "path": "a.wav"}, "cannot be decoded"),
+        ({"bytes": b"\x04", "path": "a.wav"}, "cannot be decoded"),  # FFmpeg takes it for sound at 0 Hz
         ({"bytes": None, "path": "missing/file.wav"}, "cannot be read.*file.wav"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
         (None, "neither bytes nor a path"),

@@ -137,6 +137,8 @@ def _decode_with_av(content: bytes, reason: str, choose) -> tuple[np.ndarray, in
         with av.open(io.BytesIO(content)) as container:
             stream, resampler = container.streams.audio[0], av.AudioResampler(format="fltp")  # changes the format only
             rate = stream.rate
+            if not rate:
+                raise BadClipError("cannot be decoded: it declares no sampling rate")
             seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
             frames = (frame for raw in chain(container.decode(stream), [None]) for frame in resampler.resample(raw))
             total = round(seconds * rate)
