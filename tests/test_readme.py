@@ -1,14 +1,21 @@
-"""The front page and docs say what is so: Python blocks run, commands exist with their options."""
+"""The front page and docs say what is so: Python blocks run, commands exist with their options, and (slow) run too."""
 
 import configparser
+import os
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from datasets import Dataset
+from picture_files import picture, png
+from sound_files import clip, flac
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.evaluation.finetuning import FinetuneRecipe
@@ -34,9 +41,9 @@ def blocks(language: str) -> list:
     return [pytest.param(text, id=f"{page}-{number}") for number, (page, text) in enumerate(chosen)]
 
 
-def commands() -> list[str]:
+def commands(pages: list[str] = PAGES) -> list[str]:
     """Every command of the pages' shell blocks, lines joined where a backslash ends them."""
-    texts = [text.replace("\\\n", " ") for _, language, text in BLOCKS if language == "bash"]
+    texts = [text.replace("\\\n", " ") for page, language, text in BLOCKS if page in pages and language == "bash"]
     return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -153,3 +160,77 @@ def test_the_table_of_recipes_is_complete_and_links_lead_somewhere():
     assert set(re.findall(r"`(\w+/\w+\.yaml)`", rows)) == recipes
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
         assert (ROOT / path).exists(), path
+
+
+MODEL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 48,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "estimator_num_hidden_layers": 1,
+    "estimator_num_attention_heads": 2,
+    "quantizer_config": {"codebook_size": 8, "codebook_dim": 8},
+}
+SMALLER = {
+    "_finetune": {"training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
+    "_probe": {"training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
+    "": {"model": MODEL, "training": {"max_steps_per_phase": 2, "batch_size": 8}},
+}
+# what runs a command, and what of the page is not run here
+PROGRAMS = {"python": [sys.executable], "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"]}
+ELSEWHERE = {
+    "python -m pytest": "this is one of the tests",
+    "python examples/space/app.py": "it serves until it is stopped: test_space.py",
+    "pip": "the install of CI",
+    "make": "pip and the commands beside it",
+}
+
+
+def merged(recipe: dict, changes: dict) -> dict:
+    """A recipe with the changes in place of its own values, and of those it takes from its base."""
+    inner = {key: merged(recipe.get(key) or {}, value) for key, value in changes.items() if isinstance(value, dict)}
+    return recipe | changes | inner
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder like the repository, with data beside it as small as its recipes."""
+    folder = tmp_path_factory.mktemp("beside") / "repository"
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copytree(ROOT / "model_cards", folder / "model_cards")
+    for path in (folder / "examples" / "recipes").glob("*/*.yaml"):
+        changes = next(change for ending, change in SMALLER.items() if path.stem.endswith(ending))
+        if path.parent.name in ("audio", "image", "video"):
+            path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
+
+    rows = [
+        {"audio": {"bytes": flac(clip(i)), "path": "a.flac"}, "target": i % 2, "fold": i // 2 % 5 + 1}
+        for i in range(20)
+    ]
+    write(folder.parent / "shared" / "data" / "esc10", train=rows)
+    write(folder / "my_sounds", train=rows)
+    rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
+    write(folder.parent / "shared" / "data" / "cifar10-small", train=rows, test=rows[::4])
+    torch.save({"model": reference_checkpoint(MODEL)}, folder / "checkpoint.pth")
+    return folder
+
+
+def write(folder: Path, **splits: list[dict]) -> None:
+    for split, rows in splits.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_front_pages_commands_run_as_written(workplace):
+    """One after the other, each with what those before it have left."""
+    chosen = [line for line in commands(["README.md"]) if not line.startswith(tuple(ELSEWHERE))]
+    assert len(chosen) > 15
+    paths = os.environ | {"PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true"}
+    for command in chosen:
+        program, *arguments = shlex.split(command)
+        done = subprocess.run(PROGRAMS[program] + arguments, cwd=workplace, env=paths, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
