@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from bridle_hf.codebook_bridle import Codebook, all_reduce_sum_, broadcast_, code_statistics, gather_rows, kmeans
+from bridle_hf.codebook_bridle import (
+    SEARCHED_ON_CPU,
+    Codebook,
+    all_reduce_sum_,
+    broadcast_,
+    code_statistics,
+    gather_rows,
+    kmeans,
+    nearest_codes,
+    sum_of_codes,
+)
 
 # Four codes of dimension 5 and rows whose distances can be checked by eye.
 CODES = torch.tensor([[1.0, 0, 0, 0, 0], [0, 2.0, 0, 0, 0], [0, 0, 0, 0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
@@ -40,6 +50,24 @@ def test_nearest_agrees_with_exact_distances():
     rows, codes = torch.randn(500, 24, generator=generator), torch.randn(64, 24, generator=generator)
     exact = ((rows.double()[:, None] - codes.double()) ** 2).sum(-1).argmin(-1)
     assert torch.equal(filled(codes).nearest(rows), exact)
+
+
+@pytest.mark.parametrize("count", [0, 1, SEARCHED_ON_CPU, 2 * SEARCHED_ON_CPU + 3])
+def test_a_search_in_parts_finds_what_exact_distances_say(count):
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randint(-8, 9, (count, 3), generator=generator).float()  # float32 is exact on whole numbers
+    codes = torch.randint(-8, 9, (7, 3), generator=generator).float()
+    distances = np.square(rows.double().numpy()[:, None] - codes.double().numpy()).sum(-1)
+    assert nearest_codes(rows, codes).tolist() == distances.argmin(1).tolist()
+
+
+def test_sums_of_codes_by_hand():
+    books = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[10.0, 10.0], [20.0, 0.0], [0.0, 30.0]])]
+    index = [torch.tensor([[0], [1]]), torch.tensor([[2], [1]])]
+    assert sum_of_codes(index, books).tolist() == [[1, 30], [20, 1]]
+    pairs = [torch.tensor([[0, 1]]), torch.tensor([[2, 0]])]
+    weights = [torch.tensor([[0.75, 0.25]]), torch.tensor([[0.5, 0.5]])]
+    assert sum_of_codes(pairs, books, weights).tolist() == [[5.75, 20.25]]
 
 
 def test_soft_codes_weigh_by_inverse_squared_distance():

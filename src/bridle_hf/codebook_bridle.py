@@ -3,6 +3,8 @@
 All state lives in float32 buffers. Methods are pure unless their name ends with an underscore.
 """
 
+from itertools import accumulate
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 # An unused code starts with this share of the mean count: not zero, or eq. 11-13 would throw it to the origin (or, with
 # m_0 = c_0, to 10^5 times its size), but low enough for the next reset to find it.
 UNUSED_SHARE = 0.01
+
+# Rows whose nearest codes are searched at once: on a CPU what stays in its cache, elsewhere enough to fill the device.
+SEARCHED_ON_CPU, SEARCHED_ELSEWHERE = 1024, 65536
 
 UPDATE_RULES = ("counts", "blend", "blend_unit")
 
@@ -115,7 +120,8 @@ def flatten_rows(z, dim, mask=None):
 
 def mean_square(error, weight=None):
     """Mean of error^2 (n, d) over dimensions and rows of weight 1 (n,): (); 0 where there is none."""
-    error = error.square().mean(-1)  # (n,)
+    # the norm reads the rows once, where a square would be written first; its gradient at zero is zero
+    error = torch.linalg.vector_norm(error, dim=-1).square() / error.shape[-1]  # (n,)
     if weight is None:
         return error.sum() / max(len(error), 1)
     return (error * weight).sum() / weight.sum().clamp(min=1)
@@ -128,7 +134,27 @@ def code_scores(rows, codes):
 
 def nearest_codes(rows, codes):
     """Index of the nearest code of every row, the first of equals: (n,) int64."""
-    return code_scores(rows, codes).min(-1).indices  # min with indices is twice as fast as argmin on CPU
+    # part by part: the scores of all rows, (n, K), would be the largest tensor of a quantizer
+    parts = rows.split(SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE)
+    # min with indices is twice as fast as argmin on CPU
+    return torch.cat([code_scores(part, codes).min(-1).indices for part in parts])
+
+
+def sum_of_codes(index, books, weights=None):
+    """What codes of several codebooks add up to, without their vectors side by side.
+
+    Args:
+        index: M tensors (n, k), each into its codebook.
+        books: M tensors (K, d), in the same order.
+        weights: M tensors (n, k) of the codes in the sum; 1 where None.
+
+    Returns:
+        (n, d)
+    """
+    first = accumulate((len(book) for book in books[:-1]), initial=0)  # of each codebook in all codebooks
+    index = torch.cat([near + start for near, start in zip(index, first, strict=True)], dim=1)
+    weights = None if weights is None else torch.cat(weights, dim=1)
+    return F.embedding_bag(index, torch.cat(books), per_sample_weights=weights, mode="sum")
 
 
 def code_statistics(rows, index, num_codes, weight=None):

@@ -26,6 +26,7 @@ from .codebook_bridle import (
     is_first_process,
     mean_square,
     nearest_codes,
+    sum_of_codes,
     to_default_,
 )
 
@@ -83,7 +84,8 @@ class StagedQuantizer(nn.Module):
     def decode(self, codes):
         """codes (..., M) -> sum of their vectors (..., d) float32, in the scaled space where normalize is "once"."""
         check_codes(codes, self.num_codebooks, self.codebook_size)
-        return sum(F.embedding(codes[..., stage], book.embed) for stage, book in enumerate(self.codebooks))
+        index = codes.reshape(-1, self.num_codebooks).split(1, dim=1)  # M of (n, 1)
+        return sum_of_codes(index, [book.embed for book in self.codebooks]).view(*codes.shape[:-1], self.dim)
 
 
 class ResidualQuantizer(StagedQuantizer):
@@ -190,7 +192,7 @@ class ResidualQuantizer(StagedQuantizer):
             return self.quantize(self.scale(rows), valid, z.shape[:-1])
 
     def quantize(self, rows, valid, shape):
-        residual, total, codes, losses, counts, sums = rows, torch.zeros_like(rows), [], [], [], []
+        residual, searches, losses, counts, sums = rows, [], [], [], []
         for book in self.codebooks:
             key, embed = self.search_key(residual.detach()), book.embed
             near, weights = self.search(book, key)
@@ -200,16 +202,17 @@ class ResidualQuantizer(StagedQuantizer):
                 sums.append(key_sum)
                 if book.rule == "blend":
                     embed = book.averaged(count, key_sum)[0]
-            code = self.mix(embed, near, weights)  # (n, d)
-            codes.append(near[:, 0])
-            residual, total = residual - code, total + code
+            residual = residual - self.mix(embed, near, weights)  # (n, d)
+            searches.append((near, weights, embed))
             losses.append(self.stage_loss(residual, valid))
         named = {f"codebook_{stage + 1}": loss for stage, loss in enumerate(losses)}
         loss = torch.stack(losses).mean()
+        found, shares, embeds = zip(*searches, strict=True)
+        total = sum_of_codes(found, embeds, shares if self.soft_codes else None)
         quantized = total + (rows - rows.detach())  # the second term is zero, its gradient is not
         return QuantizerOutput(
             quantized=quantized.reshape(*shape, self.dim),
-            codes=torch.stack(codes, dim=-1).reshape(*shape, self.num_codebooks),
+            codes=torch.stack([near[:, 0] for near in found], dim=-1).reshape(*shape, self.num_codebooks),
             loss=loss,
             losses={"codebook": loss, **named},
             stats={"counts": torch.stack(counts), "sums": torch.stack(sums)} if self.training else None,
