@@ -216,8 +216,9 @@ def test_swin_layer_attends_to_exactly_its_window(grid, window, shift, real, shi
 def test_windows_put_every_patch_back():
     tokens = torch.randn(2, 35, 3)
     windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)
-    for shifted in (False, True):
-        assert torch.equal(windows.join(windows.split(tokens, shifted), shifted), tokens)
+    for shifted, heads in itertools.product((False, True), (1, 3)):
+        (cut,) = windows.split(tokens, shifted, heads=heads)
+        assert torch.equal(windows.join(cut, shifted), tokens)
 
 
 def test_every_other_swin_layer_is_shifted():

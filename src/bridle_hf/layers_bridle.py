@@ -274,19 +274,19 @@ class BridleWindowAttention(nn.Module):
         offset = (place[:, None] - place[None]).to(like.dtype)  # (w, w, axes): query minus key
         return self.bias_mlp(offset.sign() * offset.abs().log1p()).permute(2, 0, 1)
 
-    def forward(self, hidden_states, mask=None):
-        """(B, windows, w, D) -> the same; `mask` (B or 1, windows, 1, w or 1, w) is added to the scores."""
-        *outer, length, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(*outer, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, w, d) each
-        # q.k / max(|q||k|, 1e-6) in the reference; unit vectors give the same and keep the product in low precision
-        query, key = F.normalize(query, dim=-1, eps=1e-6), F.normalize(key, dim=-1, eps=1e-6)
-        scores = torch.matmul(query, key.transpose(-2, -1)) / self.tau.clamp(min=0.01)[:, None, None]
-        scores = scores + self.position_bias(self.tau)
-        if mask is not None:
-            scores = scores + mask
+    def forward(self, hidden_states, windows, shifted: bool):
+        """(B, N, D) -> the same. Linear maps see the patches in their own order; only heads are cut into windows."""
+        qkv = windows.split(self.qkv(hidden_states), shifted, parts=3, heads=self.num_heads)
+        query, key, value = qkv.unbind(0)  # (B, windows, heads, w, d) each
+        # q.k / max(|q||k|, 1e-6) in the reference. Queries of unit length keep the product in low precision; the keys'
+        # lengths are divided out of the scores, which are fewer numbers.
+        length = torch.linalg.vector_norm(key, dim=-1).clamp(min=1e-6) * self.tau.clamp(min=0.01)[:, None]
+        scores = torch.matmul(F.normalize(query, dim=-1, eps=1e-6), key.transpose(-2, -1)) / length[..., None, :]
+        scores = scores + self.position_bias(self.tau)  # (B, windows, heads, w, w)
+        if windows.mask(shifted) is not None:
+            scores = scores + windows.mask(shifted)
         mixed = torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)  # (B, windows, heads, w, d)
-        return self.proj(mixed.transpose(2, 3).reshape(*outer, length, width))
+        return self.proj(windows.join(mixed, shifted))
 
 
 class BridleSwinLayer(GradientCheckpointingLayer):
@@ -301,8 +301,7 @@ class BridleSwinLayer(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states, windows):
-        attended = self.attention(windows.split(hidden_states, self.shifted), windows.mask(self.shifted))
-        hidden_states = hidden_states + self.norm1(windows.join(attended, self.shifted))
+        hidden_states = hidden_states + self.norm1(self.attention(hidden_states, windows, self.shifted))
         return hidden_states + self.norm2(self.mlp(hidden_states))
 
 
@@ -330,48 +329,45 @@ class BridleWindows:
         """What to add to the scores of a layer: (B or 1, windows, 1, w or 1, w), or None."""
         return self._masks[shifted]
 
-    def split(self, tokens, shifted: bool):
-        """(B, N, D) -> (B, windows, w, D)"""
-        batch_size, _, width = tokens.shape
-        field = tokens.view(batch_size, *self.grid, width)
+    def split(self, tokens, shifted: bool, parts: int = 1, heads: int = 1):
+        """(B, N, parts * heads * d) -> (parts, B, windows, heads, w, d)"""
+        field = tokens.view(tokens.shape[0], *self.grid, tokens.shape[-1])
         if self.padded != self.grid:
             ends = [p - g for g, p in zip(self.grid, self.padded, strict=True)]
             field = F.pad(field, [0, 0] + [n for end in reversed(ends) for n in (0, end)])
-        return self._cut(self._roll(field, -1) if shifted else field)
+        return self._cut(self._roll(field, -1) if shifted else field, parts, heads)
 
     def join(self, windows, shifted: bool):
-        """(B, windows, w, D) -> (B, N, D), undoing `split`."""
-        batch_size, width = windows.shape[0], windows.shape[-1]
+        """(B, windows, heads, w, d) -> (B, N, heads * d), undoing `split`."""
+        batch_size, _, heads, _, width = windows.shape
         counts = [n // w for n, w in zip(self.padded, self.window, strict=True)]
-        field = windows.view(batch_size, *counts, *self.window, width)
-        order = [d for a in range(self.axes) for d in (1 + a, 1 + self.axes + a)]
-        field = field.permute(0, *order, 2 * self.axes + 1).reshape(batch_size, *self.padded, width)
+        field = windows.view(batch_size, *counts, heads, *self.window, width)
+        order = [d for a in range(self.axes) for d in (1 + a, 2 + self.axes + a)]
+        field = field.permute(0, *order, 1 + self.axes, -1).reshape(batch_size, *self.padded, heads * width)
         field = self._roll(field, 1) if shifted else field
         field = field[(slice(None), *(slice(n) for n in self.grid))]
-        return field.reshape(batch_size, prod(self.grid), width)
+        return field.reshape(batch_size, prod(self.grid), heads * width)
 
     def _roll(self, field, direction):
-        if not any(self.shift):
-            return field
-        return field.roll([direction * s for s in self.shift], dims=list(range(1, 1 + self.axes)))
+        axes = [a for a in range(self.axes) if self.shift[a]]  # an axis that is not shifted would be copied too
+        return field.roll([direction * self.shift[a] for a in axes], dims=[1 + a for a in axes]) if axes else field
 
-    def _cut(self, field):
-        """(B, *padded, D) -> (B, windows, w, D)"""
-        batch_size, width = field.shape[0], field.shape[-1]
+    def _cut(self, field, parts=1, heads=1):
+        """(B, *padded, parts * heads * d) -> (parts, B, windows, heads, w, d), in one copy"""
+        batch_size, width = field.shape[0], field.shape[-1] // (parts * heads)
         pairs = [n for p, w in zip(self.padded, self.window, strict=True) for n in (p // w, w)]
-        counts, places = range(1, 1 + 2 * self.axes, 2), range(2, 2 + 2 * self.axes, 2)
-        field = field.view(batch_size, *pairs, width).permute(0, *counts, *places, 2 * self.axes + 1)
-        return field.reshape(batch_size, -1, prod(self.window), width)
+        counts, places, part = range(1, 1 + 2 * self.axes, 2), range(2, 2 + 2 * self.axes, 2), 1 + 2 * self.axes
+        field = field.view(batch_size, *pairs, parts, heads, width).permute(part, 0, *counts, part + 1, *places, -1)
+        return field.reshape(parts, batch_size, prod(self.padded) // prod(self.window), heads, prod(self.window), width)
 
     def _mask(self, valid, like, shifted):
         mask = None
         if shifted and any(self.shift):
-            region = self._cut(self._regions(like)[None, ..., None]).squeeze(-1)  # (1, windows, w)
-            apart = region[:, :, :, None] != region[:, :, None, :]
-            mask = (-100.0 * apart.to(like.dtype))[:, :, None]
+            region = self._cut(self._regions(like)[None, ..., None])[0, ..., 0]  # (1, windows, 1, w)
+            mask = -100.0 * (region[..., :, None] != region[..., None, :]).to(like.dtype)
         if valid is not None:
-            real = self.split(valid[..., None].to(like.dtype), shifted).squeeze(-1)  # (B, windows, w); padding is 0
-            hidden = (real - 1.0)[:, :, None, None, :] * 1e4
+            real = self.split(valid[..., None].to(like.dtype), shifted)[0, ..., 0]  # (B, windows, 1, w); padding is 0
+            hidden = (real - 1.0)[..., None, :] * 1e4
             mask = hidden if mask is None else mask + hidden
         return mask
 
