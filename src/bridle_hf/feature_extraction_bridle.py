@@ -60,10 +60,11 @@ def kaldi_fbank(waveforms: torch.Tensor, sampling_rate: int = 16000, num_mel_bin
     frames = frames - frames.mean(-1, keepdim=True)
     frames = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]  # the first sample is dropped: its window weight is 0
     fft_size = 2 * (filters.shape[0] - 1)
-    frames = torch.nn.functional.pad(frames * window[1:], (1, fft_size - size))  # (..., T, fft_size)
+    # in place from here on: on a CPU, memory that is new costs as much as what is computed into it
+    frames = torch.nn.functional.pad(frames.mul_(window[1:]), (1, fft_size - size))  # (..., T, fft_size)
     spectrum = torch.fft.rfft(frames)
-    power = spectrum.real.square() + spectrum.imag.square()  # (..., T, fft_size / 2 + 1)
-    return (power @ filters).clamp(min=FLOOR).log()  # (..., T, num_mel_bins)
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (..., T, fft_size / 2 + 1)
+    return (power @ filters).clamp_(min=FLOOR).log_()  # (..., T, num_mel_bins)
 
 
 def _window_and_hop(sampling_rate: int) -> tuple[int, int]:
