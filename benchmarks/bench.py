@@ -1,117 +1,88 @@
-"""How the hot pieces stand beside their peers and beside the machine's own limit, as ratios taken in one run.
+"""How fast the hot pieces are beside their peers and beside what the machine can do at best, all in one run.
 
-    python benchmarks/bench.py [--rounds 7] [--threads 1] [--json FILE]
+    python benchmarks/bench.py [--rounds 7] [--threads 2] [--clock cpu] [--only fbank] [--output DIR]
 
-Every row times our code and its yardstick in turn, round by round, so that a busy machine slows both; the figure is
-the median over the rounds of the ratio ours / yardstick (below 1: ours is faster). A yardstick that is not installed is
-left out.
+Prints one table; DIR gets bench.json and growth.svg. Every row does our work and the others' in turn, round by round;
+figures are medians, the ratio is the median of the rounds' ratios (below 1: ours is faster). On a machine that is busy
+with something else, `--threads 1 --clock cpu` counts the seconds that this process had. `--small` is a trial of all
+rows in seconds, and its figures mean nothing.
 """
 
 import argparse
 import json
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
-import torchaudio
+from frontend import fbank_rows, loading_row
+from growth import measure_growth, plot_growth
+from measuring import CLOCKS, Row, measure, table
+from models import TINY, classification_row, peak_memory, phase_rows
+from quantizers import quantizer_rows
 
-from bridle_hf import ResidualQuantizer
-from bridle_hf.feature_extraction_bridle import kaldi_fbank
-
-SAMPLING_RATE = 16_000
-
-
-class Row(NamedTuple):
-    """One comparison: two callables that do the same work."""
-
-    name: str
-    yardstick: str
-    ours: Callable[[], object]
-    theirs: Callable[[], object]
+PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL_PHASES = SMALL | {
+    "input_size": (64, 32), "decoder_hidden_size": 32, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
+    "estimator_num_hidden_layers": 1, "quantizer_config": {"codebook_size": 16, "codebook_dim": 8},
+}  # fmt: skip
 
 
-def fbank_rows(clips: int = 16, seconds: float = 5.0) -> Iterator[Row]:
-    """Log-mel features of a batch of clips: ours in one call, torchaudio's clip by clip (it takes no batch)."""
-    waveforms = torch.randn(clips, int(seconds * SAMPLING_RATE), generator=torch.Generator().manual_seed(0)) / 10
-    options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "num_mel_bins": 128, "dither": 0.0}
-
-    def torchaudio_fbank() -> torch.Tensor:
-        fbank = torchaudio.compliance.kaldi.fbank
-        return torch.stack([fbank(wave[None], sample_frequency=SAMPLING_RATE, **options) for wave in waveforms])
-
-    name = f"fbank, {clips} clips of {seconds:g} s"
-    yield Row(name, "torchaudio.compliance.kaldi", lambda: kaldi_fbank(waveforms), torchaudio_fbank)
-
-
-def search_rows(vectors: int = 8192, dim: int = 256, stages: int = 4, codes: int = 256) -> Iterator[Row]:
-    """Residual codes of a batch of vectors, beside the products no search can do without and beside a peer."""
-    z = torch.randn(vectors, dim, generator=torch.Generator().manual_seed(0))
-    quantizer = ResidualQuantizer(dim, num_codebooks=stages, codebook_size=codes)
-    quantizer.initialize_(z, generator=torch.Generator().manual_seed(0))
-    quantizer.eval()
-    flat = torch.randn(dim, stages * codes)  # all stages' scores at once: the floor
-    name = f"RQ {stages} x {codes}, {vectors} x {dim}"
-    yield Row(name, "one matmul", lambda: quantizer.encode(z), lambda: z @ flat)
-    try:
-        from vector_quantize_pytorch import ResidualVQ
-    except ImportError:
+def rows(small: bool) -> Iterator[Row]:
+    if small:
+        yield from fbank_rows(clips=2, seconds=1.0)
+        yield loading_row(seconds=1.0)
+        yield from quantizer_rows(vectors=256, dim=8, stages=2, codes=16)
+        yield from phase_rows("small", SMALL_PHASES, 2)
+        yield classification_row(SMALL, frames=128)
         return
-    peer = ResidualVQ(dim=dim, num_quantizers=stages, codebook_size=codes).eval()
-    yield Row(name, "vector-quantize-pytorch", lambda: quantizer.encode(z), lambda: peer(z[None]))
+    yield from fbank_rows()
+    yield loading_row()
+    yield from quantizer_rows()
+    yield from phase_rows("tiny", TINY, 40)
+    yield from phase_rows("ViT-B, 16 Swin layers", {}, 8)
+    yield classification_row(BASE)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def machine(threads: int, clock: str) -> dict:
+    """What the figures were measured on and with."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    versions = {name: version(name) for name in PACKAGES}
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "clock": clock} | versions
 
 
-def measure(row: Row, rounds: int) -> dict:
-    """Times of one row: medians in milliseconds, and the median and range of the ratios within a round."""
-    row.ours(), row.theirs()  # caches, threads and tables are made here
-    pairs = [(seconds_of(row.ours), seconds_of(row.theirs)) for _ in range(rounds)]
-    ratios = [ours / theirs for ours, theirs in pairs]
-    return {
-        "name": row.name,
-        "yardstick": row.yardstick,
-        "ours_ms": 1e3 * statistics.median(ours for ours, _ in pairs),
-        "yardstick_ms": 1e3 * statistics.median(theirs for _, theirs in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
-
-
-def table(results: list[dict]) -> str:
-    """The results as a Markdown table."""
-    lines = ["| what | beside | ours, ms | theirs, ms | ratio | range |", "|---|---|---|---|---|---|"]
-    for r in results:
-        low, high = r["ratio_range"]
-        lines.append(
-            f"| {r['name']} | {r['yardstick']} | {r['ours_ms']:.1f} | {r['yardstick_ms']:.1f} "
-            f"| {r['ratio']:.2f} | {low:.2f} to {high:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-@torch.no_grad()
 def main(arguments: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--json", help="a file that also gets the results")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--only", default="", help="rows whose name contains this; the growth is left out")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all works")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    results = [measure(row, args.rounds) for row in [*fbank_rows(), *search_rows()]]
-    report = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__, "results": results}
-    print(table(results))
-    print(json.dumps(report))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(report, file, indent=2)
+    args.output.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine(args.threads, args.clock), "rows": []}
+    print(" | ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    for row in rows(args.small):
+        if args.only in row.name:
+            report["rows"].append(measure(row, args.rounds, args.clock))
+    print(table(report["rows"]))
+    if not args.only:
+        name, sizes = (
+            ("small, batch 2", (SMALL_PHASES, 2)) if args.small else ("ViT-B, 16 Swin layers, batch 8", ({}, 8))
+        )
+        report["peak_memory_gb"] = {name: peak_memory(*sizes)}
+        print(f"encoder phase, {name}: {report['peak_memory_gb'][name]:.2f} GB at its peak")
+        report["growth"] = list(measure_growth(args.rounds, args.clock, points=2 if args.small else None))
+        plot_growth(report["growth"], args.output / "growth.svg")
+    (args.output / "bench.json").write_text(json.dumps(report, indent=2))
     return report
 
 

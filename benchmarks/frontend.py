@@ -1,0 +1,67 @@
+"""The audio front-end beside torchaudio, transformers' AST extractor, kaldi-native-fbank, and FFT + mel product."""
+
+import io
+from collections.abc import Iterator
+
+import kaldi_native_fbank
+import soundfile
+import torch
+import torchaudio
+from measuring import Row, random
+from transformers import ASTFeatureExtractor
+
+from bridle_hf import BridleFeatureExtractor
+from bridle_hf.data.decoding import decode_audio
+from bridle_hf.feature_extraction_bridle import frame_count, kaldi_fbank
+
+RATE, MEL = 16_000, 128
+
+
+def fbank_rows(clips: int = 8, seconds: float = 10.0) -> Iterator[Row]:
+    """Log-mel features of clips: ours in one call of the extractor, or clip by clip as torchaudio does it."""
+    waveforms = random(clips, int(seconds * RATE)) / 10
+    arrays = list(waveforms.numpy())
+    options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "num_mel_bins": MEL, "dither": 0.0}
+    kaldi = torchaudio.compliance.kaldi.fbank
+    frames, filters = random(frame_count(waveforms.shape[1]), 512), random(257, MEL)
+    ast = ASTFeatureExtractor()
+    extractor = BridleFeatureExtractor(max_length=frame_count(waveforms.shape[1]) // 16 * 16)
+    native = kaldi_native_fbank.FbankOptions()
+    native.frame_opts.dither, native.frame_opts.window_type, native.mel_opts.num_bins = 0.0, "hanning", MEL
+
+    def kaldi_native(array) -> list:
+        fbank = kaldi_native_fbank.OnlineFbank(native)
+        fbank.accept_waveform(RATE, array.tolist())
+        fbank.input_finished()
+        return [fbank.get_frame(i) for i in range(fbank.num_frames_ready)]
+
+    yield Row(
+        f"fbank, {clips} clips of {seconds:g} s",
+        lambda: [kaldi_fbank(waveform) for waveform in waveforms],
+        {
+            "torchaudio": lambda: [kaldi(w[None], sample_frequency=RATE, **options) for w in waveforms],
+            "kaldi-native-fbank": lambda: [kaldi_native(array) for array in arrays],
+            "floor: FFT + mel product": lambda: [torch.fft.rfft(frames).real @ filters for _ in range(clips)],
+        },
+        clips,
+        "clip",
+    )
+    yield Row(
+        f"feature extractor, {clips} clips of {seconds:g} s",
+        lambda: extractor(arrays, RATE, return_tensors="pt"),
+        {"transformers AST": lambda: ast(arrays, sampling_rate=RATE, return_tensors="pt")},
+        clips,
+        "clip",
+    )
+
+
+def loading_row(seconds: float = 5.0, rate: int = 44_100) -> Row:
+    """Decoding, resampling and features of one Ogg clip, by one worker."""
+    file = io.BytesIO()
+    soundfile.write(file, (random(int(seconds * rate)) / 10).numpy(), rate, format="OGG")
+    encoded, extractor = {"bytes": file.getvalue(), "path": None}, BridleFeatureExtractor()
+    return Row(
+        f"load an Ogg clip of {seconds:g} s",
+        lambda: extractor(decode_audio(encoded, RATE), RATE, padding="longest", return_tensors="pt"),
+        unit="clip",
+    )

@@ -1,0 +1,115 @@
+"""Steps of the phases beside matrix products of as many operations, and the classifier beside transformers' AST."""
+
+import resource
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+
+import torch
+from measuring import Row, random
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ASTConfig, ASTForAudioClassification
+
+from bridle_hf import BridleConfig, BridleForAudioClassification, BridleForPreTraining
+from bridle_hf.training.phases import KINDS
+
+TINY = {
+    "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768,
+    "input_size": (512, 128), "decoder_type": "plain", "decoder_hidden_size": 128, "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 2, "predict_ratio": 0.34,
+    "quantizer_config": {"codebook_dim": 64},
+}  # fmt: skip
+
+
+class Training:
+    """A model in one of its phases, taking the same optimizer step again and again, in bfloat16.
+
+    Args:
+        config: keyword arguments of `BridleConfig`, for audio.
+        batch_size: clips of a step.
+        kind: "encoder" or "tokenizer".
+        cold_start: False takes codes from the full tokenizer in an encoder phase.
+    """
+
+    def __init__(self, config: dict, batch_size: int, kind: str, cold_start: bool = True):
+        torch.manual_seed(0)
+        config = BridleConfig(modality="audio", attn_implementation="eager", **config)
+        self.model, self.kind, self.codes = BridleForPreTraining(config), kind, None
+        if kind == "tokenizer" or not cold_start:
+            self.model.tokenizer.reset_()
+        KINDS[kind].set_modes_(self.model)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.values = random(batch_size, *config.input_size)
+        patches = (config.input_size[0] // config.patch_size[0]) * (config.input_size[1] // config.patch_size[1])
+        self.noise = torch.rand(batch_size, patches, generator=torch.Generator().manual_seed(0))
+
+    def step(self, **inputs) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = self.model(input_values=self.values, noise=self.noise, phase=self.kind, **inputs)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if output.quantizer_stats is not None:
+            self.model.tokenizer.update_(output.quantizer_stats)
+
+    def operations(self) -> int:
+        """Floating-point operations of the matrix products of a step."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops()
+
+
+def products(operations: int, size: int = 2048) -> Callable[[], None]:
+    """As many operations in bfloat16 products (size, size), one at least: what this machine needs for them at best."""
+    a, b = random(size, size).bfloat16(), random(size, size).bfloat16()
+
+    def work() -> None:
+        for _ in range(max(1, round(operations / (2 * size**3)))):
+            a @ b
+
+    return work
+
+
+def phase_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
+    """A step of each kind of phase. The second encoder phase is given its codes: it should cost what the first does."""
+    for kind in ("encoder", "tokenizer"):
+        training = Training(config, batch_size, kind)
+        floor = products(training.operations())
+        others = {"floor: products alone": floor}
+        yield Row(f"{kind} phase, {name}, batch {batch_size}", training.step, others, batch_size, "clip")
+    first, second = (Training(config, batch_size, "encoder", cold_start=cold) for cold in (True, False))
+    codes = second.model.tokenizer.encode(second.values)
+    yield Row(
+        f"encoder phase 2, codes cached, {name}, batch {batch_size}",
+        lambda: second.step(codes=codes),
+        {"encoder phase 1": first.step, "encoder phase 2, not cached": second.step},
+        batch_size,
+        "clip",
+    )
+
+
+def peak_memory(config: dict, batch_size: int) -> float:
+    """GB that a process needs at most for steps of the encoder phase, the interpreter and its libraries included."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of_steps, (config, batch_size))
+
+
+def _peak_of_steps(config: dict, batch_size: int) -> float:
+    training = Training(config, batch_size, "encoder")
+    for _ in range(3):
+        training.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+
+
+def classification_row(sizes: dict, frames: int = 1024) -> Row:
+    """One clip through a classifier and through an AST of the same width and depth, in float32."""
+    ours = BridleForAudioClassification(BridleConfig(modality="audio", input_size=(frames, 128), **sizes)).eval()
+    ast = ASTForAudioClassification(ASTConfig(max_length=frames, **sizes)).eval()
+    values = random(1, frames, 128)
+
+    def forward(model: torch.nn.Module) -> None:
+        with torch.no_grad():
+            model(input_values=values)
+
+    return Row(f"classify a clip of {frames} frames", lambda: forward(ours), {"transformers AST": lambda: forward(ast)})

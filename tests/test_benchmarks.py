@@ -1,0 +1,47 @@
+"""A trial of the benchmark suite: all rows at tiny sizes. What they measure at full size is in docs/performance.md."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("kaldi_native_fbank")
+pytest.importorskip("vector_quantize_pytorch")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_small_run_fills_table_json_and_plot(tmp_path):
+    options = ["--small", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["machine"]["threads"] == 1 and report["machine"]["torch"]
+    peers = {name for row in report["rows"] for name in row["others"]}
+    assert {"torchaudio", "kaldi-native-fbank", "transformers AST", "vector-quantize-pytorch"} < peers
+    for row in report["rows"]:
+        assert row["ours_ms"] > 0 and f"| {row['name']} |" in said
+        for other in row["others"].values():
+            assert other["ratio_range"][0] <= other["ratio"] <= other["ratio_range"][1]
+    assert [len(axis["ms"]) for axis in report["growth"]] == [2] * 5
+    assert min(report["peak_memory_gb"].values()) > 0.1
+    assert len(re.findall("<svg", (tmp_path / "growth.svg").read_text())) == 1
+
+
+def test_ratios_are_ours_over_theirs_on_the_chosen_clock(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import measuring
+
+    seconds = [0.0]
+    monkeypatch.setitem(measuring.CLOCKS, "cpu", lambda: seconds[0])
+
+    def working(cost):
+        return lambda: seconds.__setitem__(0, seconds[0] + cost)
+
+    row = measuring.Row("work", working(2.0), {"slower": working(8.0), "floor": working(1.0)}, count=10, unit="clip")
+    result = measuring.measure(row, rounds=3, clock="cpu")
+    assert (result["ours_ms"], result["per_second"]) == (2000, 5)
+    assert {name: other["ratio"] for name, other in result["others"].items()} == {"slower": 0.25, "floor": 2.0}
+    assert "| work | 2000.0 | 5.00 clips | slower | 8000.0 | 0.25 | 0.25 to 0.25 |" in measuring.table([result])
