@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bridle_hf import RandomProjectionQuantizer, ResidualQuantizer, VectorQuantizer, build_quantizer
+from bridle_hf.codebook_bridle import SEARCHED_ON_CPU
 
 DIM, BOOKS, CODES = 8, 3, 16
 
@@ -33,6 +36,29 @@ def same_state(quantizer, state):
 
 def copy_of_state(quantizer):
     return {name: value.clone() for name, value in quantizer.state_dict().items()}
+
+
+class Largest(TorchDispatchMode):
+    """Keeps how many numbers the largest tensor holds that any operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves(returned) if isinstance(each, torch.Tensor)]
+        self.numbers = max([self.numbers, *(each.numel() for each in tensors)])
+        return returned
+
+
+def test_memory_does_not_grow_with_vectors_times_codes():
+    quantizer, z = ResidualQuantizer(DIM, BOOKS, 256).train(), vectors(8 * SEARCHED_ON_CPU)
+    with Largest() as largest:
+        quantizer.initialize_(z)
+        output = quantizer(z.requires_grad_())
+        output.loss.backward()
+        quantizer.update_(output.stats)
+        quantizer.encode(z)
+    assert largest.numbers <= max(SEARCHED_ON_CPU * 256, z.numel()) < len(z) * 256 / 4
 
 
 # --- values ---------------------------------------------------------------------------------------

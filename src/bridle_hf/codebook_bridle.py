@@ -132,12 +132,17 @@ def code_scores(rows, codes):
     return torch.addmm(codes.square().sum(-1), rows, codes.t(), alpha=-2)
 
 
-def nearest_codes(rows, codes):
-    """Index of the nearest code of every row, the first of equals: (n,) int64."""
+def search_codes(rows, codes):
+    """Lowest of the scores of every row (n,), and the code that has it, the first of equals: (n,) int64."""
     # part by part: the scores of all rows, (n, K), would be the largest tensor of a quantizer
     parts = rows.split(SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE)
-    # min with indices is twice as fast as argmin on CPU
-    return torch.cat([code_scores(part, codes).min(-1).indices for part in parts])
+    found = [code_scores(part, codes).min(-1) for part in parts]  # on CPU twice as fast as argmin
+    return torch.cat([lowest for lowest, _ in found]), torch.cat([index for _, index in found])
+
+
+def nearest_codes(rows, codes):
+    """Index of the nearest code of every row: (n,) int64."""
+    return search_codes(rows, codes)[1]
 
 
 def sum_of_codes(index, books, weights=None):
@@ -199,7 +204,7 @@ def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
     rows = unit(rows)
     centres = sample_rows(rows, num_codes, generator)
     for _ in range(iterations):
-        scores, index = code_scores(rows, centres).min(-1)
+        scores, index = search_codes(rows, centres)
         counts, sums = code_statistics(rows, index, num_codes)
         centres = unit(sums / counts.clamp(min=1)[:, None])
         empty = (counts == 0).nonzero()[:, 0]
