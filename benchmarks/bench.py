@@ -20,7 +20,7 @@ import torch
 from frontend import fbank_rows, loading_row
 from growth import measure_growth, plot_growth
 from measuring import CLOCKS, Row, measure, table
-from models import TINY, classification_row, peak_memory, phase_rows
+from models import TINY, classification_row, operators, peak_memory, phase_rows
 from quantizers import quantizer_rows
 
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
@@ -79,11 +79,13 @@ def main(arguments: list[str] | None = None) -> dict:
             report["rows"] += [measure(row, args.rounds, args.clock) for row in rows()]
     print(table(report["rows"]))
     if args.only is None:
-        name, sizes = (
-            ("small, batch 2", (SMALL_PHASES, 2)) if args.small else ("ViT-B, 16 Swin layers, batch 8", ({}, 8))
-        )
-        report["peak_memory_gb"] = {name: peak_memory(*sizes)}
-        print(f"encoder phase, {name}: {report['peak_memory_gb'][name]:.2f} GB at its peak")
+        tiny, base = ((SMALL_PHASES, 2), (SMALL_PHASES, 2)) if args.small else ((TINY, 40), ({}, 8))
+        report["operators"] = {kind: operators(*tiny, kind) for kind in ("encoder", "tokenizer")}
+        for kind, shares in report["operators"].items():
+            largest = ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:5])
+            print(f"time of a tiny {kind} step: {largest}")
+        report["peak_memory_gb"] = peak_memory(*base)
+        print(f"encoder phase, ViT-B, batch {base[1]}: {report['peak_memory_gb']:.2f} GB at its peak")
         report["growth"] = list(measure_growth(args.rounds, args.clock, points=2 if args.small else None))
         plot_growth(report["growth"], args.output / "growth.svg")
     (args.output / "bench.json").write_text(json.dumps(report, indent=2))

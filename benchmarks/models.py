@@ -1,17 +1,20 @@
 """Steps of the phases beside matrix products of as many operations, and the classifier beside transformers' AST."""
 
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 
 import torch
 from measuring import Row, random
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTConfig, ASTForAudioClassification
 
 from bridle_hf import BridleConfig, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.training.phases import KINDS
 
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 TINY = {
     "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768,
     "input_size": (512, 128), "decoder_type": "plain", "decoder_hidden_size": 128, "decoder_num_hidden_layers": 2,
@@ -87,6 +90,19 @@ def phase_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
         batch_size,
         "clip",
     )
+
+
+def operators(config: dict, batch_size: int, kind: str) -> dict[str, float]:
+    """Share of a step's processor time by operator, the largest first, all matrix products taken together."""
+    training = Training(config, batch_size, kind)
+    training.step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        training.step()
+    shares = Counter()
+    for event in profiler.key_averages():
+        name = event.key.removeprefix("aten::")
+        shares["matrix products" if name in PRODUCTS else name] += event.self_cpu_time_total
+    return {name: time / shares.total() for name, time in shares.most_common()}
 
 
 def peak_memory(config: dict, batch_size: int) -> float:

@@ -26,7 +26,9 @@ def test_a_small_run_fills_table_json_and_plot(tmp_path):
         for other in row["others"].values():
             assert other["ratio_range"][0] <= other["ratio"] <= other["ratio_range"][1]
     assert [len(axis["ms"]) for axis in report["growth"]] == [2] * 5
-    assert min(report["peak_memory_gb"].values()) > 0.1
+    for shares in report["operators"].values():
+        assert shares["matrix products"] > 0 and sum(shares.values()) == pytest.approx(1)
+    assert report["peak_memory_gb"] > 0.1
     assert len(re.findall("<svg", (tmp_path / "growth.svg").read_text())) == 1
 
 
