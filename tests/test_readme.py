@@ -205,10 +205,9 @@ def workplace(tmp_path_factory):
         if path.parent.name in ("audio", "image", "video"):
             path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
 
-    rows = [
-        {"audio": {"bytes": flac(clip(i)), "path": "a.flac"}, "target": i % 2, "fold": i // 2 % 5 + 1}
-        for i in range(20)
-    ]
+    sounds = [{"audio": {"bytes": flac(clip(i)), "path": "a.flac"}} for i in range(20)]
+    labels = [{"target": i % 2, "category": "ab"[i % 2], "fold": i // 2 % 5 + 1} for i in range(20)]
+    rows = [sound | label for sound, label in zip(sounds, labels, strict=True)]
     write(folder.parent / "shared" / "data" / "esc10", train=rows)
     write(folder / "my_sounds", train=rows)
     rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
