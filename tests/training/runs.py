@@ -1,5 +1,6 @@
 """What tests of whole runs share: processes that are forked, and what a run leaves behind."""
 
+import faulthandler
 import json
 import logging
 import multiprocessing
@@ -44,6 +45,7 @@ def forked(function, arguments, errors: Path, environment: dict):
     os.environ.update(environment)
     AcceleratorState._reset_state(reset_partial_state=True)
     sys.stderr = open(errors, "a", buffering=1)  # closed with the process
+    faulthandler.dump_traceback_later(200, file=sys.stderr)  # where a process is that hangs
     logging.getLogger().handlers.clear()
     function(*arguments)
 
