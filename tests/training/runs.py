@@ -1,6 +1,7 @@
 """What tests of whole runs share: processes that are forked, and what a run leaves behind."""
 
 import faulthandler
+import gc
 import json
 import logging
 import multiprocessing
@@ -41,6 +42,8 @@ def unused_port() -> int:
 
 def forked(function, arguments, errors: Path, environment: dict):
     """The body of a forked process, which needs no second import of everything. Standard error goes to a file."""
+    gc.freeze()  # what the other process left is not finalised here: a decoder would wait for threads that it has there
+    gc.enable()
     torch.set_num_threads(1)  # OpenMP does not survive a fork
     os.environ.update(environment)
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -58,7 +61,9 @@ def fork(function, *arguments, errors: Path, ranks: int = 1) -> list:
     for rank in range(ranks):
         environment = world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
         process = FORK.Process(target=forked, args=(function, arguments, errors, environment))
+        gc.disable()
         process.start()
+        gc.enable()
         processes.append(process)
     return processes
 
