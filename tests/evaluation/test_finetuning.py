@@ -6,13 +6,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from bridle_hf.data import DataArguments
+from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
+from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.evaluation import finetuning
 from bridle_hf.evaluation.finetuning import (
     FinetuneRecipe,
     FinetuneTraining,
     TrainingBatches,
     build_classifier,
     finetune,
+    score,
 )
 from bridle_hf.training import RecipeError, load_recipe
 
@@ -20,7 +23,7 @@ from bridle_hf.training import RecipeError, load_recipe
 @pytest.fixture
 def recipe(tones, pretrained, tmp_path):
     def make(**changes):
-        training = {"epochs": 16, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 5e-3, "layer_decay": 1.0}
+        training = {"epochs": 12, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 5e-3, "layer_decay": 1.0}
         data = {"dataset": str(tones), "label_column": "sound", "fold_column": "fold"}
         return FinetuneRecipe(
             model=changes.pop("model", str(pretrained)),
@@ -43,6 +46,23 @@ def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tone, tmp
     for label, name in enumerate(("low", "high")):
         best = classify({"array": tone(label, 100).astype(np.float32), "sampling_rate": 16000})[0]
         assert best["label"] == name and best["score"] > 0.6
+
+
+def test_test_clips_are_seen_whole(recipe, tmp_path, monkeypatch):
+    """No patch hidden, no path dropped: what is scored is what the saved model says."""
+    scored = []
+    monkeypatch.setattr(finetuning, "score", lambda logits, labels: scored.append(logits) or score(logits, labels))
+    made = recipe(
+        folds=[1], training={"epochs": 1}, config={"drop_path_rate": 0.5, "classifier_mask_ratio": [0.5, 0.5]}
+    )
+    finetune(made)
+    folder = tmp_path / "run" / "fold-1"
+    model = BridleForAudioClassification.from_pretrained(folder).eval()
+    examples = load_examples(made.data, BridleFeatureExtractor.from_pretrained(folder))
+    batch = examples.batch(np.flatnonzero(examples.folds == 1).tolist())
+    with torch.no_grad():
+        logits = model(**{name: torch.as_tensor(value) for name, value in batch.items()}).logits
+    np.testing.assert_allclose(scored[0], logits.numpy(), atol=1e-5)
 
 
 def test_binary_loss_in_bf16(recipe):

@@ -115,7 +115,7 @@ def test_logits_of_several_views_are_averaged():
             return {"pixel_values": np.array([[float(row + view)] for row in rows for view in range(2)])}
 
     class Trainer:
-        model, args = None, type("Arguments", (), {"per_device_eval_batch_size": 2})
+        model, args = torch.nn.Identity(), type("Arguments", (), {"per_device_eval_batch_size": 2})
 
         def prediction_step(self, model, batch, prediction_loss_only):
             return None, torch.cat([batch["pixel_values"], -batch["pixel_values"]], dim=1), None

@@ -299,6 +299,7 @@ class TrainingBatches:
 
 def predict(trainer, examples, rows, views=(1, 1)):
     """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits."""
+    trainer.model.eval()  # training leaves it hiding patches and dropping paths
     options = {} if tuple(views) == (1, 1) else {"views": views}
     size, logits = trainer.args.per_device_eval_batch_size, []
     for start in range(0, len(rows), size):
