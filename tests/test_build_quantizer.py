@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from drawn import CODES, DIM, seeded, vectors
 
 from bridle_hf import (
     BridleQuantizerConfig,
@@ -16,18 +17,6 @@ from bridle_hf import (
     build_quantizer,
 )
 from bridle_hf.training import parameter_groups
-
-DIM, CODES = 8, 12
-
-
-def vectors(*shape, seed=0, dim=DIM):
-    return torch.randn(*shape, dim, generator=torch.manual_seed(seed))
-
-
-def seeded(cls, *sizes, **options):
-    torch.manual_seed(7)
-    return cls(*sizes, **options)
-
 
 INNER = ("vector", "gradient", "simvq", "smoothed")
 KINDS = [{"type": kind} for kind in INNER]

@@ -3,21 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from drawn import CODES, DIM, seeded, vectors
 
 from bridle_hf import GradientQuantizer, SimVQQuantizer
 from bridle_hf.gradient_quantization_bridle import rotate
 from bridle_hf.learned_quantization_bridle import straight_through
-
-DIM, CODES = 8, 12
-
-
-def vectors(*shape, seed=0, dim=DIM):
-    return torch.randn(*shape, dim, generator=torch.manual_seed(seed))
-
-
-def seeded(cls, *sizes, **options):
-    torch.manual_seed(7)
-    return cls(*sizes, **options)
 
 
 def nearest_in_float64(z, codes, distance):

@@ -3,20 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from drawn import CODES, DIM, seeded, vectors
 from torch.nn import functional as F
 
 from bridle_hf import SmoothedQuantizer, knn_regularizer, perplexity_regularizer
-
-DIM, CODES = 8, 12
-
-
-def vectors(*shape, seed=0, dim=DIM):
-    return torch.randn(*shape, dim, generator=torch.manual_seed(seed))
-
-
-def seeded(cls, *sizes, **options):
-    torch.manual_seed(7)
-    return cls(*sizes, **options)
 
 
 def smoothed_in_float64(rows, embed, t):

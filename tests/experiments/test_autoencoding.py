@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 
@@ -20,12 +19,6 @@ from bridle_hf.training import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "examples" / "recipes" / "autoencoding"
 TINY = ["steps=2", "batch_size=4", "model.channels=8", "quantizer={codebook_size: 8, codebook_dim: 4}"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Audio, Dataset, Features
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
@@ -23,12 +22,6 @@ TINY = {
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "proj_codevector_dim": 8, "num_negatives": 5,
     "mask_time_prob": 0.5, "mask_time_length": 2, "layerdrop": 0.0,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
