@@ -15,6 +15,7 @@ results.json, results.md and report.html; an interrupted study goes on where it 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -50,7 +51,12 @@ def parse_arguments():
     parser.add_argument("--finetune", metavar="RECIPE", help="of examples/finetune.py; also without pretraining")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the pretraining recipe")
-    return parser, parser.parse_args()
+    # `--seeds 0 1 key=value` would hand key=value to --seeds, which takes all words that follow.
+    words = sys.argv[1:]
+    overrides = [word for word in words if re.match(r"[\w.]+=", word)]
+    arguments = parser.parse_args([word for word in words if word not in overrides])
+    arguments.overrides += overrides
+    return parser, arguments
 
 
 def main():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import fill_codebooks_, tiny_config
 from torch.export import Dim
 
 import bridle_hf
@@ -18,23 +19,8 @@ def build(name, modality):
     """A model of every kind of layer, whose codebooks are filled."""
     torch.manual_seed(0)
     name = f"BridleFor{modality.title()}Classification" if name == "classifier" else name
-    config = bridle_hf.BridleConfig(
-        modality=modality,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        decoder_hidden_size=24,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=2,
-        estimator_num_hidden_layers=1,
-        cold_start=False,
-        quantizer_config={"codebook_size": 8, "codebook_dim": 8, "num_codebooks": 2},
-        **SIZES[modality],
-    )
-    model = getattr(bridle_hf, name)(config)
-    for label, buffer in model.named_buffers():
-        if label.endswith("embed"):
-            buffer.normal_()
+    model = getattr(bridle_hf, name)(tiny_config(modality, cold_start=False, **SIZES[modality]))
+    fill_codebooks_(model)
     return model
 
 

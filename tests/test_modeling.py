@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny import padded_pair, tiny_config, values_for
 
-from bridle_hf.configuration_bridle import BridleConfig
 from bridle_hf.layers_bridle import BridleAttention
 from bridle_hf.modeling_bridle import (
     BridleForAudioClassification,
@@ -30,8 +30,7 @@ CLASSIFIERS = {
 
 
 def tiny(modality="audio", **options):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return BridleConfig(modality=modality, **{**SIZES[modality], **sizes, **options})
+    return tiny_config(modality, **(SIZES[modality] | options))
 
 
 def build(cls, config=None, seed=0, **options):
@@ -44,28 +43,11 @@ def build(cls, config=None, seed=0, **options):
     return model
 
 
-def values_for(config, batch_size=2, size=None):
-    size = list(size or config.input_size)
-    if config.modality != "audio":
-        size.insert(len(size) - 2, config.num_channels)
-    return torch.randn(batch_size, *size)
-
-
-def padded_pair(frames=20, padded=32, mel=8):
-    """A clip alone, and in a batch beside a longer one with rubbish in its padding."""
-    clip = torch.randn(1, frames, mel)
-    batch = torch.randn(2, padded, mel)
-    batch[0, :frames] = clip[0]
-    batch[0, frames:] = float("nan")
-    attention_mask = torch.arange(padded) < torch.tensor([[frames], [padded]])
-    return clip, batch, attention_mask.long()
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("options", [{}, {"use_cls_token": False}, {"pooling": "cls"}, {"position_layout": "table"}])
 def test_padded_equals_unpadded(options, implementation):
     model = build(BridleModel, attn_implementation=implementation, **options)
-    clip, batch, attention_mask = padded_pair()
+    clip, batch, attention_mask = padded_pair(20, 32)
     with torch.no_grad():
         alone = model(clip)
         padded = model(batch, attention_mask=attention_mask)
@@ -78,7 +60,7 @@ def test_padded_equals_unpadded(options, implementation):
 
 def test_a_patch_padded_in_part_counts_and_its_padding_is_zero():
     model = build(BridleModel)
-    clip, batch, attention_mask = padded_pair(frames=18)  # two frames into the fifth patch
+    clip, batch, attention_mask = padded_pair(18, 32)  # two frames into the fifth patch
     zeros = torch.cat([clip, torch.zeros(1, 2, 8)], dim=1)
     with torch.no_grad():
         padded, alone = model(batch, attention_mask=attention_mask), model(zeros)
@@ -88,7 +70,7 @@ def test_a_patch_padded_in_part_counts_and_its_padding_is_zero():
 
 def test_masked_and_padded_equals_masked_and_unpadded():
     model = build(BridleModel)
-    clip, batch, attention_mask = padded_pair()
+    clip, batch, attention_mask = padded_pair(20, 32)
     masked = torch.zeros(2, 16, dtype=torch.bool)
     masked[:, [1, 4, 5, 8]] = True
     with torch.no_grad():
@@ -164,7 +146,7 @@ def test_the_attention_implementation_reaches_every_layer():
 
 
 def test_a_tokenizer_gives_the_same_with_either_attention():
-    _, batch, attention_mask = padded_pair()
+    _, batch, attention_mask = padded_pair(20, 32)
     outputs = []
     for name in ("eager", "sdpa"):
         config = tiny(attn_implementation=name, cold_start=False, estimator_num_hidden_layers=1)
@@ -229,7 +211,7 @@ def test_several_labels_per_clip_are_trained_with_binary_cross_entropy():
 
 def test_padding_does_not_change_the_logits():
     model = build(BridleForAudioClassification, num_labels=3)
-    clip, batch, attention_mask = padded_pair()
+    clip, batch, attention_mask = padded_pair(20, 32)
     with torch.no_grad():
         alone, padded = model(clip).logits, model(batch, attention_mask=attention_mask).logits
     torch.testing.assert_close(padded[:1], alone, atol=1e-5, rtol=0)
@@ -252,7 +234,7 @@ def test_training_hides_rows_and_columns_and_evaluation_hides_nothing():
 def test_training_mask_leaves_padding_out():
     config = tiny(num_labels=3, classifier_mask_ratio=(0.25, 0.5))
     model = build(BridleForAudioClassification, config).train()
-    _, batch, attention_mask = padded_pair(frames=16)
+    _, batch, attention_mask = padded_pair(16, 32)
     plan = model._training_mask(batch, attention_mask)
     assert plan.kept_valid.sum(1).tolist() == [3, 6]  # 6 of 16 patches, 3 of the 8 real ones
     assert plan.kept[0][plan.kept_valid[0]].max() < 8

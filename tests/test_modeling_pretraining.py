@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import padded_pair, tiny_config, values_for
 
-from bridle_hf.configuration_bridle import BridleConfig
 from bridle_hf.modeling_bridle import (
     BridleForAudioClassification,
     BridleForPreTraining,
@@ -25,12 +25,8 @@ PHASES = ("encoder", "tokenizer", "joint")
 
 
 def tiny(modality="audio", **options):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "estimator_num_hidden_layers": 1}
-    decoder = {"decoder_hidden_size": 24, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
     quantizer = {"num_codebooks": 3, "codebook_size": 8, "codebook_dim": 6}
-    return BridleConfig(
-        modality=modality, **{**SIZES[modality], **sizes, **decoder, "quantizer_config": quantizer, **options}
-    )
+    return tiny_config(modality, **({**SIZES[modality], "quantizer_config": quantizer} | options))
 
 
 def build(cls=BridleForPreTraining, seed=0, **options):
@@ -44,22 +40,6 @@ def build(cls=BridleForPreTraining, seed=0, **options):
             if name.endswith("embed"):
                 buffer.copy_(torch.randn_like(buffer) * 0.3)
     return model
-
-
-def values_for(config, batch_size=2, size=None):
-    size = list(size or config.input_size)
-    if config.modality != "audio":
-        size.insert(len(size) - 2, config.num_channels)
-    return torch.randn(batch_size, *size)
-
-
-def padded_pair(frames=40, padded=64, mel=8):
-    """A clip alone, and in a batch beside a longer one with rubbish in its padding."""
-    clip = torch.randn(1, frames, mel)
-    batch = torch.randn(2, padded, mel)
-    batch[0, :frames] = clip[0]
-    batch[0, frames:] = float("nan")
-    return clip, batch, (torch.arange(padded) < torch.tensor([[frames], [padded]])).long()
 
 
 def log_softmax(x):
@@ -178,7 +158,7 @@ def test_padded_losses_equal_unpadded_ones(decoder_type, cold_start):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    clip, batch, attention_mask = padded_pair()
+    clip, batch, attention_mask = padded_pair(40, 64)
     batch, attention_mask = batch[:1], attention_mask[:1]
     masked = torch.rand(1, 20).argsort() < 13
     padded_mask = torch.cat([masked, torch.zeros(1, 12, dtype=torch.bool)], dim=1)
@@ -196,7 +176,7 @@ def test_padded_losses_equal_unpadded_ones(decoder_type, cold_start):
 @pytest.mark.parametrize("decoder_type", ["swin", "plain"])
 def test_padded_rows_predict_their_own_patches(decoder_type):
     model = build(decoder_type=decoder_type)
-    clip, batch, attention_mask = padded_pair()
+    clip, batch, attention_mask = padded_pair(40, 64)
     noise = torch.rand(2, 32)
     with torch.no_grad():
         output = model(batch, attention_mask=attention_mask, noise=noise)
@@ -218,7 +198,7 @@ def test_codes_are_the_same_in_a_batch_alone_and_padded(cold_start):
     codes = tokenizer.encode(values)
     assert codes.shape == (5, 32, 3) and codes.dtype == torch.int64 and codes.unique().numel() == 8
     assert torch.equal(codes, torch.cat([tokenizer.encode(clip[None]) for clip in values]))
-    _, batch, attention_mask = padded_pair(frames=38)  # two frames into the tenth row of patches
+    _, batch, attention_mask = padded_pair(38, 64)  # two frames into the tenth row of patches
     clip = torch.cat([batch[:1, :38], torch.zeros(1, 2, 8)], dim=1)
     assert torch.equal(tokenizer.encode(batch, attention_mask)[:1, :20], tokenizer.encode(clip))
 

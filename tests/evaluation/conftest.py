@@ -7,8 +7,9 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
+from tiny import tiny_config
 
-from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
 from bridle_hf.data import MODALITIES, DataArguments, Examples
 from bridle_hf.data.collation import AudioCollator
 
@@ -77,18 +78,6 @@ def tones(tmp_path_factory):
 def pretrained(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("pretrained")
-    config = BridleConfig(
-        input_size=(48, 64),
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        decoder_type="plain",
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        estimator_num_hidden_layers=1,
-        quantizer_config={"num_codebooks": 2, "codebook_size": 8, "codebook_dim": 8},
-    )
-    BridleForPreTraining(config).save_pretrained(folder)
+    BridleForPreTraining(tiny_config(input_size=(48, 64), decoder_type="plain")).save_pretrained(folder)
     BridleFeatureExtractor(max_length=48, num_mel_bins=64, mean=-7.0, std=4.0).save_pretrained(folder)
     return folder

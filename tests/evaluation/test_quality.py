@@ -5,25 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_config
 
-from bridle_hf import BridleConfig, BridleForPreTraining
+from bridle_hf import BridleForPreTraining
 from bridle_hf.evaluation.quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 
 def build(**quantizer):
     torch.manual_seed(0)
-    config = BridleConfig(
-        input_size=(64, 32),
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        decoder_type="plain",
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        estimator_num_hidden_layers=1,
-        quantizer_config={"num_codebooks": 3, "codebook_size": 16, "codebook_dim": 8, **quantizer},
-    )
+    quantizer = {"num_codebooks": 3, "codebook_size": 16, "codebook_dim": 8, **quantizer}
+    config = tiny_config(input_size=(64, 32), num_hidden_layers=1, decoder_type="plain", quantizer_config=quantizer)
     return BridleForPreTraining(config)
 
 

@@ -57,7 +57,7 @@ def start(repository, folder, modality, *options):
 
 
 def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
-    out, results = study("--finetune", "finetune.yaml")
+    out, results = study("--finetune", "finetune.yaml", "--seeds", "0")  # key=value follows
     names = {row["encoder"] for row in results["encoders"]}
     assert names >= {"random weights", "iteration 1", "iteration 2", "fine-tuned", "fine-tuned from random weights"}
     logmel = results["encoders"][0]

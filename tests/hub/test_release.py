@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard
+from tiny import tiny_config
 
 import bridle_hf
 from bridle_hf.data import build_processor
@@ -22,19 +23,7 @@ RESULT = {
 
 
 def tiny(modality, name="BridleForPreTraining", **fields):
-    config = bridle_hf.BridleConfig(
-        modality=modality,
-        input_size=SIZES[modality],
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        decoder_hidden_size=24,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        estimator_num_hidden_layers=1,
-        quantizer_config={"codebook_size": 8, "codebook_dim": 8, "num_codebooks": 2},
-        **fields,
-    )
+    config = tiny_config(modality, input_size=SIZES[modality], **fields)
     return getattr(bridle_hf, name)(config), build_processor(config)
 
 

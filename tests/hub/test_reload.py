@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import fill_codebooks_, tiny_config
 
 import bridle_hf
 from bridle_hf.data import build_processor
@@ -37,24 +38,10 @@ def folders(tmp_path_factory):
     root, found = tmp_path_factory.mktemp("saved"), {}
     torch.manual_seed(0)
     for modality, size in SIZES.items():
-        config = bridle_hf.BridleConfig(
-            modality=modality,
-            input_size=size,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            decoder_hidden_size=24,
-            decoder_num_hidden_layers=1,
-            decoder_num_attention_heads=2,
-            estimator_num_hidden_layers=1,
-            cold_start=False,
-            quantizer_config={"codebook_size": 8, "codebook_dim": 8},
-        )
+        config = tiny_config(modality, input_size=size, cold_start=False)
         for name in ("BridleForPreTraining", "BridleModel", "BridleTokenizer", HEADS[modality]):
             model = getattr(bridle_hf, name)(config)
-            for label, buffer in model.named_buffers():
-                if label.endswith("embed"):
-                    buffer.normal_()  # codebooks that were set, so that codes differ
+            fill_codebooks_(model)
             found[modality, name] = folder = root / f"{modality}-{name}"
             model.save_pretrained(folder)
             build_processor(config).save_pretrained(folder)
