@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_small_run_fills_table_json_and_plot(tmp_path):
     options = ["--small", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    said = run.stdout
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["machine"]["threads"] == 1 and report["machine"]["torch"]
     peers = {name for row in report["rows"] for name in row["others"]}
