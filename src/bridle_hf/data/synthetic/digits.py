@@ -65,7 +65,7 @@ def draw_picture(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return paint(rng.uniform(*BRIGHTNESS) * ink)
 
 
-def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 2) -> Path:
+def write_digit_set(folder: str | os.PathLike, seed: int = 0, pictures_per_digit: int = 1) -> Path:
     """Write the pictures as an image dataset folder, or leave the folder alone where that set is already there.
 
     `folder/train` holds PNG files (32 x 32) and `metadata.jsonl` with the columns `label` (0 to 9) and `fold`
