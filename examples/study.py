@@ -156,10 +156,8 @@ def row(name, pooling, seed, probes):
 
 
 def finetune_rows(arguments, recipe):
-    """Fine-tuning from the last encoder and from random weights, every seed; of videos also on one frame alone."""
+    """Fine-tuning from the last encoder and from random weights, every seed."""
     variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", ["from_scratch=true"])]
-    if recipe.config().modality == "video":
-        variants.append(("fine-tuned on one frame", "-one-frame", ["processor.frame_stride=0"]))
     rows = []
     for seed in arguments.seeds:
         model = f"{recipe.output_dir}/seed-{seed}" + ("-fold-{fold}" if arguments.inductive else "") + "/final"

@@ -15,10 +15,11 @@ def clusters(n=200, dims=20, classes=4, noise=1.5, seed=0):
     return rng.normal(size=(classes, dims))[labels] + noise * rng.normal(size=(n, dims)), labels, np.arange(n) // 4 % 5
 
 
-@pytest.mark.parametrize(("dims", "noise"), [(20, 3.0), (300, 9.0)])  # fewer and more features than rows
-def test_one_c_gives_scikit_learns_predictions(dims, noise):
+# Fewer and more features than rows, and features that repeat each other as the channels of a grey picture do.
+@pytest.mark.parametrize(("dims", "noise", "copies"), [(20, 3.0, 1), (300, 9.0, 1), (20, 3.0, 3)])
+def test_one_c_gives_scikit_learns_predictions(dims, noise, copies):
     x, y, folds = clusters(dims=dims, noise=noise)
-    x = x * np.geomspace(0.01, 100, dims) + 5  # the scaler has to undo this
+    x = np.tile(x * np.geomspace(0.01, 100, dims) + 5, copies)  # the scaler has to undo this
     result = linear_probe(x, y, folds, grid=(0.1,))
     right = np.zeros(len(y), dtype=bool)
     for fold in range(5):
@@ -28,6 +29,11 @@ def test_one_c_gives_scikit_learns_predictions(dims, noise):
         assert result.per_fold[fold] == pytest.approx(right[test].mean(), abs=0.026)
     assert (result.correct == right).mean() > 0.99  # but for a tie or two
     assert 0.4 < right.mean() < 1  # a result the test could get wrong
+
+
+def test_features_that_say_nothing_give_chance():
+    _, y, folds = clusters(n=40)
+    assert linear_probe(np.ones((40, 3)), y, folds).accuracy == pytest.approx(0.25, abs=0.01)
 
 
 def test_c_is_chosen_by_the_other_folds_alone():

@@ -44,17 +44,17 @@ def outer_folds(labels, folds=None, seed=0, num_folds=5):
 
 
 def _rotate(train, test):
-    """Standardise by the training rows; where there are more features than rows, keep the rows' span only.
+    """Standardise by the training rows, and keep their span only: fewer features where some repeat others.
 
     The logistic loss with an L2 penalty does not change under rotation, and the weights lie in the span of the
     training rows, so this changes the cost of a fit and not its result.
     """
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
-    if train.shape[1] > train.shape[0]:
-        basis = np.linalg.qr(train.T)[0]  # (d, rows)
-        train, test = train @ basis, test @ basis
-    return train, test
+    _, singular_values, directions = np.linalg.svd(train, full_matrices=False)
+    rank = max(1, (singular_values > 1e-10 * singular_values[0]).sum())
+    basis = directions[:rank].T  # (d, rank)
+    return train @ basis, test @ basis
 
 
 def _scores(x, y, train, test, grid):
