@@ -156,8 +156,12 @@ def row(name, pooling, seed, probes):
 
 
 def finetune_rows(arguments, recipe):
-    """Fine-tuning from the last encoder and from random weights, every seed."""
-    variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", ["from_scratch=true"])]
+    """Fine-tuning from the last encoder and from random weights, every seed.
+
+    Random weights have no layers that should change slowly: they all learn at the full rate.
+    """
+    scratch = ["from_scratch=true", "training.layer_decay=null"]
+    variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", scratch)]
     rows = []
     for seed in arguments.seeds:
         model = f"{recipe.output_dir}/seed-{seed}" + ("-fold-{fold}" if arguments.inductive else "") + "/final"
