@@ -1,7 +1,8 @@
-"""Fine-tune a pretrained encoder on a labelled set, one model a fold, and test each after its last epoch.
+r"""Fine-tune a pretrained encoder on a labelled set, one model a fold, and test each after its last epoch.
 
     python examples/finetune.py --recipe examples/recipes/audio/esc50_finetune.yaml model=runs/esc50/final
-    python examples/finetune.py --recipe ... model=runs/esc50/final from_scratch=true output_dir=runs/scratch
+    python examples/finetune.py --recipe ... model=runs/esc50/final from_scratch=true training.layer_decay=null \
+        output_dir=runs/scratch
 
 The last line of standard output is one JSON object with the top-1 and top-5 accuracy and the mean average precision
 over the folds; `output_dir`/fold-K holds the models, as transformers' pipelines load them.

@@ -156,10 +156,7 @@ def row(name, pooling, seed, probes):
 
 
 def finetune_rows(arguments, recipe):
-    """Fine-tuning from the last encoder and from random weights, every seed.
-
-    Random weights have no layers that should change slowly: they all learn at the full rate.
-    """
+    """Fine-tuning from the last encoder and from random weights, every seed; see `FinetuneRecipe.from_scratch`."""
     scratch = ["from_scratch=true", "training.layer_decay=null"]
     variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", scratch)]
     rows = []

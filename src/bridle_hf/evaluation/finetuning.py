@@ -89,7 +89,8 @@ class FinetuneRecipe:
         output_dir: receives fold-K/ (a model that transformers' pipelines load) and results.json.
         data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
             as the split is; without that and without `fold_column`, five folds are drawn.
-        from_scratch: draw random weights of the same architecture, the control without pretraining.
+        from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
+            with `training.layer_decay` null: random weights have no layers that should change slowly.
         folds: test folds to run; null is all of them.
         seed: of weights, order, augmentation and drawn folds.
         config: what to change in the model's config, such as `drop_path_rate` or `classifier_mask_ratio`.
