@@ -2,7 +2,7 @@
 
     python examples/wav2vec2_pretraining.py --recipe examples/recipes/wav2vec2/esc10_small.yaml
     accelerate launch examples/wav2vec2_pretraining.py --recipe examples/recipes/wav2vec2/librispeech.yaml \
-        --method 2x320-knn_ce
+        --method 2x320-softmax-knn_ce
 
 A method that has its results already is not run again. `output_dir` receives results.json and model.safetensors a
 method, and results.md, the table that is printed at the end.

@@ -124,7 +124,9 @@ def test_one_command_ends_in_one_table_and_goes_on_where_it_was(table, pictures,
     assert [line.split(" | ")[0] for line in first.splitlines()[2:]] == ["| ema-kmeans", "| softmax-knn_ce"]
     results = json.loads((tmp_path / "softmax-knn_ce" / "results.json").read_text())
     assert (
-        results["steps"] == 2 and len(results["popularity"]) == 8 and 1 < results["individual_perplexity"]["100"] <= 8
+        results["recipe"]["steps"] == 2
+        and len(results["popularity"]) == 8
+        and 1 < results["individual_perplexity"]["100"] <= 8
     )
     before = (tmp_path / "ema-kmeans" / "results.json").stat().st_mtime_ns
     second = table(*command, "data.size=16", "--method", "ema-kmeans", "--method", "cosine-ste")

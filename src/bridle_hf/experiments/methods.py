@@ -1,27 +1,28 @@
-"""A table of quantizers: the rows of a recipe, run one after the other, and what their training has in common."""
+"""A table of quantizers: the rows of a recipe, run one after the other."""
 
 import argparse
 import json
 import logging
+import os
+import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_model
-from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader
 
 from ..configuration_bridle import BridleQuantizerConfig
 from ..evaluation.tables import markdown
 from ..training.arguments import config_keys
-from ..training.parameters import parameter_groups
-from ..training.recipes import RecipeError, load_recipe
+from ..training.recipes import RecipeError, changed_keys, load_recipe
+from .loop import train
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +75,99 @@ class Method:
             raise ValueError(f"`methods`, {self.name}: {error.__cause__ or error}") from error
 
 
-def check_methods(recipe) -> None:
-    """Raises a ValueError unless a recipe's methods have names of their own and quantizers that can be built."""
-    names = [method.name for method in recipe.methods]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"`methods` is {names}; it takes at least one, each with a name of its own.")
-    for method in recipe.methods:
-        method.config(recipe.quantizer)
+def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
+    """The clips of a split.
+
+    Raises:
+        ValueError: `data.column` is not among its columns.
+    """
+    clips = datasets.load_dataset(data.dataset, data.name, split=data.train_split if train else data.test_split)
+    if data.column not in clips.column_names:
+        raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(clips.column_names)}.")
+    return clips.select_columns([data.column])
 
 
-def run_methods(recipe, names: list[str] | None = None) -> list[dict]:
+@dataclass(kw_only=True)
+class TableRecipe:
+    """One model a method, all else equal. An experiment says what the model is, what it learns and what is measured.
+
+    Attributes:
+        data: where the clips come from.
+        quantizer: fields of `BridleQuantizerConfig` that all methods share.
+        methods: the rows of the table.
+        batch_size: of a process; K of the KNN regularisers is per process too.
+        learning_rate: falls as a cosine to `final_share` of itself.
+        max_grad_norm: gradients are cut to this length; None leaves them.
+        checkpoint_steps: steps between checkpoints of a method that is not finished.
+    """
+
+    output_dir: str
+    data: DatasetArguments
+    methods: list[Method]
+    quantizer: dict = field(default_factory=dict, metadata={"keys": quantizer_keys})
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    final_share: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-4
+    max_grad_norm: float | None = None
+    checkpoint_steps: int = 1000
+    mixed_precision: Literal["no", "bf16"] = "no"
+
+    def __post_init__(self):
+        names = [method.name for method in self.methods]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"`methods` is {names}; it takes at least one, each with a name of its own.")
+        for method in self.methods:
+            method.config(self.quantizer)
+        for name in ("steps", "batch_size", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes whole numbers from 1 on.")
+
+    def describe(self, method: Method) -> dict:
+        """All that a method's results depend on, as plain values."""
+        values = asdict(self) | {"methods": [asdict(method)]}
+        for place in ("output_dir", "checkpoint_steps"):
+            del values[place]
+        return json.loads(json.dumps(values))
+
+    def build(self, method: Method) -> torch.nn.Module:
+        """The model of a method, drawn from the seed."""
+        raise NotImplementedError
+
+    def quantizer_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Our quantizer inside a model of `build`."""
+        raise NotImplementedError
+
+    def vectors(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        """What the quantizer of a model receives for a batch: (..., d)."""
+        raise NotImplementedError
+
+    def loss(self, model: torch.nn.Module, bare: torch.nn.Module, batch: dict):
+        """The loss of a batch, (), and the `QuantizerOutput`. `model` is `bare`, or wraps it for several processes."""
+        raise NotImplementedError
+
+    def open_clips(self, train: bool):
+        """The `datasets.Dataset` of a split."""
+        raise NotImplementedError
+
+    def collate(self, examples: list[dict], seed: int, train: bool) -> dict[str, torch.Tensor]:
+        """Examples of `open_clips` as a batch; what is random in it follows from the seed."""
+        raise NotImplementedError
+
+    def measure(self, model: torch.nn.Module, device: torch.device) -> dict:
+        """What the results of a trained model hold."""
+        raise NotImplementedError
+
+
+def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dict]:
     """Trains and measures every method that has no results yet, one after the other.
 
-    `output_dir`/NAME/ receives model.safetensors and results.json.
+    `output_dir`/NAME/ receives model.safetensors and results.json, and checkpoints/ until the method is finished.
 
     Args:
-        recipe: has `output_dir`, `methods`, `mixed_precision`, `steps` and `run(method, accelerator)`, which returns a
-            trained model and a dict of what was measured.
         names: of the methods to run; None runs all of them.
 
     Returns:
@@ -98,66 +175,43 @@ def run_methods(recipe, names: list[str] | None = None) -> list[dict]:
 
     Raises:
         RecipeError: a name that the recipe does not have.
+        FloatingPointError: a loss became NaN or inf.
     """
     known = [method.name for method in recipe.methods]
     if unknown := sorted(set(names or ()) - set(known)):
         raise RecipeError(f"no method {', '.join(unknown)} in the recipe; it has {', '.join(known)}.")
-    for method in recipe.methods:
-        folder = Path(recipe.output_dir) / method.name
-        if (names is None or method.name in names) and not (folder / "results.json").is_file():
-            run_method(recipe, method, folder)
-    files = [Path(recipe.output_dir) / name / "results.json" for name in known]
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
-
-
-def run_method(recipe, method: Method, folder: Path) -> None:
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # update_ keeps codebooks equal
+        # Buffers are codebooks, which update_ keeps equal. A layer that is dropped at random has no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
-    start = time.perf_counter()
-    model, measured = recipe.run(method, accelerator)
+    found = []
+    for method in recipe.methods:
+        folder = Path(recipe.output_dir) / method.name
+        if (names is None or method.name in names) and not (folder / "results.json").is_file():
+            run_method(recipe, method, folder, accelerator)
+        if (folder / "results.json").is_file():
+            found.append(json.loads((folder / "results.json").read_text()))
+            if changed := changed_keys(found[-1]["recipe"], recipe.describe(method)):
+                logger.warning("the results of %s are of another recipe: %s", method.name, ", ".join(changed))
+    return found
+
+
+def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: Accelerator) -> None:
+    checkpoints, described = folder / "checkpoints", recipe.describe(method)
+    model, minutes = train(recipe, method, checkpoints, yaml.safe_dump(described, sort_keys=False), accelerator)
     if accelerator.is_main_process:
-        minutes = (time.perf_counter() - start) / 60
+        results = {"method": method.name, **recipe.measure(model, accelerator.device)}
+        results |= {"minutes": minutes, "recipe": described}
         folder.mkdir(parents=True, exist_ok=True)
         save_model(model, folder / "model.safetensors")
-        results = {"method": method.name, **measured, "steps": recipe.steps, "minutes": minutes}
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / ".results.json").write_text(json.dumps(results, indent=1) + "\n")
+        os.replace(folder / ".results.json", folder / "results.json")  # whole, or not there
+        shutil.rmtree(checkpoints, ignore_errors=True)
         logger.info("%s took %.1f minutes", method.name, minutes)
     accelerator.wait_for_everyone()
-
-
-def build_optimizer(model: torch.nn.Module, recipe, method: Method):
-    """AdamW and its schedule: a cosine from the method's learning rate, or else the recipe's, to `final_share` of it.
-
-    Args:
-        recipe: has `learning_rate`, `final_share`, `weight_decay`, `betas` and `steps`.
-    """
-    rate = method.learning_rate or recipe.learning_rate
-    decay = recipe.weight_decay if method.weight_decay is None else method.weight_decay
-    optimizer = torch.optim.AdamW(parameter_groups(model, rate, decay), betas=recipe.betas)
-    return optimizer, CosineAnnealingLR(optimizer, recipe.steps, eta_min=recipe.final_share * rate)
-
-
-def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
-    """The clips of a split, undecoded where the library would need more than it has to decode them."""
-    clips = datasets.load_dataset(data.dataset, data.name, split=data.train_split if train else data.test_split)
-    if data.column not in clips.column_names:
-        raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(clips.column_names)}.")
-    return clips.select_columns([data.column])
-
-
-def build_loader(recipe, clips: datasets.Dataset, collate: Callable, train: bool) -> DataLoader:
-    """Batches of clips; those of training are whole and shuffled."""
-    options = {"num_workers": recipe.data.num_workers, "collate_fn": collate}
-    return DataLoader(clips, recipe.batch_size, shuffle=train, drop_last=train, **options)
-
-
-def endless(loader: DataLoader) -> Iterator:
-    """The batches of a loader again and again."""
-    while True:
-        yield from loader
+    accelerator.free_memory()
 
 
 def main(recipe_class: type, summary_row: Callable[[dict], dict], description: str) -> None:
@@ -174,6 +228,7 @@ def main(recipe_class: type, summary_row: Callable[[dict], dict], description: s
         results = run_methods(recipe, arguments.method)
     except RecipeError as error:
         parser.error(str(error))
-    table = markdown([summary_row(each) for each in results])
-    (Path(recipe.output_dir) / "results.md").write_text(table)
-    sys.stdout.write(table)
+    if PartialState().is_main_process:
+        table = markdown([summary_row(each) for each in results])
+        (Path(recipe.output_dir) / "results.md").write_text(table)
+        sys.stdout.write(table)

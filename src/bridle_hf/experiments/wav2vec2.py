@@ -1,31 +1,20 @@
 """wav2vec 2.0 pretraining with any quantizer in place of its own: section 4.2 of T. Morita (2026), table 3."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
 from ..build_quantizer_bridle import build_quantizer
 from ..data.decoding import decode_audio
 from ..evaluation.codebooks import code_counts, usage
-from ..training.phases import start_codebooks_
-from .methods import (
-    DatasetArguments,
-    Method,
-    build_loader,
-    build_optimizer,
-    check_methods,
-    endless,
-    open_split,
-    quantizer_keys,
-)
+from .loop import ordered_batches
+from .methods import DatasetArguments, Method, TableRecipe, open_split
 
 RATE = 16_000
 
@@ -98,122 +87,83 @@ class SpeechArguments(DatasetArguments):
     seconds: float = 10.0
 
 
-@dataclass
-class Wav2Vec2Recipe:
-    """One pretraining a method, all else equal.
+@dataclass(kw_only=True)
+class Wav2Vec2Recipe(TableRecipe):
+    """One pretraining a method.
 
     Attributes:
         model: fields of transformers' `Wav2Vec2Config`.
-        quantizer: fields of `BridleQuantizerConfig` that all methods share.
-        methods: the rows of the table.
-        batch_size: clips of a process; K of the KNN regularisers is per process too.
-        learning_rate: falls as a cosine to `final_share` of itself.
         quantizer_loss_weight: of the quantizer's loss beside the contrastive one.
     """
 
-    output_dir: str
     data: SpeechArguments
-    methods: list[Method]
     model: dict = field(default_factory=dict, metadata={"keys": lambda _: dict.fromkeys(Wav2Vec2Config().to_dict())})
-    quantizer: dict = field(default_factory=dict, metadata={"keys": quantizer_keys})
     quantizer_loss_weight: float = 0.1
-    seed: int = 0
-    steps: int = 100_000
     batch_size: int = 8
     learning_rate: float = 5e-4
     final_share: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-
-    def __post_init__(self):
-        check_methods(self)
+    max_grad_norm: float | None = 1.0
 
     def build(self, method: Method) -> Wav2Vec2WithQuantizer:
-        """The model of a method, drawn from the recipe's seed."""
         torch.manual_seed(self.seed)
         quantizer = build_quantizer(method.config(self.quantizer))
         return Wav2Vec2WithQuantizer(Wav2Vec2Config(**self.model), quantizer, self.quantizer_loss_weight)
 
-    def run(self, method: Method, accelerator: Accelerator) -> tuple[nn.Module, dict]:
-        """Trains and measures a method."""
-        model = train(self, method, accelerator)
-        if not accelerator.is_main_process:
-            return model, {}
-        return model, evaluate(model, open_clips(self, train=False), accelerator.device)
+    def quantizer_of(self, model):
+        return model.quantizer.quantizer
+
+    def vectors(self, model, batch):
+        return model.vectors(batch["input_values"])
+
+    def loss(self, model, bare, batch):
+        loss = model(**batch).loss / batch["mask_time_indices"].sum()
+        return loss, bare.quantizer.output
+
+    def open_clips(self, train):
+        return open_split(self.data, train).cast_column(self.data.column, datasets.Audio(decode=False))
+
+    def collate(self, examples, seed, train):
+        """Normalised waveforms (B, samples) at 16 kHz, with masks and negatives for the contrastive loss."""
+        random, length = np.random.default_rng(seed) if train else None, int(self.data.seconds * RATE)
+        waves = [cut(decode_audio(example[self.data.column], RATE), length, random) for example in examples]
+        values = Wav2Vec2FeatureExtractor()(waves, sampling_rate=RATE, return_tensors="pt").input_values
+        return {"input_values": values, **draw_masks(Wav2Vec2Config(**self.model), *values.shape, seed)}
+
+    def measure(self, model, device):
+        return evaluate(model, ordered_batches(self, device))
 
 
-def open_clips(recipe: Wav2Vec2Recipe, train: bool) -> DataLoader:
-    """Batches of normalised waveforms (B, samples) at 16 kHz with masks and negatives for the contrastive loss."""
-    data, config, extractor = recipe.data, Wav2Vec2Config(**recipe.model), Wav2Vec2FeatureExtractor()
-    clips = open_split(data, train).cast_column(data.column, datasets.Audio(decode=False))
-    length = int(data.seconds * RATE)
-
-    def collate(examples):
-        waves = [cut(decode_audio(example[data.column], RATE), length, train) for example in examples]
-        values = extractor(waves, sampling_rate=RATE, return_tensors="pt").input_values  # (B, samples)
-        return {"input_values": values, **draw_masks(config, *values.shape)}
-
-    return build_loader(recipe, clips, collate, train)
-
-
-def cut(wave: np.ndarray, length: int, at_random: bool) -> np.ndarray:
-    """`length` samples of a clip, from its beginning or a random place; a shorter one is repeated."""
+def cut(wave: np.ndarray, length: int, random: np.random.Generator | None = None) -> np.ndarray:
+    """`length` samples of a clip, from a random place or its beginning; a shorter one is repeated."""
     wave = np.tile(wave, -(-length // len(wave)))
-    start = int(torch.randint(len(wave) - length + 1, ())) if at_random else 0
+    start = 0 if random is None else random.integers(len(wave) - length + 1)
     return wave[start : start + length]
 
 
-def draw_masks(config: Wav2Vec2Config, rows: int, samples: int) -> dict[str, torch.Tensor]:
+def draw_masks(config: Wav2Vec2Config, rows: int, samples: int, seed: int) -> dict[str, torch.Tensor]:
     """Masked places (B, T) bool and, for each place, the negatives' numbers in the batch (B, T, n)."""
     frames = samples
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         frames = (frames - kernel) // stride + 1
+    np.random.seed(seed % 2**32)  # the library draws from numpy's global state
     mask = _compute_mask_indices((rows, frames), config.mask_time_prob, config.mask_time_length, min_masks=2)
     negatives = _sample_negative_indices((rows, frames), config.num_negatives, mask_time_indices=mask)
     return {"mask_time_indices": torch.from_numpy(mask), "sampled_negative_indices": torch.from_numpy(negatives)}
 
 
-def train(recipe: Wav2Vec2Recipe, method: Method, accelerator: Accelerator) -> Wav2Vec2WithQuantizer:
-    """A model after `recipe.steps` steps, in eval mode."""
-    bare = recipe.build(method).to(accelerator.device)
-    optimizer, schedule = build_optimizer(bare, recipe, method)
-    np.random.seed(recipe.seed)  # the library's masks and negatives
-    model, optimizer, loader = accelerator.prepare(bare, optimizer, open_clips(recipe, train=True))
-    batches = endless(loader)
-    vectors = (bare.vectors(batch["input_values"]) for batch in batches)
-    start_codebooks_(bare.quantizer.quantizer, vectors, torch.Generator().manual_seed(recipe.seed))
-    model.train()
-    bar = tqdm(range(recipe.steps), desc=method.name, disable=not accelerator.is_main_process, mininterval=5)
-    for step in bar:
-        batch = next(batches)
-        with accelerator.autocast():
-            output = model(**batch)
-        masked = batch["mask_time_indices"].sum()
-        accelerator.backward(output.loss / masked)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if bare.quantizer.output.stats is not None:
-            bare.quantizer.quantizer.update_(bare.quantizer.output.stats)
-        if step % 10 == 0:
-            bar.set_postfix(contrastive=f"{output.contrastive_loss.item() / masked.item():.3f}", refresh=False)
-    return bare.eval()
-
-
 @torch.no_grad()
-def evaluate(model: Wav2Vec2WithQuantizer, batches, device) -> dict:
+def evaluate(model: Wav2Vec2WithQuantizer, batches: Iterable[dict]) -> dict:
     """Use of the codes on held-out clips, all frames, and the contrastive task on masked ones.
+
+    Args:
+        batches: what `Wav2Vec2Recipe.collate` returns, on the model's device.
 
     Returns:
         "code_use" and "perplexity" a codebook; "contrastive_loss" a masked frame in nats.
     """
-    np.random.seed(0)
     codes, loss, masked = [], 0.0, 0
     for batch in batches:
-        batch = {name: value.to(device) for name, value in batch.items()}
         loss += model(**batch).contrastive_loss.item()
         masked += batch["mask_time_indices"].sum().item()
         vectors = model.vectors(batch["input_values"])

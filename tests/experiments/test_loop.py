@@ -1,0 +1,163 @@
+"""The training of a row: it goes on where it was killed, takes every clip once an epoch, and stops at a bad loss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets import Audio, Dataset
+from safetensors.torch import load_file
+from torch import nn
+
+from bridle_hf import SmoothedQuantizer, VectorQuantizer
+from bridle_hf.experiments.loop import Steps, share_at
+from bridle_hf.experiments.methods import run_methods
+from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.training import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "examples" / "recipes" / "wav2vec2" / "esc10_small.yaml"
+MODEL = (
+    "{conv_dim: [8, 8, 8, 8, 8, 8, 8], hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, "
+    "intermediate_size: 32, num_conv_pos_embeddings: 4, num_conv_pos_embedding_groups: 2, proj_codevector_dim: 8, "
+    "num_negatives: 5, mask_time_prob: 0.5, mask_time_length: 2, layerdrop: 0.3}"
+)
+METHODS = (
+    "[{name: gumbel, quantizer: {type: smoothed, codebook_size: 8, gumbel: hard, num_vertices: 4}}, "
+    "{name: ema, quantizer: {type: vector, codebook_size: 4, kmeans_samples_per_code: 4}}]"
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Folder of 9 clips of noise of 0.4 s at 16 kHz."""
+    folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    for number in range(9):
+        soundfile.write(folder / f"{number}.wav", 0.1 * random.normal(size=6400), 16_000)
+    files = [{"audio": {"bytes": (folder / f"{n}.wav").read_bytes(), "path": None}} for n in range(9)]
+    Dataset.from_list(files).cast_column("audio", Audio(decode=False)).to_parquet(folder / "train.parquet")
+    for file in folder.glob("*.wav"):
+        file.unlink()
+    return folder
+
+
+def options(clips, folder, *more):
+    return [
+        f"data.dataset={clips}", "data.seconds=0.25", "data.train_split=train", "data.test_split=train", "batch_size=4",
+        "steps=6", f"model={MODEL}", f"methods={METHODS}", "quantizer={codebook_dim: 8}", f"output_dir={folder}", *more,
+    ]  # fmt: skip
+
+
+def recipe(clips, folder, *more):
+    return load_recipe(RECIPE, options(clips, folder, *more), Wav2Vec2Recipe)
+
+
+@pytest.mark.parametrize(("name", "quantizer"), [("gumbel", SmoothedQuantizer), ("ema", VectorQuantizer)])
+def test_a_killed_method_goes_on_as_if_it_had_not_been(clips, tmp_path, monkeypatch, name, quantizer):
+    """Weights and codebooks are equal bit for bit, also with Gumbel noise, dropped layers and random masks and cuts."""
+    run_methods(recipe(clips, tmp_path / "whole"), [name])
+
+    killed = recipe(clips, tmp_path / "killed", "checkpoint_steps=2")
+    update, calls = quantizer.update_, iter(range(6))
+
+    def update_until_killed(self, stats):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return update(self, stats)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quantizer, "update_", update_until_killed)
+        run_methods(killed, [name])
+    assert [path.name for path in (tmp_path / "killed" / name / "checkpoints").iterdir()] == ["phase-00-step-00000004"]
+    assert not (tmp_path / "killed" / name / "results.json").exists()
+    (result,) = run_methods(killed, [name])
+
+    whole, again = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "killed"))
+    assert whole.keys() == again.keys()
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+    measured = json.loads((tmp_path / "whole" / name / "results.json").read_text())
+    assert {**result, "minutes": 0} == {**measured, "minutes": 0}
+    assert not (tmp_path / "killed" / name / "checkpoints").exists()  # its place is taken by the results
+
+
+def test_results_of_another_recipe_are_named(clips, tmp_path, caplog):
+    run_methods(recipe(clips, tmp_path, "steps=2"), ["ema"])
+    assert "another recipe" not in caplog.text
+    run_methods(recipe(clips, tmp_path, "steps=2", "checkpoint_steps=7"), ["ema"])  # which changes no result
+    assert "another recipe" not in caplog.text
+    run_methods(recipe(clips, tmp_path, "steps=3", "learning_rate=0.1"), ["ema"])
+    assert "the results of ema are of another recipe: steps, learning_rate" in caplog.text
+
+
+def test_a_bad_loss_ends_the_method_and_keeps_the_checkpoint_before_it(clips, tmp_path, monkeypatch):
+    loss = Wav2Vec2Recipe.loss
+    steps = iter(range(9))
+
+    def turns_bad(self, model, bare, batch):
+        value, output = loss(self, model, bare, batch)
+        return value * (float("nan") if next(steps) == 2 else 1), output
+
+    monkeypatch.setattr(Wav2Vec2Recipe, "loss", turns_bad)
+    broken = recipe(clips, tmp_path, "checkpoint_steps=1")
+    with pytest.raises(FloatingPointError, match="gumbel: at step 3 the loss is nan and the gradient norm"):
+        run_methods(broken, ["gumbel"])
+    (checkpoint,) = (tmp_path / "gumbel" / "checkpoints").iterdir()
+    assert checkpoint.name == "phase-00-step-00000002"
+    assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
+
+
+def take(steps, count):
+    return [item for item, _ in zip(steps, range(count), strict=False)]
+
+
+def test_every_process_takes_clips_of_its_own_and_each_clip_once_an_epoch():
+    by_rank = [take(Steps(14, 3, 5, 0, rank, 2), 6) for rank in range(2)]  # 2 steps of 6 clips an epoch, 2 clips left
+    for epoch in range(3):
+        taken = [number for rank in by_rank for step in rank[2 * epoch : 2 * epoch + 2] for number, _ in step]
+        assert len(taken) == len(set(taken)) == 12 and set(taken) <= set(range(14))
+    orders = [[n for step in by_rank[0][2 * e : 2 * e + 2] for n, _ in step] for e in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    seeds = [{seed for _, seed in step} for rank in by_rank for step in rank]
+    assert all(len(seed) == 1 for seed in seeds) and len(set.union(*seeds)) == 12
+    assert take(Steps(14, 3, 5, 3, 1, 2), 3) == by_rank[1][3:]  # from any step on
+    assert take(Steps(14, 3, 6, 0, 0, 2), 1) != by_rank[0][:1]
+    with pytest.raises(ValueError, match="has 5 clips; a step takes batch_size=3 on each of 2 processes"):
+        Steps(5, 3, 0, 0, 0, 2)
+
+
+def test_the_learning_rate_is_torch_s_cosine(clips, tmp_path):
+    cosine = recipe(clips, tmp_path, "final_share=0.3", "steps=9")
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9, eta_min=0.6)
+    for step in range(9):
+        assert 2 * share_at(step, cosine) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+
+def test_numbers_that_make_no_run_are_refused(clips, tmp_path):
+    for key in ("steps", "batch_size", "checkpoint_steps"):
+        with pytest.raises(ValueError, match=f"`{key}` is 0; it takes whole numbers from 1 on"):
+            recipe(clips, tmp_path, f"{key}=0")
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp16' .* it takes one of 'no', 'bf16'"):
+        recipe(clips, tmp_path, "mixed_precision=fp16")
+
+
+def test_two_processes_run_a_table(clips, tmp_path):
+    """Layers are dropped at random, each process its own: none waits for the gradient of the other's."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+        str(ROOT / "examples" / "wav2vec2_pretraining.py"), "--recipe", str(RECIPE),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = options(clips, tmp_path, "checkpoint_steps=2")
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| method |") == 1 and "| gumbel |" in done.stdout and "| ema |" in done.stdout
+    assert (tmp_path / "results.md").read_text() in done.stdout
