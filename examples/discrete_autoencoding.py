@@ -4,12 +4,13 @@
     accelerate launch examples/discrete_autoencoding.py --recipe examples/recipes/autoencoding/imagenet_64x64x3.yaml \
         --method softmax-knn_ce --method euclidean-ste
 
-A method that has its results already is not run again: an interrupted table goes on with the next method. `output_dir`
-receives results.json and model.safetensors a method, and results.md, the table that is printed at the end.
+A method that has its results already is not run again, and one that was interrupted goes on from its last checkpoint.
+`output_dir` receives results.json, model.safetensors and reconstructions.png a method; results.md, the table that is
+printed at the end, and popularity.svg, how unevenly the codes of each method are used.
 """
 
-from bridle_hf.experiments.autoencoding import AutoencodingRecipe, summary_row
+from bridle_hf.experiments.autoencoding import AutoencodingRecipe
 from bridle_hf.experiments.methods import main
 
 if __name__ == "__main__":
-    main(AutoencodingRecipe, summary_row, __doc__)
+    main(AutoencodingRecipe, __doc__)

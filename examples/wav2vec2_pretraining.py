@@ -4,12 +4,12 @@
     accelerate launch examples/wav2vec2_pretraining.py --recipe examples/recipes/wav2vec2/librispeech.yaml \
         --method 2x320-softmax-knn_ce
 
-A method that has its results already is not run again. `output_dir` receives results.json and model.safetensors a
-method, and results.md, the table that is printed at the end.
+A method that has its results already is not run again, and one that was interrupted goes on from its last checkpoint.
+`output_dir` receives results.json and model.safetensors a method, and results.md, the table that is printed at the end.
 """
 
 from bridle_hf.experiments.methods import main
-from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe, summary_row
+from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
 
 if __name__ == "__main__":
-    main(Wav2Vec2Recipe, summary_row, __doc__)
+    main(Wav2Vec2Recipe, __doc__)

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
 from bridle_hf.experiments.autoencoder import DiscreteAutoencoder
-from bridle_hf.experiments.autoencoding import AutoencodingRecipe, evaluate, summary_row
+from bridle_hf.experiments.autoencoding import AutoencodingRecipe, evaluate, save_pairs
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +114,8 @@ def test_individual_perplexity_is_that_of_the_training_assignments():
 
 def test_codebooks_of_a_product_are_measured_one_by_one():
     model = Identity(ProductQuantizer([GradientQuantizer(1, 1, 4), GradientQuantizer(2, 1, 4)])).eval()
-    row = summary_row({"method": "x", "minutes": 1.0, **evaluate(model, [torch.randn(2, 3, 4, 4)], "cpu")})
+    recipe = load_recipe(RECIPES / "cifar10_small.yaml", cls=AutoencodingRecipe)
+    row = recipe.summary_row({"method": "x", "minutes": 1.0, **evaluate(model, [torch.randn(2, 3, 4, 4)], "cpu")})
     assert len(row["code use %"].split()) == len(row["perplexity"].split()) == 2
 
 
@@ -133,6 +134,25 @@ def test_one_command_ends_in_one_table_and_goes_on_where_it_was(table, pictures,
     assert "| cosine-ste |" in second and first.splitlines()[3] in second
     assert (tmp_path / "ema-kmeans" / "results.json").stat().st_mtime_ns == before
     assert (tmp_path / "results.md").read_text() == second
+    popularity = (tmp_path / "popularity.svg").read_text()
+    drawn = {
+        name: f"<!-- {name} -->" in popularity for name in ("ema-kmeans", "softmax-knn_ce", "cosine-ste", "softmax")
+    }
+    assert drawn == {"ema-kmeans": True, "softmax-knn_ce": True, "cosine-ste": True, "softmax": False}
+    assert Picture.open(tmp_path / "cosine-ste" / "reconstructions.png").size == (4 * 16, 2 * 16)
+
+
+def test_a_picture_has_images_above_what_the_codes_make_of_them(tmp_path):
+    quantizer = GradientQuantizer(3, 1, 2)
+    with torch.no_grad():
+        quantizer.codebooks[0].embed.copy_(torch.tensor([[1.0, -1.0, 0.2], [-2.0, -2.0, -2.0]]))
+    images = torch.full((2, 3, 4, 6), 0.8)
+    images[1] = -1.0
+    save_pairs(Identity(quantizer).eval(), images, tmp_path / "pairs.png")
+    pixels = np.asarray(Picture.open(tmp_path / "pairs.png"))
+    assert pixels.shape == (8, 12, 3)
+    assert (pixels[:4, :6] == 230).all() and (pixels[:4, 6:] == 0).all()  # 127.5 * 1.8 = 229.5
+    assert (pixels[4:, :6] == [255, 0, 153]).all() and (pixels[4:, 6:] == 0).all()
 
 
 def test_what_is_wrong_is_named(table, pictures, tmp_path):

@@ -3,8 +3,10 @@
 Section 4.1 of T. Morita (2026), its tables 1 and 2 and figure 2.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from .fidelity import Fidelity
 from .loop import ordered_batches
 from .methods import DatasetArguments, Method, TableRecipe, open_split
 
+logger = logging.getLogger(__name__)
+
 PERCENTILES = (75, 90, 99, 100)
+SHOWN = 16  # test images in a picture of reconstructions
 
 
 @dataclass
@@ -80,9 +85,33 @@ class AutoencodingRecipe(TableRecipe):
             images = torch.where(mirrored, images.flip(-1), images)
         return {"images": images}
 
-    def measure(self, model, device):
+    def measure(self, model, device, folder):
+        first = next(ordered_batches(self, device))["images"][:SHOWN]
+        save_pairs(model, first, folder / "reconstructions.png")
         batches = (batch["images"] for batch in ordered_batches(self, device))
         return evaluate(model, batches, device, self.fidelity)
+
+    def summary_row(self, results):
+        individual = results["individual_perplexity"].values()
+        row = {
+            "method": results["method"],
+            "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
+            "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
+            "rMSE": f"{results['rmse']:.4f}",
+            "codes per image": f"{results['codes_per_image']:.1f}",
+            "individual perplexity 75 / 90 / 99 / max": " / ".join(f"{value:.2f}" for value in individual),
+        }
+        if "fid" in results:
+            row |= {"FID": str(results["fid"]), "IS": str(results["inception_score"])}
+        return row | {"minutes": f"{results['minutes']:.1f}"}
+
+    def draw(self, results):
+        try:
+            from .popularity import plot_popularity
+        except ImportError:
+            logger.warning('popularity.svg is not drawn without matplotlib: pip install "bridle-hf[report]"')
+        else:
+            plot_popularity(results, Path(self.output_dir) / "popularity.svg")
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:
@@ -132,17 +161,9 @@ def evaluate(model: DiscreteAutoencoder, images: Iterable[torch.Tensor], device,
     }
 
 
-def summary_row(results: dict) -> dict[str, str]:
-    """One line of the table."""
-    individual = results["individual_perplexity"].values()
-    row = {
-        "method": results["method"],
-        "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
-        "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
-        "rMSE": f"{results['rmse']:.4f}",
-        "codes per image": f"{results['codes_per_image']:.1f}",
-        "individual perplexity 75 / 90 / 99 / max": " / ".join(f"{value:.2f}" for value in individual),
-    }
-    if "fid" in results:
-        row |= {"FID": str(results["fid"]), "IS": str(results["inception_score"])}
-    return row | {"minutes": f"{results['minutes']:.1f}"}
+@torch.no_grad()
+def save_pairs(model: DiscreteAutoencoder, images: torch.Tensor, path: Path) -> None:
+    """Images (B, 3, H, W) in [-1, 1] in a line, and what codes make of them below, as a PNG of 2 H x B W pixels."""
+    pairs = torch.stack([images, model(images)[0].clamp(-1, 1)])  # (2, B, 3, H, W)
+    pixels = (127.5 * (pairs + 1)).round().byte().permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray(pixels.cpu().numpy()).save(path)

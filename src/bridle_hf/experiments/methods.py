@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -157,9 +156,16 @@ class TableRecipe:
         """Examples of `open_clips` as a batch; what is random in it follows from the seed."""
         raise NotImplementedError
 
-    def measure(self, model: torch.nn.Module, device: torch.device) -> dict:
-        """What the results of a trained model hold."""
+    def measure(self, model: torch.nn.Module, device: torch.device, folder: Path) -> dict:
+        """What the results of a trained model hold. Pictures go to the folder."""
         raise NotImplementedError
+
+    def summary_row(self, results: dict) -> dict[str, str]:
+        """One line of the table."""
+        raise NotImplementedError
+
+    def draw(self, results: list[dict]) -> None:
+        """Pictures of the whole table, into `output_dir`."""
 
 
 def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dict]:
@@ -202,9 +208,9 @@ def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: A
     checkpoints, described = folder / "checkpoints", recipe.describe(method)
     model, minutes = train(recipe, method, checkpoints, yaml.safe_dump(described, sort_keys=False), accelerator)
     if accelerator.is_main_process:
-        results = {"method": method.name, **recipe.measure(model, accelerator.device)}
-        results |= {"minutes": minutes, "recipe": described}
         folder.mkdir(parents=True, exist_ok=True)
+        results = {"method": method.name, **recipe.measure(model, accelerator.device, folder)}
+        results |= {"minutes": minutes, "recipe": described}
         save_model(model, folder / "model.safetensors")
         (folder / ".results.json").write_text(json.dumps(results, indent=1) + "\n")
         os.replace(folder / ".results.json", folder / "results.json")  # whole, or not there
@@ -214,8 +220,8 @@ def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: A
     accelerator.free_memory()
 
 
-def main(recipe_class: type, summary_row: Callable[[dict], dict], description: str) -> None:
-    """The command line of a table: reads a recipe, runs its methods, prints and writes the table."""
+def main(recipe_class: type[TableRecipe], description: str) -> None:
+    """The command line of a table: reads a recipe, runs its methods, writes and prints the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
     parser.add_argument("--method", action="append", metavar="NAME", help="a row of the recipe to run; all without it")
@@ -229,6 +235,7 @@ def main(recipe_class: type, summary_row: Callable[[dict], dict], description: s
     except RecipeError as error:
         parser.error(str(error))
     if PartialState().is_main_process:
-        table = markdown([summary_row(each) for each in results])
+        table = markdown([recipe.summary_row(each) for each in results])
         (Path(recipe.output_dir) / "results.md").write_text(table)
+        recipe.draw(results)
         sys.stdout.write(table)

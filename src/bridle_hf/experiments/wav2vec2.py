@@ -130,8 +130,17 @@ class Wav2Vec2Recipe(TableRecipe):
         values = Wav2Vec2FeatureExtractor()(waves, sampling_rate=RATE, return_tensors="pt").input_values
         return {"input_values": values, **draw_masks(Wav2Vec2Config(**self.model), *values.shape, seed)}
 
-    def measure(self, model, device):
+    def measure(self, model, device, folder):
         return evaluate(model, ordered_batches(self, device))
+
+    def summary_row(self, results):
+        return {
+            "method": results["method"],
+            "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
+            "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
+            "contrastive loss": f"{results['contrastive_loss']:.3f}",
+            "minutes": f"{results['minutes']:.1f}",
+        }
 
 
 def cut(wave: np.ndarray, length: int, random: np.random.Generator | None = None) -> np.ndarray:
@@ -173,15 +182,4 @@ def evaluate(model: Wav2Vec2WithQuantizer, batches: Iterable[dict]) -> dict:
         "code_use": used["cur"].tolist(),
         "perplexity": used["perplexity"].tolist(),
         "contrastive_loss": loss / masked,
-    }
-
-
-def summary_row(results: dict) -> dict[str, str]:
-    """One line of the table."""
-    return {
-        "method": results["method"],
-        "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
-        "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
-        "contrastive loss": f"{results['contrastive_loss']:.3f}",
-        "minutes": f"{results['minutes']:.1f}",
     }
