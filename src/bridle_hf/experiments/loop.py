@@ -44,6 +44,7 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
 
     Raises:
         FloatingPointError: the loss or the length of the gradient became NaN or inf. Checkpoints are from before.
+        ValueError: the checkpoint is of another model, or there are too few clips for a step.
     """
     bare = recipe.build(method).to(accelerator.device)
     quantizer, checkpoint, first, earlier = recipe.quantizer_of(bare), find_checkpoint(folder), 0, 0.0
@@ -52,7 +53,10 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
         with torch.no_grad():
             start_codebooks_(quantizer, vectors, torch.Generator().manual_seed(recipe.seed))
     else:
-        bare.load_state_dict(checkpoint.weights())
+        try:
+            bare.load_state_dict(checkpoint.weights())
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint.path} does not fit the recipe; remove it to start over: {error}") from error
         first, earlier = checkpoint.step, checkpoint.state["minutes"]
         logger.info("%s goes on from %s", method.name, checkpoint.path)
         before = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
