@@ -37,7 +37,9 @@ def recipe(tones, pretrained, tmp_path):
 
 
 def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tone, tmp_path):
-    results = finetune(recipe(folds=[1, 3], config={"drop_path_rate": 0.1, "classifier_mask_ratio": [0.2, 0.2]}))
+    made = recipe(folds=[1, 3], config={"drop_path_rate": 0.1, "classifier_mask_ratio": [0.2, 0.2]})
+    results = finetune(made)
+    assert load_recipe(tmp_path / "run" / "finetune.yaml", cls=FinetuneRecipe) == made
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert results["folds"] == [1, 3] and results["accuracy"] == np.mean(results["per_fold"])
     assert results["accuracy"] >= 0.9 and results["mean_average_precision"] >= 0.9

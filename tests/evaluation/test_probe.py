@@ -95,3 +95,9 @@ def test_mcnemar_is_the_exact_binomial_test():
 def test_bad_input_is_named(x, folds, message):
     with pytest.raises(ValueError, match=message):
         linear_probe(x, np.arange(8) % 2, folds)
+
+
+@pytest.mark.parametrize("test_folds", [[], [2], [0, 2]])
+def test_test_folds_that_are_none_are_named(test_folds):
+    with pytest.raises(ValueError, match=r"test_folds: got .*; the folds are \[0, 1\]"):
+        linear_probe(np.zeros((8, 2)), np.arange(8) % 2, np.arange(8) // 4, test_folds=test_folds)

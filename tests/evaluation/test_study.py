@@ -66,6 +66,11 @@ def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
     assert set(results["tokens"]) == {"cold start", "trained"}
     assert "| logmel |  | 100.0 | 1 |" in out
     assert "100.0" in (tmp_path / "runs" / "report.html").read_text()
+    recipes = [yaml.safe_load((tmp_path / "runs" / run / "finetune.yaml").read_text())
+               for run in ("finetune-seed-0", "finetune-seed-0-scratch")]  # fmt: skip
+    assert [each["from_scratch"] for each in recipes] == [False, True]
+    # Layers that change slowly suit pretrained weights and handicap random ones.
+    assert recipes[0]["training"]["layer_decay"] < 1 and recipes[1]["training"]["layer_decay"] is None
 
 
 def test_inductive_runs_do_not_see_the_test_fold(study, tmp_path):

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.nn import functional as F
 from torch.utils.data import WeightedRandomSampler
 from transformers import Trainer, TrainingArguments, set_seed
@@ -20,6 +21,7 @@ from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
 from ..training.arguments import config_keys, processor_keys
 from ..training.parameters import parameter_groups
+from ..training.recipes import recipe_to_yaml
 from .metrics import load_metric
 from .probe import outer_folds
 
@@ -86,7 +88,8 @@ class FinetuneRecipe:
 
     Attributes:
         model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
-        output_dir: receives fold-K/ (a model that transformers' pipelines load) and results.json.
+        output_dir: receives fold-K/ (a model that transformers' pipelines load), results.json and finetune.yaml, this
+            recipe with nothing left to look up.
         data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
             as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
@@ -163,7 +166,10 @@ def finetune(recipe):
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
-    (Path(recipe.output_dir) / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    if PartialState().is_main_process:
+        folder = Path(recipe.output_dir)
+        (folder / "finetune.yaml").write_text(recipe_to_yaml(recipe))
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -101,7 +101,8 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
         `ProbeResult`.
 
     Raises:
-        ValueError: if features are not a finite matrix with one row a label, or labels not one class an example.
+        ValueError: if features are not a finite matrix with one row a label, labels not one class an example, or test
+            folds none of the folds.
     """
     x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(y):
@@ -113,7 +114,7 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
     folds = outer_folds(y, folds, seed)
     correct, per_fold, chosen = np.zeros(len(y), dtype=bool), {}, {}
     tested = np.unique(folds) if test_folds is None else np.asarray(test_folds)
-    if not np.isin(tested, folds).all():
+    if len(tested) == 0 or not np.isin(tested, folds).all():
         raise ValueError(f"test_folds: got {tested.tolist()}; the folds are {np.unique(folds).tolist()}")
 
     def probe_fold(fold):
