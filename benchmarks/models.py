@@ -105,14 +105,20 @@ def operators(config: dict, batch_size: int, kind: str) -> dict[str, float]:
     return {name: time / shares.total() for name, time in shares.most_common()}
 
 
-def peak_memory(config: dict, batch_size: int) -> float:
-    """GB that a process needs at most for steps of the encoder phase, the interpreter and its libraries included."""
+def peak_memory(config: dict, batch_size: int, recompute: bool) -> float:
+    """GB that a process needs at most for steps of the encoder phase, the interpreter and its libraries included.
+
+    Args:
+        recompute: keep the inputs of layers alone for the backward pass, and compute the rest again.
+    """
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_steps, (config, batch_size))
+        return pool.apply(_peak_of_steps, (config, batch_size, recompute))
 
 
-def _peak_of_steps(config: dict, batch_size: int) -> float:
+def _peak_of_steps(config: dict, batch_size: int, recompute: bool) -> float:
     training = Training(config, batch_size, "encoder")
+    if recompute:
+        training.model.activation_checkpointing_enable()
     for _ in range(3):
         training.step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux

@@ -71,7 +71,7 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     if not resumed:
         phase.start_(model, loader, torch.Generator().manual_seed(seed_from(seed, phase.index)))
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     groups = parameter_groups(model, phase.learning_rate, training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=training.betas, fused=True)
     # Most steps of a joint phase leave the tokenizer out.
