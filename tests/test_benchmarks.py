@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("kaldi_native_fbank")
@@ -49,3 +50,13 @@ def test_ratios_are_ours_over_theirs_on_the_chosen_clock(monkeypatch):
     assert (result["ours_ms"], result["per_second"]) == (2000, 5)
     assert {name: other["ratio"] for name, other in result["others"].items()} == {"slower": 0.25, "floor": 2.0}
     assert "| work | 2000.0 | 5.00 clips | slower | 8000.0 | 0.25 | 0.25 to 0.25 |" in measuring.table([result])
+
+
+def test_peak_memory_is_that_of_the_steps_alone(monkeypatch):
+    """Not what the process that asks for it has had."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from bench import SMALL_PHASES
+    from models import peak_memory
+
+    ballast = np.ones(3 << 27)  # 3.2 GB
+    assert 0.1 < peak_memory(SMALL_PHASES, 2, recompute=False) < 3 < ballast.nbytes / 1e9

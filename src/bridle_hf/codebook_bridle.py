@@ -127,16 +127,21 @@ def mean_square(error, weight=None):
     return (error * weight).sum() / weight.sum().clamp(min=1)
 
 
-def code_scores(rows, codes):
-    """Squared Euclidean distance less |row|^2, which does not change the order of the codes: (n, K)."""
-    return torch.addmm(codes.square().sum(-1), rows, codes.t(), alpha=-2)
+def code_scores(rows, codes, squares=None):
+    """Squared Euclidean distance less |row|^2, which does not change the order of the codes: (n, K).
+
+    Args:
+        squares: (K,) |code|^2 where it is known.
+    """
+    return torch.addmm(codes.square().sum(-1) if squares is None else squares, rows, codes.t(), alpha=-2)
 
 
 def search_codes(rows, codes):
     """Lowest of the scores of every row (n,), and the code that has it, the first of equals: (n,) int64."""
     # part by part: the scores of all rows, (n, K), would be the largest tensor of a quantizer
     parts = rows.split(SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE)
-    found = [code_scores(part, codes).min(-1) for part in parts]  # on CPU twice as fast as argmin
+    squares = codes.square().sum(-1)
+    found = [code_scores(part, codes, squares).min(-1) for part in parts]  # on CPU twice as fast as argmin
     return torch.cat([lowest for lowest, _ in found]), torch.cat([index for _, index in found])
 
 

@@ -209,7 +209,8 @@ class ResidualQuantizer(StagedQuantizer):
         loss = torch.stack(losses).mean()
         found, shares, embeds = zip(*searches, strict=True)
         total = sum_of_codes(found, embeds, shares if self.soft_codes else None)
-        quantized = total + (rows - rows.detach())  # the second term is zero, its gradient is not
+        # what is added is zero, its gradient is not
+        quantized = total + (rows - rows.detach()) if rows.requires_grad else total
         return QuantizerOutput(
             quantized=quantized.reshape(*shape, self.dim),
             codes=torch.stack([near[:, 0] for near in found], dim=-1).reshape(*shape, self.num_codebooks),
