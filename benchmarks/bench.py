@@ -23,6 +23,8 @@ from measuring import CLOCKS, Row, measure, table
 from models import TINY, classification_row, operators, peak_memory, phase_rows
 from quantizers import quantizer_rows
 
+from bridle_hf.training.memory import keep_freed_memory
+
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -71,6 +73,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all works")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as in training; the peers have it too
     args.output.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine(args.threads, args.clock), "rows": []}
     print(" | ".join(f"{name} {value}" for name, value in report["machine"].items()))

@@ -20,6 +20,7 @@ from ..data.examples import load_examples
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
 from ..training.arguments import config_keys, processor_keys
+from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml
 from .metrics import load_metric
@@ -131,6 +132,8 @@ def finetune(recipe):
         ValueError: for a fold that the data does not have, an option that the modality does not have, and for clips
             with several labels under cross-entropy or without `fold_column` and `test_split`.
     """
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
     modality = modality_of(processor).name
     if recipe.training.cutmix and modality == "audio":

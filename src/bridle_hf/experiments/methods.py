@@ -20,6 +20,7 @@ from safetensors.torch import save_model
 from ..configuration_bridle import BridleQuantizerConfig
 from ..evaluation.tables import markdown
 from ..training.arguments import config_keys
+from ..training.memory import keep_freed_memory
 from ..training.recipes import RecipeError, changed_keys, load_recipe
 from .loop import train
 
@@ -192,6 +193,8 @@ def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dic
         # Buffers are codebooks, which update_ keeps equal. A layer that is dropped at random has no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     found = []
     for method in recipe.methods:
         folder = Path(recipe.output_dir) / method.name

@@ -30,6 +30,7 @@ from .checkpoints import (
     save_checkpoint,
     set_random_state_,
 )
+from .memory import keep_freed_memory
 from .metrics import MetricsFile, flat
 from .phases import Phase, build_schedule
 from .recipes import changed_keys, recipe_to_yaml
@@ -61,6 +62,8 @@ class Run:
             kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=training.deadline))],
         )
         check_processes(self.accelerator)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.schedule = build_schedule(recipe, self.accelerator.num_processes)
         self.processor = recipe.build_processor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
