@@ -19,7 +19,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.batch_size=8")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bridle_hf").setLevel(level)

@@ -130,7 +130,7 @@ def test_one_command_ends_in_one_table_and_goes_on_where_it_was(table, pictures,
         and 1 < results["individual_perplexity"]["100"] <= 8
     )
     before = (tmp_path / "ema-kmeans" / "results.json").stat().st_mtime_ns
-    second = table(*command, "data.size=16", "--method", "ema-kmeans", "--method", "cosine-ste")
+    second = table(*command, "data.size=16", "--method", "ema-kmeans", "--method", "cosine-ste", "seed=0")
     assert "| cosine-ste |" in second and first.splitlines()[3] in second
     assert (tmp_path / "ema-kmeans" / "results.json").stat().st_mtime_ns == before
     assert (tmp_path / "results.md").read_text() == second
@@ -140,6 +140,12 @@ def test_one_command_ends_in_one_table_and_goes_on_where_it_was(table, pictures,
     }
     assert drawn == {"ema-kmeans": True, "softmax-knn_ce": True, "cosine-ste": True, "softmax": False}
     assert Picture.open(tmp_path / "cosine-ste" / "reconstructions.png").size == (4 * 16, 2 * 16)
+
+
+def test_bfloat16(table, pictures, tmp_path):
+    command = ["--recipe", RECIPES / "cifar10_small.yaml", *TINY, f"data.dataset={pictures}", f"output_dir={tmp_path}"]
+    out = table(*command, "data.size=16", "--method", "gumbel_hard-knn_l2", "mixed_precision=bf16")
+    assert "| gumbel_hard-knn_l2 |" in out
 
 
 def test_a_picture_has_images_above_what_the_codes_make_of_them(tmp_path):

@@ -156,7 +156,7 @@ def test_two_processes_run_a_table(clips, tmp_path):
         str(ROOT / "examples" / "wav2vec2_pretraining.py"), "--recipe", str(RECIPE),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    arguments = options(clips, tmp_path, "checkpoint_steps=2")
+    arguments = options(clips, tmp_path, "checkpoint_steps=2", "mixed_precision=bf16")
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| method |") == 1 and "| gumbel |" in done.stdout and "| ema |" in done.stdout

@@ -229,7 +229,7 @@ def main(recipe_class: type[TableRecipe], description: str) -> None:
     parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
     parser.add_argument("--method", action="append", metavar="NAME", help="a row of the recipe to run; all without it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps=100")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bridle_hf").setLevel(logging.INFO)
     try:
