@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,28 +29,30 @@ class Training:
     """A model in one of its phases, taking the same optimizer step again and again, in bfloat16.
 
     Args:
-        config: keyword arguments of `BridleConfig`, for audio.
+        config: keyword arguments of `BridleConfig`; sounds unless they say otherwise.
         batch_size: clips of a step.
-        kind: "encoder" or "tokenizer".
+        kind: "encoder", "tokenizer" or "joint".
         cold_start: False takes codes from the full tokenizer in an encoder phase.
+        masks: a clip.
     """
 
-    def __init__(self, config: dict, batch_size: int, kind: str, cold_start: bool = True):
+    def __init__(self, config: dict, batch_size: int, kind: str, cold_start: bool = True, masks: int = 1):
         torch.manual_seed(0)
-        config = BridleConfig(modality="audio", attn_implementation="eager", **config)
+        config = BridleConfig(**{"modality": "audio", "attn_implementation": "eager"} | config)
         self.model, self.kind, self.codes = BridleForPreTraining(config), kind, None
         if kind == "tokenizer" or not cold_start:
             self.model.tokenizer.reset_()
         KINDS[kind].set_modes_(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-        self.values = random(batch_size, *config.input_size)
-        patches = (config.input_size[0] // config.patch_size[0]) * (config.input_size[1] // config.patch_size[1])
-        self.noise = torch.rand(batch_size, patches, generator=torch.Generator().manual_seed(0))
+        frames, size = config.input_size[:-2], config.input_size[-2:]
+        channels = () if config.modality == "audio" else (config.num_channels,)
+        self.inputs = {self.model.main_input_name: random(batch_size, *frames, *channels, *size)}
+        self.noise = torch.rand(masks * batch_size, prod(config.grid), generator=torch.Generator().manual_seed(0))
 
     def step(self, **inputs) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            output = self.model(input_values=self.values, noise=self.noise, phase=self.kind, **inputs)
+            output = self.model(**self.inputs, noise=self.noise, phase=self.kind, **inputs)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -83,7 +86,7 @@ def phase_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
         others = {"floor: products alone": floor}
         yield Row(f"{kind} phase, {name}, batch {batch_size}", training.step, others, batch_size, "clip")
     first, second = (Training(config, batch_size, "encoder", cold_start=cold) for cold in (True, False))
-    codes = second.model.tokenizer.encode(second.values)
+    codes = second.model.tokenizer.encode(*second.inputs.values())
     yield Row(
         f"encoder phase 2, codes cached, {name}, batch {batch_size}",
         lambda: second.step(codes=codes),

@@ -60,3 +60,28 @@ def test_peak_memory_is_that_of_the_steps_alone(monkeypatch):
 
     ballast = np.ones(3 << 27)  # 3.2 GB
     assert 0.1 < peak_memory(SMALL_PHASES, 2, recompute=False) < 3 < ballast.nbytes / 1e9
+
+
+def test_a_plan_adds_up(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import plan
+
+    recipe = ["--recipe", str(ROOT / "examples" / "recipes" / "audio" / "esc10_tiny.yaml")]
+    small = ["model.hidden_size=24", "model.num_hidden_layers=1", "model.input_size=[64, 128]"]
+    plan.main([*recipe, *small, "training.masks_per_sample=2", "--tflops=0.5", "--gpus=2,4", "--price=3"])
+    phases, times = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        for table in capsys.readouterr().out.split("\n\n")
+    )
+    assert [row[:3] for row in phases[:3]] == [
+        ["encoder-iter1", "0.1", "2"], ["tokenizer-iter2", "0.0", "1"], ["encoder-iter2", "0.1", "2"],
+    ]  # fmt: skip
+    counted = plan.count(plan.load_recipe(recipe[1], [*small, "training.masks_per_sample=2"]))
+    assert [row["clips"] for row in counted] == [80_000, 12_000, 80_000]  # 40 a step
+    cold, _, warm = (row["gflop"] for row in counted)
+    assert cold < warm  # which runs the tokenizer, too
+    seconds = sum(row["gflop"] * row["clips"] for row in counted) * 1e9 / (2 * 0.5e12)
+    assert float(times[0][1]) == pytest.approx(seconds / 3600, abs=0.06)
+    assert float(times[0][1]) == pytest.approx(2 * float(times[1][1]), abs=0.11) and times[0][3] == times[1][3]
+    (one_mask, *_) = plan.count(plan.load_recipe(recipe[1], small))
+    assert 1.9 * one_mask["gflop"] < cold < 2.1 * one_mask["gflop"]
