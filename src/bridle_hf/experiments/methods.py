@@ -129,9 +129,8 @@ class TableRecipe:
     def describe(self, method: Method) -> dict:
         """All that a method's results depend on, as plain values."""
         values = asdict(self) | {"methods": [asdict(method)]}
-        for place in ("output_dir", "checkpoint_steps"):
-            del values[place]
-        return json.loads(json.dumps(values))
+        del values["output_dir"], values["checkpoint_steps"], values["data"]["num_workers"]
+        return json.loads(json.dumps(values))  # lists for tuples, as it will be read back
 
     def build(self, method: Method) -> torch.nn.Module:
         """The model of a method, drawn from the seed."""
