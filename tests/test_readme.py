@@ -82,6 +82,7 @@ def test_python_runs_as_written(text, tmp_path, monkeypatch):
 def options_of(script: Path, monkeypatch, capsys) -> str:
     """What a script prints for `--help`."""
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(script), run_name="__main__")
     assert stop.value.code == 0
