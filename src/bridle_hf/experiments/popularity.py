@@ -18,4 +18,4 @@ def plot_popularity(results: list[dict], path: Path) -> None:
         axes.loglog(np.arange(1, 1 + len(shares)), shares, label=result["method"], **line)
     axes.set(xlabel="code, by popularity", ylabel="share of all places")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
