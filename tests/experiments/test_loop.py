@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-from datasets import Audio, Dataset
 from safetensors.torch import load_file
 from torch import nn
 
@@ -31,19 +28,6 @@ METHODS = (
     "[{name: gumbel, quantizer: {type: smoothed, codebook_size: 8, gumbel: hard, num_vertices: 4}}, "
     "{name: ema, quantizer: {type: vector, codebook_size: 4, kmeans_samples_per_code: 4}}]"
 )
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Folder of 9 clips of noise of 0.4 s at 16 kHz."""
-    folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
-    for number in range(9):
-        soundfile.write(folder / f"{number}.wav", 0.1 * random.normal(size=6400), 16_000)
-    files = [{"audio": {"bytes": (folder / f"{n}.wav").read_bytes(), "path": None}} for n in range(9)]
-    Dataset.from_list(files).cast_column("audio", Audio(decode=False)).to_parquet(folder / "train.parquet")
-    for file in folder.glob("*.wav"):
-        file.unlink()
-    return folder
 
 
 def options(clips, folder, *more):

@@ -1,14 +1,11 @@
 """wav2vec 2.0 with another quantizer: the loss by hand, what is masked and cut, the script from recipe to table."""
 
-import io
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from datasets import Audio, Dataset, Features
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
@@ -22,21 +19,6 @@ TINY = {
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "proj_codevector_dim": 8, "num_negatives": 5,
     "mask_time_prob": 0.5, "mask_time_length": 2, "layerdrop": 0.0,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Folder of 10 clips of noise, 0.2 to 0.4 s at 16 kHz."""
-    folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
-
-    def wav():
-        buffer = io.BytesIO()
-        soundfile.write(buffer, 0.1 * random.normal(size=random.integers(3200, 6400)), 16_000, format="WAV")
-        return {"bytes": buffer.getvalue(), "path": None}
-
-    table = Dataset.from_list([{"audio": wav()} for _ in range(10)]).cast(Features({"audio": Audio(decode=False)}))
-    table.to_parquet(folder / "train.parquet")
-    return folder
 
 
 def model_and_batch(quantizer, **options):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from bridle_hf.training.memory import SETTINGS
+
 FAULTS = """
 import resource, torch
 from bridle_hf.training.memory import keep_freed_memory
@@ -22,10 +24,8 @@ print(kept, faults())
 
 
 def run(repository, **environment):
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
-        environment.setdefault(name, None)
-    merged = os.environ | {"PYTHONPATH": str(repository / "src")} | environment
-    merged = {name: value for name, value in merged.items() if value is not None}
+    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    merged = inherited | {"PYTHONPATH": str(repository / "src")} | environment
     kept, faults = subprocess.check_output([sys.executable, "-c", FAULTS], env=merged, text=True).split()
     return kept == "True", int(faults)
 

@@ -6,6 +6,7 @@ Section 4.1 of T. Morita (2026), its tables 1 and 2 and figure 2.
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -86,24 +87,21 @@ class AutoencodingRecipe(TableRecipe):
         return {"images": images}
 
     def measure(self, model, device, folder):
-        first = next(ordered_batches(self, device))["images"][:SHOWN]
-        save_pairs(model, first, folder / "reconstructions.png")
         batches = (batch["images"] for batch in ordered_batches(self, device))
-        return evaluate(model, batches, device, self.fidelity)
+        first = next(batches)
+        save_pairs(model, first[:SHOWN], folder / "reconstructions.png")
+        return evaluate(model, chain([first], batches), device, self.fidelity)
 
-    def summary_row(self, results):
+    def columns(self, results):
         individual = results["individual_perplexity"].values()
         row = {
-            "method": results["method"],
-            "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
-            "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
             "rMSE": f"{results['rmse']:.4f}",
             "codes per image": f"{results['codes_per_image']:.1f}",
             "individual perplexity 75 / 90 / 99 / max": " / ".join(f"{value:.2f}" for value in individual),
         }
         if "fid" in results:
             row |= {"FID": str(results["fid"]), "IS": str(results["inception_score"])}
-        return row | {"minutes": f"{results['minutes']:.1f}"}
+        return row
 
     def draw(self, results):
         try:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
-from math import cos, inf, isfinite, pi
+from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..training.checkpoints import drop_later_, find_checkpoint, save_checkpoint
 from ..training.parameters import parameter_groups
-from ..training.phases import start_codebooks_
+from ..training.phases import cosine, start_codebooks_
 from ..training.recipes import changed_keys
 from ..training.seeds import seed_from
 
@@ -32,12 +32,11 @@ logger = logging.getLogger(__name__)
 LOOK_STEPS = 50
 
 
-def train(recipe, method, folder: Path, described: str, accelerator: Accelerator) -> tuple[torch.nn.Module, float]:
+def train(recipe, method, folder: Path, accelerator: Accelerator) -> tuple[torch.nn.Module, float]:
     """Takes the steps of a method that the newest checkpoint in `folder` has not.
 
     Args:
         recipe: a `TableRecipe`; method: one of its `methods`.
-        described: `recipe.describe(method)` as YAML, for the checkpoints.
 
     Returns:
         The model in eval mode, and the minutes of training, those before the checkpoint included.
@@ -46,10 +45,11 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
         FloatingPointError: the loss or the length of the gradient became NaN or inf. Checkpoints are from before.
         ValueError: the checkpoint is of another model, or there are too few clips for a step.
     """
+    described, clips = recipe.describe(method), recipe.open_clips(train=True)
     bare = recipe.build(method).to(accelerator.device)
     quantizer, checkpoint, first, earlier = recipe.quantizer_of(bare), find_checkpoint(folder), 0, 0.0
     if checkpoint is None:
-        vectors = (recipe.vectors(bare, batch) for batch in training_batches(recipe, accelerator, 0))
+        vectors = (recipe.vectors(bare, batch) for batch in training_batches(recipe, clips, accelerator, 0))
         with torch.no_grad():
             start_codebooks_(quantizer, vectors, torch.Generator().manual_seed(recipe.seed))
     else:
@@ -60,7 +60,7 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
         first, earlier = checkpoint.step, checkpoint.state["minutes"]
         logger.info("%s goes on from %s", method.name, checkpoint.path)
         before = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
-        if changed := changed_keys(before, yaml.safe_load(described)):
+        if changed := changed_keys(before, described):
             logger.warning("the recipe has changed since: %s", ", ".join(changed))
         if accelerator.is_main_process:
             drop_later_(folder, checkpoint)
@@ -72,7 +72,7 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
         checkpoint.load_optimizer_(model, optimizer.optimizer)
 
     start = time.perf_counter()
-    batches = training_batches(recipe, accelerator, first)
+    batches = training_batches(recipe, clips, accelerator, first)
     bar = tqdm(
         total=recipe.steps, initial=first, desc=method.name, disable=not accelerator.is_main_process, mininterval=5
     )
@@ -104,7 +104,7 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
             minutes = earlier + (time.perf_counter() - start) / 60
             save_checkpoint(
                 folder, accelerator, model, optimizer,
-                phase=0, step=done, state={"minutes": minutes}, data={}, recipe=described, keep=1,
+                phase=0, step=done, state={"minutes": minutes}, data={}, recipe=yaml.safe_dump(described), keep=1,
             )  # fmt: skip
     bar.close()
     return bare.eval(), earlier + (time.perf_counter() - start) / 60
@@ -112,13 +112,13 @@ def train(recipe, method, folder: Path, described: str, accelerator: Accelerator
 
 def share_at(step: int, recipe) -> float:
     """Share of the learning rate at a step (from 0): a cosine from 1 to `final_share`."""
-    return recipe.final_share + (1 - recipe.final_share) * (1 + cos(pi * step / recipe.steps)) / 2
+    return cosine(1.0, recipe.final_share, step / recipe.steps)
 
 
-def training_batches(recipe, accelerator: Accelerator, first: int) -> Iterator[dict]:
+def training_batches(recipe, clips, accelerator: Accelerator, first: int) -> Iterator[dict]:
     """What this process takes at step `first` and at those after it, on its device, without end."""
     steps = Steps(
-        len(clips := recipe.open_clips(train=True)),
+        len(clips),
         recipe.batch_size,
         recipe.seed,
         first,

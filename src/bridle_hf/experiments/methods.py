@@ -12,7 +12,6 @@ from typing import Literal
 
 import datasets
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_model
@@ -157,12 +156,23 @@ class TableRecipe:
         raise NotImplementedError
 
     def measure(self, model: torch.nn.Module, device: torch.device, folder: Path) -> dict:
-        """What the results of a trained model hold. Pictures go to the folder."""
+        """What the results of a trained model hold: "code_use" and "perplexity" a codebook, and more. Pictures go to
+        the folder."""
+        raise NotImplementedError
+
+    def columns(self, results: dict) -> dict[str, str]:
+        """What a line of the table says beside how the codes are used."""
         raise NotImplementedError
 
     def summary_row(self, results: dict) -> dict[str, str]:
         """One line of the table."""
-        raise NotImplementedError
+        return {
+            "method": results["method"],
+            "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
+            "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
+            **self.columns(results),
+            "minutes": f"{results['minutes']:.1f}",
+        }
 
     def draw(self, results: list[dict]) -> None:
         """Pictures of the whole table, into `output_dir`."""
@@ -207,12 +217,12 @@ def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dic
 
 
 def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: Accelerator) -> None:
-    checkpoints, described = folder / "checkpoints", recipe.describe(method)
-    model, minutes = train(recipe, method, checkpoints, yaml.safe_dump(described, sort_keys=False), accelerator)
+    checkpoints = folder / "checkpoints"
+    model, minutes = train(recipe, method, checkpoints, accelerator)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         results = {"method": method.name, **recipe.measure(model, accelerator.device, folder)}
-        results |= {"minutes": minutes, "recipe": described}
+        results |= {"minutes": minutes, "recipe": recipe.describe(method)}
         save_model(model, folder / "model.safetensors")
         (folder / ".results.json").write_text(json.dumps(results, indent=1) + "\n")
         os.replace(folder / ".results.json", folder / "results.json")  # whole, or not there

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import datasets
 import numpy as np
@@ -105,6 +106,15 @@ class Wav2Vec2Recipe(TableRecipe):
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
 
+    @cached_property
+    def config(self) -> Wav2Vec2Config:
+        """As every batch needs it; each model has one of its own."""
+        return Wav2Vec2Config(**self.model)
+
+    @cached_property
+    def extractor(self) -> Wav2Vec2FeatureExtractor:
+        return Wav2Vec2FeatureExtractor()
+
     def build(self, method: Method) -> Wav2Vec2WithQuantizer:
         torch.manual_seed(self.seed)
         quantizer = build_quantizer(method.config(self.quantizer))
@@ -127,20 +137,14 @@ class Wav2Vec2Recipe(TableRecipe):
         """Normalised waveforms (B, samples) at 16 kHz, with masks and negatives for the contrastive loss."""
         random, length = np.random.default_rng(seed) if train else None, int(self.data.seconds * RATE)
         waves = [cut(decode_audio(example[self.data.column], RATE), length, random) for example in examples]
-        values = Wav2Vec2FeatureExtractor()(waves, sampling_rate=RATE, return_tensors="pt").input_values
-        return {"input_values": values, **draw_masks(Wav2Vec2Config(**self.model), *values.shape, seed)}
+        values = self.extractor(waves, sampling_rate=RATE, return_tensors="pt").input_values
+        return {"input_values": values, **draw_masks(self.config, *values.shape, seed)}
 
     def measure(self, model, device, folder):
         return evaluate(model, ordered_batches(self, device))
 
-    def summary_row(self, results):
-        return {
-            "method": results["method"],
-            "code use %": " ".join(f"{100 * share:.1f}" for share in results["code_use"]),
-            "perplexity": " ".join(f"{value:.0f}" for value in results["perplexity"]),
-            "contrastive loss": f"{results['contrastive_loss']:.3f}",
-            "minutes": f"{results['minutes']:.1f}",
-        }
+    def columns(self, results):
+        return {"contrastive loss": f"{results['contrastive_loss']:.3f}"}
 
 
 def cut(wave: np.ndarray, length: int, random: np.random.Generator | None = None) -> np.ndarray:

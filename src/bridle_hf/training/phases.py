@@ -26,6 +26,11 @@ EMPTY_BATCHES = 100  # without a token, after which the search for some ends
 LEARNING_RATE = {"encoder": 5e-4, "tokenizer": 2e-4, "joint": 5e-4}
 
 
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start`, where progress is 0, to `end`, where it is 1."""
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
 @dataclass(frozen=True)
 class Phase:
     """What all phases have in common: a place in the schedule, a length, a cosine learning rate with linear warm-up."""
@@ -52,9 +57,7 @@ class Phase:
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (
-            0.5 + 0.5 * math.cos(math.pi * progress)
-        )
+        return cosine(self.learning_rate, self.min_learning_rate, progress)
 
     def loss_at(self, step: int) -> str:
         """The `phase` argument of `BridleForPreTraining.forward`."""
