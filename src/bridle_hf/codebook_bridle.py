@@ -88,7 +88,7 @@ def check_vectors(z, dim):
 def check_finite(name, tensor):
     if torch.compiler.is_compiling():
         return  # a graph does not branch on values
-    if not torch.isfinite(tensor.sum()):  # one reduction: any NaN or inf survives the sum
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)):  # one reduction: any NaN or inf survives the sum
         raise ValueError(f"{name} holds NaN or inf, must be finite")
 
 

@@ -26,7 +26,8 @@ class PatchMask:
     masked_valid: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "PatchMask":
-        return PatchMask(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
+        return PatchMask(**moved)
 
 
 def num_kept(grid: tuple[int, ...], mask_ratio: float, mask_type: str) -> int:

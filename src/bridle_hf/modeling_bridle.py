@@ -515,7 +515,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
                 z = self.tokenizer.project(values, attention_mask)
                 # NaN shows in the loss: an error here, in one of many processes, would leave the others waiting
                 broken = ~torch.isfinite(z.float().sum())
-                codes = self.tokenizer.quantizer.encode(z.masked_fill(broken, 0.0))
+                codes = self.tokenizer.quantizer.assign(z.masked_fill(broken, 0.0))
         encoded = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)

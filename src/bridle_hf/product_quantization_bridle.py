@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from .codebook_bridle import check_codes, check_vectors
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import Quantizer, QuantizerOutput
 
 
-class ProductQuantizer(nn.Module):
+class ProductQuantizer(Quantizer):
     """Quantizers side by side. The vectors are cut into slices, and codes and quantized slices put together again.
 
     Args:
@@ -38,9 +38,9 @@ class ProductQuantizer(nn.Module):
         check_vectors(z, self.dim)
         return zip(self.groups, z.split(self.widths, dim=-1), strict=True)
 
-    def encode(self, z):
-        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
-        return torch.cat([group.encode(part) for group, part in self.slices(z)], dim=-1)
+    def assign(self, z):
+        """`encode` for z that is known to be finite."""
+        return torch.cat([group.assign(part) for group, part in self.slices(z)], dim=-1)
 
     def decode(self, codes):
         """codes (..., M) -> their vectors side by side (..., d) float32."""

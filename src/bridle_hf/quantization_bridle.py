@@ -54,7 +54,17 @@ class QuantizerOutput(ModelOutput):
     stats: dict[str, torch.FloatTensor] | None = None
 
 
-class StagedQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """What all quantizers share. A class that builds on it sets `dim`; its `assign` says which codes vectors get."""
+
+    def encode(self, z):
+        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
+        check_vectors(z, self.dim)
+        check_finite("z", z)
+        return self.assign(z)
+
+
+class StagedQuantizer(Quantizer):
     """Codebooks one after the other, each for what those before have left: what all residual quantizers share.
 
     A class that builds on it sets `codebooks`, each with codes `embed` (K, d), and `dim`, `num_codebooks`,
@@ -70,12 +80,10 @@ class StagedQuantizer(nn.Module):
         return self.scale(flatten_rows(z, self.dim)[0])
 
     @torch.no_grad()
-    def encode(self, z):
-        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
+    def assign(self, z):
+        """`encode` for z that is known to be finite; looking would make the host wait for the device."""
         with float32_island(z):
-            residual = self.flatten(z)
-            check_finite("z", residual)
-            codes = []
+            residual, codes = self.flatten(z), []
             for book in self.codebooks:
                 residual, index = self.subtract(residual, book)
                 codes.append(index)
@@ -303,7 +311,7 @@ class VectorQuantizer(ResidualQuantizer):
         super().__init__(dim, 1, codebook_size, normalize="once" if normalize == "per_stage" else normalize, **options)
 
 
-class RandomProjectionQuantizer(nn.Module):
+class RandomProjectionQuantizer(Quantizer):
     """M frozen random projections, each with a frozen random codebook of unit length (BEST-RQ, arXiv 2202.01855).
 
     Each z is brought to mean 0 and variance 1 (without that few codes are used), projected, and gets the code with the
@@ -341,10 +349,8 @@ class RandomProjectionQuantizer(nn.Module):
         return {"projection": projection, "embed": F.normalize(embed, dim=-1)}
 
     @torch.no_grad()
-    def encode(self, z):
-        """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
-        check_vectors(z, self.dim)
-        check_finite("z", z)
+    def assign(self, z):
+        """`encode` for z that is known to be finite."""
         with float32_island(z):
             rows = F.layer_norm(z.reshape(-1, self.dim).float(), (self.dim,))
             # |key| only scales the products, and the codes are of unit length: the order needs no normalised key.
@@ -367,7 +373,7 @@ class RandomProjectionQuantizer(nn.Module):
         """
         if mask is not None:
             z = torch.where(mask[..., None] > 0, z, 0.0)
-        codes = self.encode(z.masked_fill(~torch.isfinite(z.sum()), 0.0))
+        codes = self.assign(z.masked_fill(~torch.isfinite(z.float().sum()), 0.0))
         with float32_island(z):
             rows = z.float()
             zero = rows.new_zeros(())

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from math import inf, nan
 
 import pytest
@@ -108,14 +109,12 @@ def test_a_replay_draws_what_the_run_drew(train_on, tmp_path, monkeypatch):
     """A sound step that is saved gives the loss that the run logged, dropped paths and masks included."""
     from bridle_hf.training import loop
 
-    def distrust(run, model, bare, step):
-        taken = forward_backward(run, model, bare, step)
-        taken.reason = "a test says so"
-        return taken
+    def distrust(run, step, taken):
+        seen.append(judge(run, step, taken))
+        return replace(seen[-1], reason="a test says so")
 
-    forward_backward = loop.forward_backward
-    seen = []
-    monkeypatch.setattr(loop, "forward_backward", lambda *a: seen.append(distrust(*a)) or seen[-1])
+    judge, seen = loop.judge, []
+    monkeypatch.setattr(loop, "judge", distrust)
     with pytest.raises(FloatingPointError, match="a test says so"):
         train_on(tmp_path / "run", {}, "training.gradient_accumulation_steps=2", "model.drop_path_rate=0.5")
     (folder,) = (tmp_path / "run" / "failure").iterdir()

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from runs import differing, records, weights
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel
-from bridle_hf.training import load_recipe, pretrain, replay
+from bridle_hf.training import load_recipe, loop, pretrain, replay
 from bridle_hf.training.checkpoints import list_checkpoints
 from bridle_hf.training.run import Run, check_processes
 from bridle_hf.training.seeds import seed_from
@@ -217,6 +217,16 @@ def test_micro_batches_make_the_same_step_as_one_batch(tmp_path, train, monkeypa
         torch.testing.assert_close(one[name], two[name])
 
 
+def test_the_next_step_is_drawn_before_the_host_waits(tmp_path, train, monkeypatch):
+    """So that an accelerator has work meanwhile; but nothing is drawn while a checkpoint is due."""
+    events = []
+    for name in ("draw_step", "forward_backward", "judge"):
+        work = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a, name=name, work=work: events.append(name[0]) or work(*a))
+    train(tmp_path / "run", "phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=3")
+    assert "".join(events) == "dfdjfdjfj" + "dfdjfj"
+
+
 def test_joint_training_updates_the_tokenizer_every_k_th_step(tmp_path, train):
     joint = "phases=[{kind: joint, steps: 4, tokenizer_update_every: 3}]"
     keep = ("training.checkpoint_steps=1", "training.keep_checkpoints=9")
@@ -244,9 +254,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_evidence(tmp_path, tr
 def test_two_processes_hold_the_same_model_and_codebooks(tmp_path, tiny_recipe, start, train, unused_port, monkeypatch):
     save = Run.save
 
-    def save_and_show(run, phase, step, model, optimizer, bare):
+    def save_and_show(run, phase, step, model, optimizer, bare, position):
         torch.save(bare.state_dict(), tmp_path / f"{run.accelerator.process_index}-{phase.name}.pt")
-        return save(run, phase, step, model, optimizer, bare)
+        return save(run, phase, step, model, optimizer, bare, position)
 
     monkeypatch.setattr(Run, "save", save_and_show)
     entries = (

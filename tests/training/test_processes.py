@@ -71,11 +71,11 @@ def train_layout(recipe, folder, layout, overrides=()):
     """The schedule with stood-in data; the model at the end of each phase goes to RANK-PHASE.safetensors."""
     save = Run.save
 
-    def save_and_show(run, phase, step, model, optimizer, bare):
+    def save_and_show(run, phase, step, model, optimizer, bare, position):
         if step == phase.steps:
             state = {name: value.contiguous() for name, value in bare.state_dict().items()}
             save_file(state, folder / f"{run.accelerator.process_index}-{phase.name}.safetensors")
-        return save(run, phase, step, model, optimizer, bare)
+        return save(run, phase, step, model, optimizer, bare, position)
 
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -24,7 +24,7 @@ from .steps import Step, total_loss, weighted_losses
 
 
 def save_failure(
-    folder: Path, accelerator: Accelerator, model, bare, phase: Phase, number: int, step: Step, weights, reason: str
+    folder: Path, accelerator: Accelerator, model, bare, phase: Phase, number: int, step: Step, reason: str
 ) -> Path:
     """Writes down step `number` (from 0) of a phase. Every process must call it. Returns the folder."""
     folder, rank = folder / checkpoint_name(phase.index, number), accelerator.process_index
@@ -34,7 +34,7 @@ def save_failure(
         tensors |= {f"{micro}.mask.{name}": value for name, value in vars(mask).items() if value is not None}
     save_file(contiguous(tensors), folder / f"rank-{rank}.safetensors")
     about = {"phase": phase.name, "kind": phase.kind, "step": number, "loss": step.loss, "reason": reason}
-    about |= {"seeds": step.seeds, "weights": weights.tolist(), "processes": accelerator.num_processes}
+    about |= {"seeds": step.seeds, "weights": step.weights.tolist(), "processes": accelerator.num_processes}
     (folder / f"rank-{rank}.json").write_text(json.dumps(about, indent=1))
     state = get_model_state_dict(model, options=WHOLE)
     if accelerator.is_main_process:
@@ -58,9 +58,9 @@ def replay(folder: str | Path, rank: int = 0) -> tuple[dict[str, float], dict[st
     count = len(about["seeds"])
     batches = [{k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{i}.")} for i in range(count)]
     masks = [PatchMask(**{k[5:]: batch.pop(k) for k in list(batch) if k.startswith("mask.")}) for batch in batches]
-    step = Step(batches, masks, about["seeds"], about["loss"])
+    step = Step(batches, masks, about["seeds"], about["loss"], torch.tensor(about["weights"]), bad=torch.tensor(0.0))
     totals = {}
-    for inputs, weights in zip(step.inputs(torch.device("cpu")), torch.tensor(about["weights"]), strict=True):
+    for inputs, weights in zip(step.inputs(torch.device("cpu")), step.weights, strict=True):
         losses = weighted_losses(model(**inputs), weights)
         losses["loss"] = total_loss(losses, step.loss, model.config.joint_tokenizer_weight)
         losses["loss"].backward()

@@ -23,7 +23,7 @@ from .parameters import parameter_groups
 from .phases import Phase
 from .run import Run, stop_signals, waiting_for_others
 from .seeds import seed_from
-from .steps import Step, draw_step, total_loss, weigh, weighted_losses
+from .steps import Step, draw_step, total_loss, weighted_losses
 
 logger = logging.getLogger(__name__)
 
@@ -86,48 +86,61 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
     bar = tqdm(total=phase.steps, initial=first, desc=phase.name, disable=not accelerator.is_main_process)
     clock = Clock(loader, first)
     micros, masks = training.gradient_accumulation_steps, training.masks_per_sample
+
+    def draw(number: int) -> Step:
+        place = (seed, phase.index, number, accelerator.process_index)
+        return draw_step(bare, loader, accelerator, place, phase.loss_at(number), micros, masks)
+
+    upcoming = None
     for number in range(first, phase.steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate_at(number)
 
-        place = (seed, phase.index, number, accelerator.process_index)
-        step = draw_step(bare, loader, place, phase.loss_at(number), micros, masks)
+        done = number + 1
+        due = done % training.checkpoint_steps == 0 or done == phase.steps
+        step = upcoming or draw(number)
         taken = forward_backward(run, model, bare, step)
-        if taken.reason is None:
-            optimizer.step()
-        optimizer.zero_grad()
-        if taken.reason is None:
+        # While an accelerator computes, the next step is drawn. What is due to be saved is saved before data can fail,
+        # and a run that is stopped goes on from the position before.
+        position = run.loader.state_dict()
+        upcoming = None if due else draw(done)
+        verdict = judge(run, step, taken)
+        if verdict.reason is None:
+            # Codebooks first: they look at numbers on the host, for which it should not wait until the weights moved.
             if taken.outputs[-1].quantizer_stats is not None:
                 bare.tokenizer.update_(add_up([output.quantizer_stats for output in taken.outputs]))
+            optimizer.step()
+        optimizer.zero_grad()
+        if verdict.reason is None:
             generator = torch.Generator().manual_seed(seed_from(seed, phase.index, number))  # the same on all processes
             codes_reset = phase.after_step_(bare, step.batches, number, generator)
         else:
-            leave_out(run, phase, model, bare, number, step, taken)
+            leave_out(run, phase, model, bare, number, step, verdict.reason)
 
-        done, stop = number + 1, any_asked_to_stop(run)
         bar.update()
-        if taken.reason is None and (done == 1 or done % training.logging_steps == 0 or done == phase.steps):
+        if verdict.reason is None and (done == 1 or done % training.logging_steps == 0 or done == phase.steps):
             record = {
                 "phase": phase.name,
                 "phase_index": phase.index,
                 "step": done,
                 "total_step": sum(earlier.steps for earlier in run.schedule[: phase.index]) + done,
-                "loss": taken.loss,
+                "loss": verdict.loss,
                 "losses": mean_losses(taken.losses, accelerator),
                 **stage_predictions(taken.outputs[-1], accelerator),
                 "codebooks": codebook_metrics(bare, taken.outputs[-1], step.batches[-1], accelerator),
                 "codes_reset": codes_reset,
                 "lr": phase.learning_rate_at(number),
-                "grad_norm": taken.norm,
+                "grad_norm": verdict.norm,
                 "steps_skipped": run.steps_skipped,
                 **run.skipped(),
                 **clock.read(training.batch_size * micros * accelerator.num_processes, done),
             }
             run.log(record)
-            bar.set_postfix(loss=f"{taken.loss:.3f}", refresh=False)
-        if done % training.checkpoint_steps == 0 or done == phase.steps or stop:
-            checkpoint = run.save(phase, done, model, optimizer, bare)
-        if stop:
+            bar.set_postfix(loss=f"{verdict.loss:.3f}", refresh=False)
+        del taken  # its logits would stay through the next step
+        if due or verdict.stop:
+            checkpoint = run.save(phase, done, model, optimizer, bare, position)
+        if verdict.stop:
             break
     bar.close()
     accelerator.free_memory()
@@ -136,56 +149,69 @@ def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkp
 
 @dataclass
 class Taken:
-    """What came out of a step's passes: `losses` are weighted; `loss` is the mean over processes, `norm` the length of
-    the gradient before clipping, and `reason` tells, on all processes, why the step is no good."""
+    """What the passes of a step are to give, once the device has come so far: outputs and weighted losses of the
+    micro-batches, the loss () of this process, and the length () of the gradient before clipping."""
 
-    weights: torch.Tensor
     outputs: list
     losses: list[dict]
-    loss: float = float("nan")
-    norm: float = float("nan")
-    reason: str | None = None
+    loss: torch.Tensor
+    norm: torch.Tensor
 
 
 def forward_backward(run: Run, model, bare, step: Step) -> Taken:
     """The forward and backward passes of a step, up to clipped gradients; changes neither weights nor codebooks."""
-    accelerator, training = run.accelerator, run.recipe.training
-    weights, bad = weigh(bare, step, accelerator)
-    taken = Taken(weights, [], [])
-    if bad:
-        taken.reason = "a batch holds NaN or inf"
-        return taken
-    parts = []
+    accelerator, outputs, weighted, parts = run.accelerator, [], [], []
     for micro, inputs in enumerate(step.inputs(accelerator.device)):
         last = micro + 1 == len(step.batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            output = model(**inputs)
-            losses = weighted_losses(output, weights[micro])
-            parts.append(total_loss(losses, step.loss, bare.config.joint_tokenizer_weight))
+            outputs.append(model(**inputs))
+            weighted.append(weighted_losses(outputs[-1], step.weights[micro]))
+            parts.append(total_loss(weighted[-1], step.loss, bare.config.joint_tokenizer_weight))
             accelerator.backward(parts[-1])
-        taken.outputs.append(output)
-        taken.losses.append(losses)
-    norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf"))
-    taken.norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    taken.loss = float(accelerator.reduce(torch.stack(parts).detach().float().sum(), "mean"))
+    norm = accelerator.clip_grad_norm_(model.parameters(), run.recipe.training.max_grad_norm or float("inf"))
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return Taken(outputs, weighted, torch.stack(parts).detach().float().sum(), norm)
+
+
+@dataclass
+class Verdict:
+    """On a step: `loss` is the mean over processes, `norm` the length of the gradient before clipping, `stop` whether
+    any process was asked to stop, and `reason` tells why the step is no good. All processes hear the same."""
+
+    loss: float
+    norm: float
+    stop: bool
+    reason: str | None = None
+
+
+def judge(run: Run, step: Step, taken: Taken) -> Verdict:
+    """Waits for the passes of a step: the one time in a step that the host has to, since no bad step may be taken."""
+    asked = torch.full_like(taken.loss, bool(run.stop))
+    means = run.accelerator.reduce(torch.stack([taken.loss, asked]), "mean")
+    loss, asked, norm, bad = torch.cat([means, torch.stack([taken.norm, step.bad])]).tolist()
+    verdict = Verdict(loss, norm, stop=asked > 0)
+    if verdict.stop and not run.stop:
+        run.stop.append("another process")
     # In fp16 the loss scaler looks after gradients that overflow.
-    if not isfinite(taken.loss) or not (isfinite(taken.norm) or training.mixed_precision == "fp16"):
-        taken.reason = f"the loss is {taken.loss} and the gradient norm {taken.norm}"
-    return taken
+    if bad:
+        verdict.reason = "a batch holds NaN or inf"
+    elif not isfinite(loss) or not (isfinite(norm) or run.recipe.training.mixed_precision == "fp16"):
+        verdict.reason = f"the loss is {loss} and the gradient norm {norm}"
+    return verdict
 
 
-def leave_out(run: Run, phase: Phase, model, bare, number: int, step: Step, taken: Taken) -> None:
+def leave_out(run: Run, phase: Phase, model, bare, number: int, step: Step, reason: str) -> None:
     """Saves a step that went wrong. Raises a `FloatingPointError` unless the recipe lets the run skip it."""
-    allowed = run.recipe.training.skip_bad_steps
-    folder = save_failure(
-        run.folder / "failure", run.accelerator, model, bare, phase, number, step, taken.weights, taken.reason
-    )
+    accelerator, allowed = run.accelerator, run.recipe.training.skip_bad_steps
+    folder = save_failure(run.folder / "failure", accelerator, model, bare, phase, number, step, reason)
     run.steps_skipped += 1
     if run.steps_skipped <= allowed:
-        logger.warning("skipped step %d of %s: %s; saved in %s", number + 1, phase.name, taken.reason, folder)
+        logger.warning("skipped step %d of %s: %s; saved in %s", number + 1, phase.name, reason, folder)
+        if accelerator.scaler is not None:
+            accelerator.scaler.update()  # it has seen gradients, and takes no others before this
         return
     raise FloatingPointError(
-        f"step {number + 1} of {phase.name}: {taken.reason}. `python examples/replay_step.py {folder}` takes it again "
+        f"step {number + 1} of {phase.name}: {reason}. `python examples/replay_step.py {folder}` takes it again "
         f"and tells where. Look at the batch first; a lower learning rate or mixed_precision=no helps where it is "
         f"sound, and training.skip_bad_steps={run.steps_skipped} leaves it out."
     )
@@ -220,12 +246,3 @@ class Clock:
 def add_up(stats: list[dict]) -> dict[str, torch.Tensor]:
     """Sum of codebook statistics over the micro-batches of a step."""
     return {name: sum(each[name] for each in stats) for name in stats[0]}
-
-
-def any_asked_to_stop(run: Run) -> bool:
-    """Whether any process was asked to stop; then all of them are."""
-    asked = torch.tensor(float(bool(run.stop)), device=run.accelerator.device)
-    asked = bool(run.accelerator.reduce(asked, "sum") > 0)
-    if asked and not run.stop:
-        run.stop.append("another process")
-    return asked

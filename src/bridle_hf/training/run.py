@@ -168,8 +168,9 @@ class Run:
             raise ValueError(f"{checkpoint.path} does not fit the recipe's `model`: {error}") from error
         return model
 
-    def save(self, phase: Phase, step: int, model, optimizer, bare: BridleForPreTraining) -> Checkpoint:
-        """A checkpoint after `step` steps of a phase; `bare` is the model inside the prepared `model`.
+    def save(self, phase: Phase, step: int, model, optimizer, bare: BridleForPreTraining, position: dict) -> Checkpoint:
+        """A checkpoint after `step` steps of a phase; `bare` is the model inside the prepared `model`, `position` that
+        of the loader after the batches of these steps.
 
         Raises:
             OSError: it could not be written. The checkpoints before it are as they were.
@@ -191,7 +192,7 @@ class Run:
                     "steps_skipped": self.steps_skipped,
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
-                data=self.loader.state_dict(),
+                data=position,
                 recipe=recipe_to_yaml(self.recipe),
                 keep=self.recipe.training.keep_checkpoints,
             )

@@ -3,6 +3,8 @@
 A loss is a mean over patches. Micro-batches and processes hold different numbers of them where clips are padded, so
 each loss is weighted with its share of the step's patches: n processes, or n micro-batches, take the step of one large
 batch.
+
+Nothing here waits for an accelerator: a step is drawn while the one before it is computed.
 """
 
 from dataclasses import dataclass
@@ -23,15 +25,20 @@ class Step:
 
     Attributes:
         batches: inputs of the model, on the CPU.
-        masks: of the patches, a multiple of B rows.
+        masks: of the patches, a multiple of B rows, on the CPU.
         seeds: of the random generators before each forward pass.
         loss: the `phase` argument of `BridleForPreTraining.forward`.
+        weights: (micro-batches, 2) of the encoder's and the tokenizer's loss, with which the mean over processes of the
+            sum over micro-batches is the mean over all patches of the step.
+        bad: () above 0 where a batch of any process holds NaN or inf.
     """
 
     batches: list[dict[str, torch.Tensor]]
     masks: list[PatchMask]
     seeds: list[int]
     loss: str
+    weights: torch.Tensor
+    bad: torch.Tensor
 
     def inputs(self, device: torch.device):
         """The keyword arguments of the model's forward passes. Seeds the random generators before each."""
@@ -41,18 +48,34 @@ class Step:
             yield moved | {"patch_mask": mask.to(device), "phase": self.loss}
 
 
-def draw_step(model: BridleForPreTraining, loader, place: tuple[int, ...], loss: str, count: int, masks: int) -> Step:
-    """The next `count` batches of a loader with `masks` masks a clip, drawn for a place in the run."""
-    step = Step([], [], [], loss)
+def draw_step(
+    model: BridleForPreTraining,
+    loader,
+    accelerator: Accelerator,
+    place: tuple[int, ...],
+    loss: str,
+    count: int,
+    masks: int,
+) -> Step:
+    """The next `count` batches of a loader with `masks` masks a clip, drawn for a place in the run.
+
+    Every process must call it.
+    """
+    batches, drawn, seeds, counts, device = [], [], [], [], accelerator.device
     for micro in range(count):
         batch = next(loader)
         noise = draw_noise(model, batch, masks, seed_from(*place, micro, 1))
-        step.batches.append(batch)
-        step.seeds.append(seed_from(*place, micro))
-        step.masks.append(
-            model.bridle.make_patch_mask(batch[model.main_input_name], batch.get("attention_mask"), noise)
-        )
-    return step
+        mask = model.bridle.make_patch_mask(batch[model.main_input_name], batch.get("attention_mask"), noise)
+        counts.append(count_patches(model, batch, mask))
+        batches.append({name: pinned(value, device) for name, value in batch.items()})
+        drawn.append(PatchMask(**{name: pinned(value, device) for name, value in vars(mask).items()}))
+        seeds.append(seed_from(*place, micro))
+    return Step(batches, drawn, seeds, loss, *weigh(torch.stack(counts), accelerator))
+
+
+def pinned(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """In memory from which a GPU copies by itself, without the process waiting for it."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor is not None else tensor
 
 
 def draw_noise(model: BridleForPreTraining, batch: dict, masks: int, seed: int) -> torch.Tensor:
@@ -62,32 +85,24 @@ def draw_noise(model: BridleForPreTraining, batch: dict, masks: int, seed: int) 
     return torch.rand(masks * len(values), patches, generator=torch.Generator().manual_seed(seed))
 
 
-def weigh(model: BridleForPreTraining, step: Step, accelerator: Accelerator) -> tuple[torch.Tensor, bool]:
-    """Every process must call it before its forward passes.
-
-    Returns:
-        (micro-batches, 2): weights of the encoder's and the tokenizer's loss, with which the mean over processes of the
-        sum over micro-batches is the mean over all patches of the step; and whether any process's batch has NaN or inf.
-    """
-    counts = torch.stack([count_patches(model, *each) for each in zip(step.batches, step.masks, strict=True)])
-    finite = all(torch.isfinite(batch[model.main_input_name].sum()) for batch in step.batches)
-    mine = torch.cat([counts.sum(0), torch.tensor([0.0 if finite else 1.0])])
-    encoder, tokenizer, bad = accelerator.reduce(mine.to(accelerator.device), "sum").tolist()
-    totals = torch.tensor([encoder, tokenizer]).clamp(min=1)
-    return counts * accelerator.num_processes / totals, bad > 0
+def weigh(counts: torch.Tensor, accelerator: Accelerator) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Step.weights` and `Step.bad`, on the device, of (micro-batches, 3) of `count_patches`."""
+    counts = pinned(counts, accelerator.device).to(accelerator.device, non_blocking=True)
+    totals = accelerator.reduce(counts.sum(0), "sum")
+    return counts[:, :2] * accelerator.num_processes / totals[:2].clamp(min=1), totals[2]
 
 
 def count_patches(model: BridleForPreTraining, batch: dict, mask: PatchMask) -> torch.Tensor:
-    """(2,): how many patches a batch's encoder loss and its tokenizer losses are means over."""
-    valid = valid_patches(model, batch)
+    """(3,): how many patches a batch's encoder loss and its tokenizer losses are means over; 1 if it has NaN or inf."""
+    values, valid = batch[model.main_input_name], valid_patches(model, batch)
     predicted = mask.masked.numel() if mask.masked_valid is None else mask.masked_valid.sum()
-    tokens = len(batch[model.main_input_name]) * mask.mask.shape[1] if valid is None else valid.sum()
-    return torch.tensor([float(predicted), float(tokens)])
+    tokens = len(values) * mask.mask.shape[1] if valid is None else valid.sum()
+    return torch.tensor([float(predicted), float(tokens), float(not torch.isfinite(values.sum()))])
 
 
 def weighted_losses(output, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     """The named losses of a forward pass, weighted with (2,) of `weigh`."""
-    encoder, tokenizer = weights.tolist()
+    encoder, tokenizer = weights
     return {name: loss * (encoder if name == "encoder" else tokenizer) for name, loss in output.losses.items()}
 
 

@@ -1,0 +1,92 @@
+"""What a GPU would object to, without one: fake CUDA tensors have shapes and devices but no numbers.
+
+Tensors of two devices in one operator are an error, and so is a number that the host reads, for which it would wait.
+"""
+
+from math import prod
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from bridle_hf import BridleConfig, BridleForPreTraining
+from bridle_hf.training.phases import KINDS
+
+SIZES = {
+    "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+    "decoder_hidden_size": 48, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2,
+    "estimator_num_hidden_layers": 1,
+}  # fmt: skip
+CLIPS = {
+    "audio": {"input_size": (64, 32)},
+    "image": {"input_size": (32, 32)},
+    "video": {"input_size": (4, 32, 32), "decoder_window_size": (2, 4, 4), "decoder_shift_size": (1, 2, 0)},
+}
+QUANTIZERS = {
+    "rq": {},
+    "official": {"ema_mode": "official", "normalize": "per_stage"},
+    "vq": {"type": "vector"},
+    "soft codes": {"soft_codes": 3},
+    "knn": {"type": "smoothed", "regularizer": "knn_ce"},
+    "gumbel": {"type": "smoothed", "gumbel": "hard", "regularizer": "perplexity"},
+    "rotation": {"type": "gradient", "estimator": "rotation"},
+    "simvq": {"type": "simvq"},
+    "product": {"type": "product", "inner": "smoothed"},
+    "smoothed rq": {"inner": "smoothed"},
+}
+
+
+def on_fake_gpu(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            fake = mode.from_tensor(value).detach().to("cuda")
+            module._parameters[name] = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
+        for name, value in module.named_buffers(recurse=False):
+            module._buffers[name] = mode.from_tensor(value).to("cuda")
+    return model
+
+
+def run_on_fake_gpu(kind: str, modality: str = "audio", padded: bool = False, **config) -> None:
+    config = BridleConfig(modality=modality, **CLIPS[modality], **SIZES, **config)
+    model = BridleForPreTraining(config)
+    if kind == "tokenizer":
+        model.tokenizer.reset_()
+    KINDS[kind].set_modes_(model)
+    channels = () if modality == "audio" else (3,)
+    *frames, height, width = config.input_size
+    with FakeTensorMode() as mode:
+        model = on_fake_gpu(model, mode)
+        values = torch.empty(2, *frames, *channels, height, width, device="cuda")
+        valid = torch.empty(2, 64, dtype=torch.long, device="cuda") if padded else None
+        mask = model.bridle.make_patch_mask(values, valid, torch.empty(2, prod(config.grid), device="cuda"))
+        output = model(**{model.main_input_name: values}, attention_mask=valid, patch_mask=mask, phase=kind)
+    assert output.loss.device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_passes_of_a_step_stay_on_the_gpu(quantizer, kind):
+    config = {"codebook_dim": 16, "codebook_size": 16} | QUANTIZERS[quantizer]
+    run_on_fake_gpu(kind, quantizer_config=config, cold_start=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decoder", ["swin", "plain"])
+def test_padded_clips_and_decoders(decoder, kind):
+    run_on_fake_gpu(kind, padded=True, decoder_type=decoder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("modality", CLIPS)
+def test_modalities(modality, kind):
+    run_on_fake_gpu(kind, modality)
+
+
+def test_a_number_read_and_a_tensor_elsewhere_would_show(monkeypatch):
+    quantizer = "bridle_hf.quantization_bridle.ResidualQuantizer.assign"
+    monkeypatch.setattr(quantizer, lambda self, z: self.encode(z + z.sum().item()))
+    with pytest.raises(DataDependentOutputException):
+        run_on_fake_gpu("encoder")
+    monkeypatch.setattr(quantizer, lambda self, z: z @ torch.ones(z.shape[-1]))
+    with pytest.raises(RuntimeError, match="device"):
+        run_on_fake_gpu("encoder")
