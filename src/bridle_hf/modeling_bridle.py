@@ -293,23 +293,26 @@ class BridleDecoder(nn.Module):
         """
         hidden_states = self.embed(hidden_states)
         prefix = hidden_states.shape[1] - patch_mask.kept.shape[1]
-        decode = self._decode_grid if self.is_swin else self._decode_sequence
-        return decode(hidden_states[:, :prefix], hidden_states[:, prefix:], patch_mask, grid, valid)
+        cls_token, visible = hidden_states[:, :prefix], hidden_states[:, prefix:]
+        if self.is_swin:
+            return self._decode_grid(visible, patch_mask, grid, valid)
+        return self._decode_sequence(cls_token, visible, patch_mask, grid)
 
-    def _decode_sequence(self, cls_token, visible, patch_mask, grid, valid):
+    def _decode_sequence(self, cls_token, visible, patch_mask, grid):
         """Plain layers do not mind the order of patches, nor that some are missing: CLS, kept, masked."""
         index = torch.cat([patch_mask.kept, patch_mask.masked], dim=1)  # (B, k + S)
         mask_token = self.mask_token.to(visible.dtype).expand(*patch_mask.masked.shape, -1)
         tokens = torch.cat([visible, mask_token], dim=1) + take(self.positions(grid, self.mask_token), index)
         tokens = torch.cat([cls_token.to(tokens.dtype), tokens], dim=1)
-        if valid is not None:
-            valid = torch.cat([patch_mask.kept_valid, patch_mask.masked_valid], dim=1)
+        valid = None
+        if patch_mask.kept_valid is not None:
+            valid = torch.cat([patch_mask.kept_valid, patch_mask.masked_valid], dim=1)  # (B, k + S)
         layer_mask = padding_mask(self.config, tokens, valid)
         for layer in self.layers:
             tokens = layer(tokens, layer_mask)
         return tokens[:, cls_token.shape[1] :]
 
-    def _decode_grid(self, cls_token, visible, patch_mask, grid, valid):
+    def _decode_grid(self, visible, patch_mask, grid, valid):
         """Swin layers want the whole grid: visible tokens back in place, mask tokens elsewhere, no CLS."""
         batch_size, num_kept, _ = visible.shape
         # where each patch's token stands in [visible tokens, mask token]
