@@ -15,6 +15,7 @@ export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) 
 export WORLD_SIZE=$SLURM_NTASKS
 recipe=$1; shift
 output=$(printf '%s\n' "$@" | sed -n 's/^output_dir=//p')
+: "${output:?give output_dir=... after the recipe: the job is queued again until it holds the finished run}"
 srun --kill-on-bad-exit=1 bash -c \
     'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE exec python "$@"' -- \
     examples/pretrain.py --recipe "$recipe" "$@"

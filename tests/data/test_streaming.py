@@ -2,6 +2,10 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 from sound_files import clip, flac, write_audiofolder, write_parquet
 
 from bridle_hf.data import DataArguments, build_loader
+from bridle_hf.data.source import Source
 
 PLAIN = {"roll": False, "gain": False}
 
@@ -86,6 +91,22 @@ def test_ranks_and_workers_are_disjoint_and_complete(source, num_workers, extrac
             loader = build_loader(data, extractor, batch_size=1, seed=0, rank=rank, world_size=2)
             seen += [index for batch in take(loader, epoch_starts + 12)[epoch_starts:] for index in identify(batch)]
         assert sorted(seen) == list(range(24))
+
+
+@pytest.mark.parametrize("readers", [5, 8, 11])
+def test_readers_that_share_a_shard_read_no_other(parquet_folder, extractor, identify, readers, monkeypatch):
+    """4 shards of 6 clips: nothing is read by more than those who share it, and every clip is used once an epoch."""
+    examples, read, seen = Source.examples, [], []
+    monkeypatch.setattr(Source, "examples", lambda source, shard: read.append(shard) or examples(source, shard))
+    for rank in range(readers):
+        read.clear()
+        data = DataArguments(parquet_folder, shuffle_buffer=100, **PLAIN)
+        loader = build_loader(data, extractor, batch_size=1, seed=0, rank=rank, world_size=readers)
+        for batch in iter(loader.__next__, None):
+            if len(set(read)) > 1 or len(read) > 1:  # the next epoch's
+                break
+            seen += identify(batch)
+    assert sorted(seen) == list(range(24))
 
 
 def test_single_examples_change_hands_between_epochs(audio_folder, extractor, identify):
@@ -170,7 +191,7 @@ def test_a_position_of_another_layout_is_refused(parquet_folder, extractor, chan
     arguments = {"batch_size": 2, "seed": 0, "world_size": 1}
     state = build_loader(DataArguments(parquet_folder), extractor, **arguments).state_dict()
     (key,) = change
-    with pytest.raises(ValueError, match=f"{key}={arguments[key]}, this run has {change[key]}"):
+    with pytest.raises(ValueError, match=f"of another loader: {key}={arguments[key]}, now {change[key]}"):
         build_loader(DataArguments(parquet_folder), extractor, **arguments | change).load_state_dict(state)
 
 
@@ -194,3 +215,18 @@ def test_a_signal_to_the_group_spares_the_workers(parquet_folder, extractor):
     next(loader)
     (worker,) = set(multiprocessing.active_children()) - before
     assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
+    sent = f"import os; os.kill({worker.pid}, {signal.SIGTERM})"  # as a service manager does, to every process
+    subprocess.run([sys.executable, "-c", sent], check=True)
+    take(loader, 20)  # more than what it had read ahead
+    worker.terminate()  # what the run does at its end
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_workers_need_not_be_forked(parquet_folder, extractor, tmp_path, cache):
+    data = DataArguments(parquet_folder, cache=cache, cache_dir=str(tmp_path))
+    loader = build_loader(data, extractor, batch_size=4, seed=0)
+    stream = pickle.loads(pickle.dumps(loader._loader.dataset))  # what a worker is given where processes are spawned
+    batch, expected = next(iter(stream)), next(loader)
+    assert batch.pop("skipped") == [] and same([batch], [expected])

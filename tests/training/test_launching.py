@@ -85,6 +85,9 @@ def test_the_slurm_script_gives_each_task_its_place(tmp_path):
     (tmp_path / "run" / "final" / "config.json").touch()
     subprocess.run(command, env=environment, check=True)
     assert asked.read_text().count("requeue") == 1  # the run is finished
+    refused = subprocess.run([*command[:3], "seed=1"], env=environment, capture_output=True, text=True)
+    assert refused.returncode != 0 and "give output_dir=" in refused.stderr
+    assert asked.read_text().count("requeue") == 1
 
 
 def test_deepspeed_is_refused():

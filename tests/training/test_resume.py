@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or run out of disk lose nothing: what they end with is what they would have."""
 
+import logging
 import os
 import pkgutil
 import random
@@ -163,6 +164,71 @@ def test_another_number_of_processes_goes_on(tmp_path, tiny_recipe):
     one_phase = ("phases=[{kind: encoder, steps: 2}]", "phases=[{kind: encoder, steps: 4}]")
     for phases, ranks in zip(one_phase, (2, 1), strict=True):
         join(fork(train, tiny_recipe, f"output_dir={folder}", phases, errors=errors, ranks=ranks), errors)
-    assert "was written by 2 processes and this run has 1: the data is shuffled anew" in errors.read_text()
+    assert "was written with 2 processes, now 1: the data is shuffled anew" in errors.read_text()
     assert [record["step"] for record in records(folder)] == [1, 2, 3, 4]
     assert open_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state["num_processes"] == 1
+
+
+def test_epochs_are_no_shorter_on_more_processes(tmp_path, tiny_recipe):
+    """2 epochs of 24 clips are 12 steps of one process, and 6 of two: step 8 is not the end of the phase."""
+    errors, folder = tmp_path / "errors", tmp_path / "run"
+    overrides = ("phases=[{kind: encoder, epochs: 2}]", "training.examples_per_epoch=24", f"output_dir={folder}")
+    join(fork(train_some, tiny_recipe, overrides, 8, errors=errors), errors)
+    join(fork(train, tiny_recipe, *overrides, errors=errors, ranks=2), errors, exitcode=1)
+    said = errors.read_text()
+    assert "encoder-iter1 is 6 steps long on 2 processes" in said and "is of 12 on 1" in said
+    join(fork(train, tiny_recipe, *overrides, "training.batch_size=2", errors=errors, ranks=2), errors)
+    assert [record["step"] for record in records(folder)] == [*range(1, 13)]
+
+
+def train_some(recipe, overrides, steps):
+    """The run, asked to stop while it writes down some step: it stops after the next."""
+    log = Run.log
+
+    def stop(run, record):
+        log(run, record)
+        if record["total_step"] == steps:
+            run.stop.append("test")
+
+    with mock.patch.object(Run, "log", stop):
+        train(recipe, *overrides)
+
+
+@pytest.mark.parametrize("change", ["data.num_workers=1", "training.batch_size=2", "data.shuffle_buffer=5"])
+def test_another_layout_of_the_data_goes_on(tmp_path, tiny_recipe, change, caplog):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 5}]")
+    train_some(tiny_recipe, overrides, 3)
+    train(tiny_recipe, *overrides, change)
+    key, now = change.split(".")[1].split("=")
+    assert f", now {now}: the data is shuffled anew" in caplog.text and f"was written with {key}=" in caplog.text
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_that_is_named_again_takes_nothing_back(tmp_path, tiny_recipe, caplog):
+    """The command of a requeued job stays the same: it goes on from what it wrote since."""
+    caplog.set_level(logging.INFO, "bridle_hf")
+    folder, phases = tmp_path / "run", "phases=[{kind: encoder, steps: 9}]"
+    train_some(tiny_recipe, (f"output_dir={folder}", phases), 5)
+    named = list_checkpoints(folder / "checkpoints")[0]
+    train_some(tiny_recipe, (f"output_dir={folder}", phases, f"resume={named}"), 6)
+    assert f"going on from {named}" in caplog.text
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    assert newest != named
+    train(tiny_recipe, f"output_dir={folder}", phases, f"resume={named}")
+    assert f"going on from {newest}" in caplog.text
+    assert [record["step"] for record in records(folder)] == [*range(1, 10)]
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, tiny_recipe):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 1}]")
+    train(tiny_recipe, *overrides)
+    train(tiny_recipe, *overrides)  # finished: nothing to do
+    with pytest.raises(ValueError, match=r"holds the finished run of another recipe \(changed: seed\)"):
+        train(tiny_recipe, *overrides, "seed=5")
+
+
+def test_a_signal_before_the_first_step_ends_the_process(tmp_path, tiny_recipe, monkeypatch):
+    """Data is opened there, and perhaps a cache written, which can take hours."""
+    monkeypatch.setattr(Run, "open_data", lambda run: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe, f"output_dir={tmp_path / 'run'}")

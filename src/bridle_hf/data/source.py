@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import datasets
@@ -147,8 +148,8 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
     """Raise a `RuntimeError` where more than `max_bad_share` of the clips read could not be used."""
     if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
         raise RuntimeError(
-            f"{bad} of {seen} clips could not be used, more than data.max_bad_share={max_bad_share} allows; "
-            f"the last one was {name}: {reason}"
+            f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
+            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share."
         )
 
 
@@ -216,10 +217,14 @@ def open_source(data: DataArguments, processor) -> Source:
     modality = modality_of(processor)
     column = data.input_column or find_column(dataset.features or dict.fromkeys(columns), modality, description)
 
-    def featurize(example: dict, rng: np.random.Generator | None = None) -> np.ndarray:
-        return modality.decode(example[column], data, processor, rng)
-
+    # No function of its own in here: workers that are not forked get it pickled.
+    featurize = partial(decode_column, column=column, data=data, processor=processor)
     return Source(dataset, featurize, column, data.exclude, description)
+
+
+def decode_column(example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor) -> np.ndarray:
+    """The clip in a column of a raw example, see `Modality.decode`."""
+    return modality_of(processor).decode(example[column], data, processor, rng)
 
 
 def find_column(features: dict, modality, description: str) -> str:

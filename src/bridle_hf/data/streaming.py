@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,10 +28,11 @@ SHARDS, SPLIT, BLOCK, BATCH, CLIP = range(5)  # what a random generator is for
 class ClipStream(IterableDataset):
     """Endless batches of one consumer: a worker of a rank.
 
-    An epoch's examples are split between all consumers: whole shards, where there are enough of them, and else single
-    examples of all shards. A consumer reads a block of `shuffle_buffer` raw examples, permutes it and works it off.
-    Every random number is drawn from (seed, place), so the position is a few integers: where the block starts
-    in the dataset, and how much of it is done. A restored stream reads its block again and goes on inside it.
+    An epoch's examples are split between all consumers: whole shards, and where there are too few of them, the single
+    examples of a shard between those that share it. A consumer reads a block of `shuffle_buffer` raw examples,
+    permutes it and works it off. Every random number is drawn from (seed, place), so the position is a few integers:
+    where the block starts in the dataset, and how much of it is done. A restored stream reads its block again and goes
+    on inside it.
     """
 
     def __init__(
@@ -98,17 +101,17 @@ class ClipStream(IterableDataset):
         A position is (shards done, examples read of the next one, examples so far that `exclude` keeps).
         """
         shards = self._rng(SHARDS, epoch).permutation(self.source.num_shards).tolist()
-        whole_shards = len(shards) >= consumers
-        if whole_shards:
-            shards = shards[consumer::consumers]
+        # Consumer c has every C-th shard, or the c-th of S < C shards together with consumers c + S, c + 2 S, ...
+        sharing, turn = len(range(consumer % len(shards), consumers, len(shards))), consumer // len(shards)
+        shards = shards[consumer % len(shards) :: consumers]
         first, offset, kept = start
         for done, shard in enumerate(shards[first:], first):
             for example in self._read(shard, offset):
                 offset += 1
                 if not self.source.keeps(example):
                     continue
-                # Of each `consumers` examples in a row everyone takes one, drawn anew each epoch.
-                if whole_shards or self._turn(epoch, kept // consumers, consumers)[kept % consumers] == consumer:
+                # Of each `sharing` examples in a row everyone takes one, drawn anew each epoch.
+                if sharing == 1 or self._turn(epoch, kept // sharing, sharing)[kept % sharing] == turn:
                     yield (done, offset, kept + 1), example
                 kept += 1
             offset = 0
@@ -121,8 +124,8 @@ class ClipStream(IterableDataset):
             self.bad_shards[shard] = str(error)
             check_bad_shards(len(self.bad_shards), self.source.num_shards, self.data.max_bad_share, error)
 
-    def _turn(self, epoch: int, group: int, consumers: int) -> np.ndarray:
-        return self._rng(SPLIT, epoch, group).permutation(consumers)
+    def _turn(self, epoch: int, group: int, sharing: int) -> np.ndarray:
+        return self._rng(SPLIT, epoch, group).permutation(sharing)
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *place])
@@ -148,7 +151,7 @@ class ClipLoader:
         with warnings.catch_warnings():  # torchdata 0.11 calls a function that torch 2.14 deprecates
             warnings.filterwarnings("ignore", message=".*set_vital")
             self._loader = StatefulDataLoader(
-                stream, batch_size=None, num_workers=num_workers, worker_init_fn=_leave_process_group
+                stream, batch_size=None, num_workers=num_workers, worker_init_fn=_obey_the_run_alone
             )
         self._batches = None
         self._layout = {
@@ -179,23 +182,40 @@ class ClipLoader:
         """Position of this process in the stream: one file a rank."""
         return {"layout": self._layout, "skipped": dict(self.skipped), "loader": self._loader.state_dict()}
 
+    def differs(self, state: dict) -> str:
+        """In what the loader that `state` was taken from was built otherwise, so that its position would not fit."""
+        before = {key: state["layout"].get(key) for key in self._layout}
+        return ", ".join(f"{key}={before[key]}, now {now}" for key, now in self._layout.items() if before[key] != now)
+
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state` was taken.
 
         Raises:
-            ValueError: where the loader it was taken from was built otherwise, so that no position would fit.
+            ValueError: where it `differs`.
         """
-        for key, value in self._layout.items():
-            if state["layout"].get(key) != value:
-                raise ValueError(f"the saved data position has {key}={state['layout'].get(key)}, this run has {value}.")
+        if differences := self.differs(state):
+            raise ValueError(f"the saved position in the data is of another loader: {differences}.")
         self.skipped = dict(state["skipped"])
         self._batches = None
         self._loader.load_state_dict(state["loader"])
 
 
-def _leave_process_group(worker: int) -> None:
-    """A signal to the whole group (Ctrl-C, `timeout`) is for the run, which stops its workers when it has saved."""
+def _obey_the_run_alone(worker: int) -> None:
+    """A signal to all processes is for the run, which stops its workers when it has saved.
+
+    Some are sent to the group (Ctrl-C, `timeout`), others to every process (service managers, batch systems).
+    """
     os.setpgid(0, 0)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signals = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=_end_when_the_run_says, args=(signals,), daemon=True).start()
+
+
+def _end_when_the_run_says(signals: set[int]) -> None:
+    while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_loader(

@@ -38,25 +38,27 @@ def pretrain(recipe: PretrainRecipe) -> bool:
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
         RuntimeError: another process ended or hangs, or too many clips cannot be used.
         OSError: a checkpoint could not be written; those before it are intact.
-        ValueError: a checkpoint that does not fit the recipe, or processes that do not know of each other.
+        ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
+            processes that do not know of each other.
     """
-    with stop_signals() as stop, waiting_for_others(recipe.training.deadline):
-        run = Run(recipe, stop)
+    with waiting_for_others(recipe.training.deadline):
+        run = Run(recipe)
         checkpoint = run.find_start()
         if run.is_finished(checkpoint):
             logger.info("this run is finished; its model is in %s", run.folder / "final")
             return True
         run.begin(checkpoint)
         logger.info("%s", ", ".join(f"{phase.name}: {phase.steps} steps" for phase in run.schedule))
-        for phase in run.schedule[checkpoint.phase if checkpoint else 0 :]:
-            if checkpoint is None or (checkpoint.phase, checkpoint.step) < (phase.index, phase.steps):
-                checkpoint = train_phase(run, phase, checkpoint)
-                if stop:
-                    logger.info("stopped after step %d of %s; resume=auto goes on", checkpoint.step, phase.name)
-                    break
-            run.export(phase, checkpoint)
+        with stop_signals(run.stop):  # until here, where a cache is written perhaps, a signal ends the process
+            for phase in run.schedule[checkpoint.phase if checkpoint else 0 :]:
+                if checkpoint is None or (checkpoint.phase, checkpoint.step) < (phase.index, phase.steps):
+                    checkpoint = train_phase(run, phase, checkpoint)
+                    if run.stop:
+                        logger.info("stopped after step %d of %s; resume=auto goes on", checkpoint.step, phase.name)
+                        break
+                run.export(phase, checkpoint)
         run.end()
-        return not stop
+        return not run.stop
 
 
 def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkpoint:

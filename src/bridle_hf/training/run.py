@@ -40,16 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """What all phases of a run share.
+    """What all phases of a run share. Its list `stop` is empty until the run is asked to stop."""
 
-    Args:
-        recipe: the recipe.
-        stop: a list that is empty until the run is asked to stop.
-    """
-
-    def __init__(self, recipe: PretrainRecipe, stop: list):
+    def __init__(self, recipe: PretrainRecipe):
         training = recipe.training
-        self.recipe, self.stop = recipe, stop
+        self.recipe, self.stop = recipe, []
         self.folder = Path(recipe.output_dir)
         # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
         self.ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -73,6 +68,9 @@ class Run:
     def find_start(self) -> Checkpoint | None:
         """The checkpoint to go on from, None to start from nothing.
 
+        A checkpoint that `resume` names is where the command goes on from when it is first given. Given again, it goes
+        on from the newest of the checkpoints that it wrote itself.
+
         Raises:
             ValueError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the processes.
         """
@@ -81,34 +79,26 @@ class Run:
             if self.accelerator.is_main_process and checkpoints.exists():
                 set_aside(self.folder)
             self.accelerator.wait_for_everyone()
-        named = recipe.resume not in ("auto", "never")
-        checkpoint = open_checkpoint(recipe.resume) if named else find_checkpoint(checkpoints)
+        checkpoint = find_checkpoint(checkpoints)
+        if recipe.resume not in ("auto", "never") and (checkpoint is None or not self.wrote(checkpoint)):
+            checkpoint = open_checkpoint(recipe.resume)
         if checkpoint is not None:
             self.check_fits(checkpoint)
         return checkpoint
 
-    def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint.
+    def wrote(self, checkpoint: Checkpoint) -> bool:
+        """Whether this very command wrote the checkpoint, as far as `resume` tells."""
+        return yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())["resume"] == self.recipe.resume
 
-        Positions in the data do not carry over to another number of processes: the data is then shuffled anew.
-        """
-        accelerator, before = self.accelerator, checkpoint.state if checkpoint else {}
-        self.steps_skipped = before.get("steps_skipped", 0)
-        as_many = before.get("num_processes") == accelerator.num_processes
-        if checkpoint is not None:
-            shuffled = seed_from(self.recipe.seed, checkpoint.phase, checkpoint.step, accelerator.num_processes)
-            self.data_seed = before["data_seed"] if as_many else shuffled
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint."""
+        accelerator = self.accelerator
+        if checkpoint is None:
+            self.loader = self.open_data()
+        else:
             logger.info("going on from %s", checkpoint.path)
-            if not as_many:
-                logger.warning(
-                    "%s was written by %d processes and this run has %d: the data is shuffled anew",
-                    checkpoint.path, before["num_processes"], accelerator.num_processes,
-                )  # fmt: skip
-        self.loader = self.open_data()
-        if as_many:
-            state = checkpoint.rank_state(accelerator.process_index)
-            self.loader.load_state_dict(state["data"])
-            set_random_state_(state["random"])
+            self.steps_skipped = checkpoint.state["steps_skipped"]
+            self.go_on_in_data(checkpoint)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +109,24 @@ class Run:
                 drop_later_(self.folder / "checkpoints", checkpoint)
                 prune_(self.folder / "checkpoints", self.recipe.training.keep_checkpoints)
         accelerator.init_trackers("tensorboard")
+
+    def go_on_in_data(self, checkpoint: Checkpoint) -> None:
+        """Opens the data where the checkpoint left it. Another number of processes, workers or clips of a batch splits
+        the data otherwise, so that no position fits: the data is then shuffled anew."""
+        accelerator, before = self.accelerator, checkpoint.state
+        self.data_seed = before["data_seed"]
+        changed = f"{before['num_processes']} processes, now {accelerator.num_processes}"
+        if before["num_processes"] == accelerator.num_processes:
+            state = checkpoint.rank_state(accelerator.process_index)
+            set_random_state_(state["random"])
+            self.loader = self.open_data()
+            changed = self.loader.differs(state["data"])
+            if not changed:
+                self.loader.load_state_dict(state["data"])
+                return
+        logger.warning("%s was written with %s: the data is shuffled anew", checkpoint.path, changed)
+        self.data_seed = seed_from(self.recipe.seed, checkpoint.phase, checkpoint.step, accelerator.num_processes)
+        self.loader = self.open_data()
 
     def open_data(self):
         """The loader of this process."""
@@ -133,17 +141,31 @@ class Run:
         )
 
     def check_fits(self, checkpoint: Checkpoint) -> None:
-        """A run goes on only in a phase that the recipe has. Another recipe is followed from there, with a warning."""
-        names = [phase.name for phase in self.schedule]
-        if checkpoint.state["phase_name"] not in names[checkpoint.phase : checkpoint.phase + 1]:
+        """A run goes on only in a phase that the recipe has, as long as it was unless the recipe made it so. Another
+        recipe is followed from there, with a warning; a finished run it would leave as it is."""
+        names, before = [phase.name for phase in self.schedule], checkpoint.state
+        if before["phase_name"] not in names[checkpoint.phase : checkpoint.phase + 1]:
             raise ValueError(
-                f"{checkpoint.path} is of phase {checkpoint.phase} ({checkpoint.state['phase_name']}); "
+                f"{checkpoint.path} is of phase {checkpoint.phase} ({before['phase_name']}); "
                 f"the recipe's phases are {', '.join(names)}. Give resume=never or another output_dir."
             )
-        before = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
-        changed = changed_keys(before, yaml.safe_load(recipe_to_yaml(self.recipe)))
-        if changed := [key for key in changed if key not in ("output_dir", "resume")]:
-            logger.warning("the recipe has changed since %s: %s", checkpoint.path, ", ".join(changed))
+        written = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
+        changed = changed_keys(written, yaml.safe_load(recipe_to_yaml(self.recipe)))
+        changed = ", ".join(key for key in changed if key not in ("output_dir", "resume"))
+        steps, processes = self.schedule[checkpoint.phase].steps, self.accelerator.num_processes
+        if not changed and steps != before.get("phase_steps", steps):
+            raise ValueError(
+                f"{before['phase_name']} is {steps} steps long on {processes} processes, and {checkpoint.path} is of "
+                f"{before['phase_steps']} on {before['num_processes']}: epochs are fewer steps where a step takes more "
+                "clips. Change training.batch_size or training.gradient_accumulation_steps so that it takes as many."
+            )
+        if changed and self.is_finished(checkpoint):
+            raise ValueError(
+                f"output_dir={self.folder} holds the finished run of another recipe (changed: {changed}). "
+                "Give another output_dir, or resume=never to train again."
+            )
+        if changed:
+            logger.warning("the recipe has changed since %s: %s", checkpoint.path, changed)
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
         last = self.schedule[-1]
@@ -186,6 +208,7 @@ class Run:
                 step=step,
                 state={
                     "phase_name": phase.name,
+                    "phase_steps": phase.steps,
                     "learning_rate": phase.learning_rate_at(step - 1),
                     "cold_start": bare.config.cold_start,
                     "data_seed": self.data_seed,
@@ -288,14 +311,13 @@ def set_aside(folder: Path) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list]:
-    """A list that is empty until SIGTERM or SIGINT arrives; a repeated signal changes nothing."""
-    stop = []
+def stop_signals(stop: list) -> Iterator[None]:
+    """SIGTERM and SIGINT are put into the list and do no more; a repeated signal changes nothing."""
     before = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, lambda received, _: stop.append(received))
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
