@@ -34,12 +34,22 @@ class Training:
         kind: "encoder", "tokenizer" or "joint".
         cold_start: False takes codes from the full tokenizer in an encoder phase.
         masks: a clip.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, config: dict, batch_size: int, kind: str, cold_start: bool = True, masks: int = 1):
+    def __init__(
+        self,
+        config: dict,
+        batch_size: int,
+        kind: str,
+        cold_start: bool = True,
+        masks: int = 1,
+        device: str = "cpu",
+    ):
         torch.manual_seed(0)
-        config = BridleConfig(**{"modality": "audio", "attn_implementation": "eager"} | config)
-        self.model, self.kind, self.codes = BridleForPreTraining(config), kind, None
+        attention = {"attn_implementation": "eager"} if device == "cpu" else {}
+        config = BridleConfig(**{"modality": "audio"} | attention | config)
+        self.model, self.kind, self.device = BridleForPreTraining(config).to(device), kind, device
         if kind == "tokenizer" or not cold_start:
             self.model.tokenizer.reset_()
         KINDS[kind].set_modes_(self.model)
@@ -47,18 +57,19 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
         frames, size = config.input_size[:-2], config.input_size[-2:]
         channels = () if config.modality == "audio" else (config.num_channels,)
-        self.inputs = {self.model.main_input_name: random(batch_size, *frames, *channels, *size)}
-        self.noise = torch.rand(masks * batch_size, prod(config.grid), generator=torch.Generator().manual_seed(0))
+        self.inputs = {self.model.main_input_name: random(batch_size, *frames, *channels, *size).to(device)}
+        noise = torch.rand(masks * batch_size, prod(config.grid), generator=torch.Generator().manual_seed(0))
+        self.noise = noise.to(device)
 
     def step(self, **inputs) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16):
             output = self.model(**self.inputs, noise=self.noise, phase=self.kind, **inputs)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         if output.quantizer_stats is not None:
             self.model.tokenizer.update_(output.quantizer_stats)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def operations(self) -> int:
         """Floating-point operations of the matrix products of a step."""

@@ -85,3 +85,22 @@ def test_a_plan_adds_up(monkeypatch, capsys):
     assert float(times[0][1]) == pytest.approx(2 * float(times[1][1]), abs=0.11) and times[0][3] == times[1][3]
     (one_mask, *_) = plan.count(plan.load_recipe(recipe[1], small))
     assert 1.9 * one_mask["gflop"] < cold < 2.1 * one_mask["gflop"]
+
+
+def test_a_trial_of_the_gpu_benchmark(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    report = gpu.main(["--small", "--rounds", "1", "--batch-sizes", "1,2", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == report
+    assert [(row["phase"], row["batch"]) for row in report["rows"]] == [
+        (phase, size) for phase in ("encoder", "tokenizer", "encoder, iteration 2") for size in (1, 2)
+    ]
+    for row in report["rows"]:
+        assert row["clips_per_second"] * row["ms"] == pytest.approx(1e3 * row["batch"])
+    one = gpu.Training(gpu.SMALL_PHASES, 1, "encoder").operations()
+    assert report["rows"][1]["tflops"] == pytest.approx(one * report["rows"][1]["clips_per_second"] / 1e12)
+    assert capsys.readouterr().out.count("| nowhere |") == 6
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main([])
