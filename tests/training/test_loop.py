@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from runs import differing, records, weights
 
@@ -23,6 +24,7 @@ from bridle_hf.training import load_recipe, loop, pretrain, replay
 from bridle_hf.training.checkpoints import list_checkpoints
 from bridle_hf.training.run import Run, check_processes
 from bridle_hf.training.seeds import seed_from
+from bridle_hf.training.steps import draw_step
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "pretrain.py"
 
@@ -225,6 +227,15 @@ def test_the_next_step_is_drawn_before_the_host_waits(tmp_path, train, monkeypat
         monkeypatch.setattr(loop, name, lambda *a, name=name, work=work: events.append(name[0]) or work(*a))
     train(tmp_path / "run", "phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=3")
     assert "".join(events) == "dfdjfdjfj" + "dfdjfj"
+
+
+def test_masks_without_padding_are_left_out(tiny_recipe):
+    model = BridleForPreTraining(load_recipe(tiny_recipe, ["output_dir=x"]).config())
+    full, padded = torch.ones(2, 64, dtype=torch.long), (torch.arange(64) < torch.tensor([[64], [40]])).long()
+    batches = iter([{"input_values": torch.randn(2, 64, 16), "attention_mask": mask} for mask in (full, padded)])
+    step = draw_step(model, batches, Accelerator(cpu=True), (0, 0, 0, 0), "encoder", 2, 1)
+    assert [batch.keys() for batch in step.batches] == [{"input_values"}, {"input_values", "attention_mask"}]
+    assert step.masks[0].masked_valid is None and not step.masks[1].masked_valid.all()
 
 
 def test_joint_training_updates_the_tokenizer_every_k_th_step(tmp_path, train):

@@ -64,6 +64,8 @@ def draw_step(
     batches, drawn, seeds, counts, device = [], [], [], [], accelerator.device
     for micro in range(count):
         batch = next(loader)
+        if batch.get("attention_mask", torch.zeros(())).all():
+            del batch["attention_mask"]  # a GPU does not look whether there is padding, and calculates as if there were
         noise = draw_noise(model, batch, masks, seed_from(*place, micro, 1))
         mask = model.bridle.make_patch_mask(batch[model.main_input_name], batch.get("attention_mask"), noise)
         counts.append(count_patches(model, batch, mask))
