@@ -10,7 +10,8 @@ import torch
 from picture_files import LEVELS, counting_video, numbers, picture, png, write_folder
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor
-from bridle_hf.data import DataArguments, build_loader, build_processor, load_examples, modality_of
+from bridle_hf.data import DataArguments, build_loader, build_processor, load_examples, modalities, modality_of
+from bridle_hf.data.decoding import BadClipError
 
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
 LAYERS = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -108,6 +109,44 @@ def test_examples_are_the_clips_in_order(source, tmp_path):
         assert [name.rsplit("/")[-1] for name in kept.clip_names] == [n.rsplit("/")[-1] for n in direct.clip_names]
         data.exclude = {"index": [0, 3]}
         assert len(load_examples(data, processor)) == len(direct) - 2
+
+
+def test_of_a_training_clip_on_disk_only_the_frames_used_are_decoded(
+    video_folder, video_processor, tmp_path, monkeypatch
+):
+    data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
+    examples, decode, decoded = load_examples(data, video_processor), modalities.decode_video, []
+    monkeypatch.setattr(modalities, "decode_video", lambda *a: decoded.append(decode(*a)) or decoded[-1])
+    rng = np.random.default_rng(0)
+    starts = []
+    for _ in range(3):
+        for row, clip in enumerate(examples.training_batch(range(12), rng)["pixel_values"]):
+            frames = np.array(numbers(255 * clip))
+            assert (np.diff(frames) == 3).all()
+            starts.append(frames[0] - row)  # the video of each row begins with its number
+    assert {len(frames) for frames in decoded} == {4} and set(starts) == {0, 1, 2, 3}
+    assert len(examples.batch([0])["pixel_values"]) == 1 and len(decoded[-1]) == 13  # a test has the whole
+
+
+def test_where_clips_are_kept_changes_nothing_else(image_folder, image_processor, tmp_path):
+    options = {"crop": "multi_scale", "rand_augment": 5, "erase": 0.5, "cache_dir": str(tmp_path)}
+    kept = [load_examples(DataArguments(image_folder, in_memory=there, **options), image_processor) for there in (1, 0)]
+    first, second = (examples.training_batch(range(8), np.random.default_rng(1)) for examples in kept)
+    np.testing.assert_array_equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_a_video_whose_header_promises_too_much_is_trained_on(video_folder, video_processor, tmp_path, monkeypatch):
+    data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
+    examples, decode = load_examples(data, video_processor), modalities.decode_video
+
+    def refuse_parts(raw, choose=None):
+        if choose is not None:
+            raise BadClipError("ends before frame 13")
+        return decode(raw)
+
+    monkeypatch.setattr(modalities, "decode_video", refuse_parts)
+    clips = examples.training_batch([0, 1], np.random.default_rng(0))["pixel_values"]
+    assert all((np.diff(numbers(255 * clip)) == 3).all() for clip in clips)
 
 
 def test_views_of_an_example_lie_side_by_side(video_folder, video_processor):

@@ -51,7 +51,8 @@ def open_clips(data: DataArguments, processor) -> Source:
 
 
 def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
-    """The clips that `data` names, on disk and at hand by their number, and the function that makes an array of a row.
+    """The clips that `data` names, on disk and at hand by their number, and the function that makes an array of a row,
+    or with a generator of a random part of it where the whole is costly.
 
     With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
     among them.
@@ -62,7 +63,7 @@ def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callabl
         columns = table.select_columns(list(data.exclude))
         table = table.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
     decode = modality_of(processor).decode
-    return table, _unpack if data.cache else lambda row: decode(row[FILE], data, processor)
+    return table, _unpack if data.cache else lambda row, rng=None: decode(row[FILE], data, processor, rng)
 
 
 def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .arguments import DataArguments
 from .cache import map_clips, open_clips
+from .decoding import BadClipError
 from .modalities import Modality, modality_of
 
 
@@ -51,14 +52,19 @@ class Examples:
         return [self.label_names[label] for label in found]
 
     def training_batch(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The model's inputs for some clips, augmented."""
-        return self.collate([self.clips[row] for row in rows], rng)
+        """The model's inputs for some clips, augmented. Of files no more is decoded than the part that is used."""
+        if isinstance(self.clips, MappedClips):
+            # generators of their own, since what augmentation draws must not hang on where the clips are kept
+            clips = [self.clips.part(row, own) for row, own in zip(rows, rng.spawn(len(rows)), strict=True)]
+        else:
+            clips = [self.clips[row] for row in rows]
+        return self.collate(clips, rng)
 
 
 class MappedClips(Sequence):
     """Clips of a table on disk, each made an array when it is asked for."""
 
-    def __init__(self, table: datasets.Dataset, decode: Callable[[dict], np.ndarray]):
+    def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray]):
         self.table, self.decode = table, decode
 
     def __len__(self) -> int:
@@ -66,6 +72,13 @@ class MappedClips(Sequence):
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.decode(self.table[int(row)])
+
+    def part(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """A clip, or a random part of it where the whole is costly to decode."""
+        try:
+            return self.decode(self.table[int(row)], rng)
+        except BadClipError:  # of a header that promises more than is there; as a whole the clip was found good
+            return self[row]
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
         return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
