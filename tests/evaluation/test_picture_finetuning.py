@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
-from transformers import pipeline
+from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleConfig, BridleForPreTraining
-from bridle_hf.data import DataArguments, build_processor
+from bridle_hf.data import DataArguments, Examples, build_processor
 from bridle_hf.data.synthetic.motion import write_video
 from bridle_hf.evaluation.finetuning import FinetuneRecipe, FinetuneTraining, finetune, predict
 
@@ -106,7 +107,16 @@ def test_one_frame_does_not_tell_a_motion(recipe, tmp_path):
     assert type(processor).from_pretrained(tmp_path / "run" / "fold-test").frame_stride == 0
 
 
-def test_logits_of_several_views_are_averaged():
+@pytest.mark.parametrize("modality", ["video"], indirect=True)
+@pytest.mark.parametrize(("batch_size", "videos"), [(4, [2, 2, 2, 2]), (1, [1] * 8)])
+def test_views_take_the_place_of_clips_in_a_test_batch(recipe, monkeypatch, batch_size, videos):
+    taken, batch = [], Examples.batch
+    monkeypatch.setattr(Examples, "batch", lambda self, rows, **o: taken.append(len(rows)) or batch(self, rows, **o))
+    finetune(recipe(training={"epochs": 1, "batch_size": batch_size}, data={"in_memory": False, "test_views": (3, 2)}))
+    assert taken == videos
+
+
+def test_logits_of_several_views_are_averaged(tmp_path):
     class Views:
         """Two rows a clip; the second stands for a view one brighter."""
 
@@ -115,7 +125,8 @@ def test_logits_of_several_views_are_averaged():
             return {"pixel_values": np.array([[float(row + view)] for row in rows for view in range(2)])}
 
     class Trainer:
-        model, args = torch.nn.Identity(), type("Arguments", (), {"per_device_eval_batch_size": 2})
+        args = TrainingArguments(tmp_path, per_device_eval_batch_size=2, use_cpu=True, dataloader_pin_memory=False)
+        model, accelerator = torch.nn.Identity(), Accelerator(cpu=True)
 
         def prediction_step(self, model, batch, prediction_loss_only):
             return None, torch.cat([batch["pixel_values"], -batch["pixel_values"]], dim=1), None

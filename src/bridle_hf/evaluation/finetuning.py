@@ -3,6 +3,8 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch.nn import functional as F
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ..configuration_bridle import BridleConfig
@@ -192,7 +194,7 @@ def finetune_fold(recipe, fold, examples, test, processor):
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=4 * settings.batch_size,
+        per_device_eval_batch_size=max(1, 4 * settings.batch_size // prod(recipe.data.test_views)),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
@@ -308,16 +310,32 @@ class TrainingBatches:
 
 
 def predict(trainer, examples, rows, views=(1, 1)):
-    """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits."""
+    """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits.
+
+    Each process takes its share of the clips, batch by batch, and gets the logits of all.
+    """
     trainer.model.eval()  # training leaves it hiding patches and dropping paths
-    options = {} if tuple(views) == (1, 1) else {"views": views}
-    size, logits = trainer.args.per_device_eval_batch_size, []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        batch = {name: torch.as_tensor(value) for name, value in examples.batch(some, **options).items()}
+    arguments, workers = trainer.args, trainer.args.dataloader_num_workers
+    loader = DataLoader(
+        rows,
+        batch_size=arguments.per_device_eval_batch_size,
+        collate_fn=partial(plain_batch, examples, views),
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,  # the views of a batch of videos are a gigabyte
+        pin_memory=arguments.dataloader_pin_memory,
+    )
+    logits = []
+    for batch in trainer.accelerator.prepare(loader):
         _, scores, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-        logits.append(scores.float().unflatten(0, (len(some), -1)).mean(dim=1).cpu().numpy())
+        scores = scores.float().unflatten(0, (-1, prod(views))).mean(dim=1)  # (B, classes)
+        logits.append(trainer.accelerator.gather_for_metrics(scores).cpu().numpy())
     return np.concatenate(logits)
+
+
+def plain_batch(examples, views, rows):
+    """Row numbers to a batch without chance; see `VideoCollator.test` for `views`."""
+    options = {} if tuple(views) == (1, 1) else {"views": views}
+    return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
 
 
 def cross_entropy(outputs, labels, num_items_in_batch=None):
