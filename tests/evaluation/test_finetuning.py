@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
 from bridle_hf.data import DataArguments, load_examples
@@ -88,6 +88,21 @@ def test_accumulated_batches_equal_one_large_batch(recipe, tmp_path):
         weights.append(load_file(tmp_path / "run" / "fold-1" / "model.safetensors"))
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=2e-4, rtol=1e-3)
+
+
+def test_of_several_gpus_without_a_launcher_one_is_used(recipe, monkeypatch, caplog):
+    begin, draw, drawn = TrainingArguments.__post_init__, TrainingBatches.__call__, []
+
+    def with_gpus(self):
+        begin(self)
+        assert self.n_gpu == 0  # this sets up the devices
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_gpus)
+    monkeypatch.setattr(TrainingBatches, "__call__", lambda self, rows: drawn.append(len(rows)) or draw(self, rows))
+    finetune(recipe(folds=[1], training={"epochs": 1}))
+    assert drawn == [4, 4, 4, 4]
+    assert caplog.text.count("one of 2 GPUs is used; started by `accelerate launch` all are") == 1
 
 
 def test_from_scratch_is_the_architecture_without_the_weights(recipe, pretrained):

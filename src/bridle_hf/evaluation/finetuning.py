@@ -210,6 +210,11 @@ def finetune_fold(recipe, fold, examples, test, processor):
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
+    if arguments.n_gpu > 1:
+        # Without a launcher Trainer takes DataParallel, with `batch_size` clips on each: another recipe than asked for.
+        # No argument turns it off.
+        logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.n_gpu)
+        arguments._n_gpu = 1
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
     arguments.warmup_steps = round(settings.warmup_epochs * np.ceil(clips_per_epoch / clips_per_step))
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
