@@ -13,8 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import WeightedRandomSampler
 from transformers import pipeline
 
-from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
-from bridle_hf.data import DataArguments, load_examples
+from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
+from bridle_hf.data import DataArguments, Examples, load_examples
 from bridle_hf.evaluation.finetuning import (
     FinetuneRecipe,
     FinetuneTraining,
@@ -112,27 +112,49 @@ def test_a_balanced_epoch_hears_rare_labels_as_often(pretrained, chords, extract
 
 
 def draw_and_show(made, folder):
-    """Fine-tuning in one of several processes; the clips of each of its steps and its warm-up go to RANK.json."""
-    steps, warm_up = [], []
-    draw, train = TrainingBatches.__call__, FoldTrainer.train
+    """Fine-tuning in one of several processes; the clips of each of its steps, its warm-up and the clips of each batch
+    of its test go to RANK.json."""
+    steps, warm_up, tested = [], [], []
+    draw, train, batch = TrainingBatches.__call__, FoldTrainer.train, Examples.batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingBatches, "__call__", lambda self, rows: steps.append(rows) or draw(self, rows))
-        patch.setattr(FoldTrainer, "train", lambda self: warm_up.append(self.args.warmup_steps) or train(self))
+        patch.setattr(
+            FoldTrainer, "train", lambda self, **o: warm_up.append(self.args.warmup_steps) or train(self, **o)
+        )
+        patch.setattr(Examples, "batch", lambda self, rows: tested.append(rows) or batch(self, rows))
         finetune(made)
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps([steps, warm_up]))
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps([steps, warm_up, tested]))
 
 
-def test_two_processes_share_out_a_balanced_epoch(pretrained, data, tmp_path):
+def test_two_processes_share_out_a_balanced_epoch_and_the_test(pretrained, data, extractor, tmp_path):
     made = recipe(pretrained, data, tmp_path / "run", epochs=2, balanced=True, clips_per_epoch=40, batch_size=5)
-    join(fork(draw_and_show, made, tmp_path, errors=tmp_path / "errors", ranks=2), tmp_path / "errors")
-    shown = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    made.folds = [3, 2]
+
+    def start():
+        join(fork(draw_and_show, made, tmp_path, errors=tmp_path / "errors", ranks=2), tmp_path / "errors")
+        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+    shown = start()
     labels = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 6)  # of the 24 clips outside fold 3
     generator = torch.Generator().manual_seed(made.seed)
     alone = WeightedRandomSampler(balanced_weights(labels), 40, generator=generator)
     drawn = np.array([*alone, *alone]).reshape(8, 2, 5).tolist()  # step, process, clip
-    assert [steps for steps, _ in shown] == [[step[rank] for step in drawn] for rank in range(2)]
+    assert [steps[:8] for steps, _, _ in shown] == [[step[rank] for step in drawn] for rank in range(2)]
     assert drawn[:4] != drawn[4:]
-    assert [warm_up for _, warm_up in shown] == [[4], [4]]  # one epoch
+    assert [warm_up for _, warm_up, _ in shown] == [[4, 4], [4, 4]]  # one epoch
+
+    assert [len(tested) for _, _, tested in shown] == [2, 2]  # a batch a fold
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    examples = load_examples(data, extractor)
+    for fold, precision in zip((3, 2), results["per_fold"], strict=True):
+        rows = np.flatnonzero(examples.folds == fold).tolist()
+        model = BridleForAudioClassification.from_pretrained(tmp_path / "run" / f"fold-{fold}").eval()
+        batch = {name: torch.as_tensor(value) for name, value in examples.batch(rows).items()}
+        with torch.no_grad():
+            logits = model(**batch).logits.numpy()
+        assert precision == pytest.approx(score(logits, examples.labels[rows])["mean_average_precision"], abs=1e-6)
+    assert start() == [[[], [], []]] * 2  # nothing is done twice
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
 def test_targets_are_the_labels_of_the_clips(data, extractor):

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
@@ -25,6 +26,7 @@ from ..training.arguments import config_keys, processor_keys
 from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml
+from .kept_folds import KeptFold, write_whole
 from .metrics import load_metric
 from .probe import outer_folds
 
@@ -91,8 +93,8 @@ class FinetuneRecipe:
 
     Attributes:
         model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
-        output_dir: receives fold-K/ (a model that transformers' pipelines load), results.json and finetune.yaml, this
-            recipe with nothing left to look up.
+        output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores),
+            results.json and finetune.yaml, this recipe with nothing left to look up.
         data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
             as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
@@ -123,6 +125,9 @@ class FinetuneRecipe:
 def finetune(recipe):
     """Fine-tunes one model a fold on the other folds and tests it on that fold, after the last epoch.
 
+    Started again, it passes over the folds that are done, and goes on with the unfinished one from its last epoch. What
+    another recipe or pretrained model left in the folder of a fold is moved to fold-K.old-1, fold-K.old-2, ...
+
     Args:
         recipe (`FinetuneRecipe`)
 
@@ -131,8 +136,9 @@ def finetune(recipe):
         first measure and `per_fold_MEASURE` of the others; `from_scratch`, `seed`. Also written to results.json.
 
     Raises:
-        ValueError: for a fold that the data does not have, an option that the modality does not have, and for clips
-            with several labels under cross-entropy or without `fold_column` and `test_split`.
+        ValueError: for a fold that the data does not have, an option that the modality does not have, for clips with
+            several labels under cross-entropy or without `fold_column` and `test_split`, and for another number of
+            processes than a fold was begun with.
     """
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -154,11 +160,16 @@ def finetune(recipe):
     for fold in recipe.folds or examples.test_folds or there:
         if fold not in there:
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
+        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold))
+        if (before := kept.scores()) is not None:
+            scores[fold] = {name: np.nan if value is None else value for name, value in before.items()}
+            logger.info("fold %s was done before: %s", fold, scores[fold])
+            continue
         of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
             examples = load_examples(recipe.data, processor)
-        scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor)
+        scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
     names = list(next(iter(scores.values())))
     per_fold = {name: [_finite(score[name]) for score in scores.values()] for name in names}
@@ -171,15 +182,15 @@ def finetune(recipe):
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
-    if PartialState().is_main_process:
+    if PartialState(cpu=not torch.accelerator.is_available()).is_main_process:
         folder = Path(recipe.output_dir)
-        (folder / "finetune.yaml").write_text(recipe_to_yaml(recipe))
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
+        write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
-def finetune_fold(recipe, fold, examples, test, processor):
-    """Trains on the clips outside `test` (n,), tests on those inside, and saves to `output_dir`/fold-K.
+def finetune_fold(recipe, fold, examples, test, processor, kept):
+    """Trains on the clips outside `test` (n,), tests on those inside, and saves to the folder of `kept` (`KeptFold`).
 
     Returns:
         dict: what `score` gives for the test clips.
@@ -187,11 +198,10 @@ def finetune_fold(recipe, fold, examples, test, processor):
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
     settings = recipe.training
-    folder = Path(recipe.output_dir) / f"fold-{fold}"
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(kept.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=max(1, 4 * settings.batch_size // prod(recipe.data.test_views)),
@@ -202,7 +212,8 @@ def finetune_fold(recipe, fold, examples, test, processor):
         bf16=settings.mixed_precision == "bf16",
         seed=recipe.seed,
         eval_strategy="no",
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         logging_strategy="epoch",
         report_to="none",
         remove_unused_columns=False,
@@ -215,8 +226,11 @@ def finetune_fold(recipe, fold, examples, test, processor):
         # No argument turns it off.
         logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.n_gpu)
         arguments._n_gpu = 1
+    if arguments.should_save:
+        kept.begin()
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
-    arguments.warmup_steps = round(settings.warmup_epochs * np.ceil(clips_per_epoch / clips_per_step))
+    steps_per_epoch = ceil(clips_per_epoch / clips_per_step)
+    arguments.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
     sampler = None
     if settings.balanced:
@@ -235,12 +249,34 @@ def finetune_fold(recipe, fold, examples, test, processor):
     )
     # Each micro-batch is a mean of its own, so accumulation has to divide by their number.
     trainer.loss_is_scaled_for_ga = False
-    trainer.train()
-    logits = predict(trainer, examples, test_rows, recipe.data.test_views)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    return score(logits, examples.labels[test_rows])
+    checkpoint = kept.checkpoint()
+    if checkpoint is not None:
+        skip_epochs_done(checkpoint, sampler, settings.epochs * steps_per_epoch)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if arguments.should_save:
+        model.save_pretrained(kept.folder)
+        processor.save_pretrained(kept.folder)
+    scores = score(predict(trainer, examples, test_rows, recipe.data.test_views), examples.labels[test_rows])
+    if arguments.should_save:
+        kept.finish({name: _finite(value) for name, value in scores.items()})
+    return scores
+
+
+def skip_epochs_done(checkpoint, sampler, steps):
+    """Brings a sampler to where `checkpoint` was written, which Trainer does for samplers of its own.
+
+    Raises:
+        ValueError: a run of `steps` steps does not fit the checkpoint.
+    """
+    state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
+    if state.max_steps != steps:
+        raise ValueError(
+            f"{checkpoint} is of a run of {state.max_steps} steps and this one takes {steps}: start it with as many "
+            "processes as before, or remove the checkpoint."
+        )
+    logger.info("going on from %s", checkpoint)
+    for _ in range(round(state.epoch) if sampler else 0):
+        next(iter(sampler))  # draws an epoch
 
 
 def build_classifier(recipe, source, label_names):

@@ -1,0 +1,103 @@
+"""What is kept of a fold that is fine-tuned, so that a later start of the same recipe goes on where the last one ended.
+
+fold-K/
+    checkpoint-STEP/   Trainer's, from the end of the last epoch; removed when the fold is done
+    config.json, ...   the model, as soon as it is trained
+    fold.json          the recipe that all of this follows from, and the scores once the fold is done
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..training.recipes import changed_keys
+
+logger = logging.getLogger(__name__)
+
+RECORD = "fold.json"
+
+
+class KeptFold:
+    """The folder of one fold.
+
+    Args:
+        folder: fold-K/ in the recipe's `output_dir`.
+        recipe: the `FinetuneRecipe`.
+        model: the pretrained model that it names for this fold.
+    """
+
+    def __init__(self, folder: Path, recipe, model: str):
+        self.folder, self.recipe = folder, describe(recipe, model)
+
+    def scores(self) -> dict[str, float | None] | None:
+        """The scores of a fold that was done before with this recipe, otherwise None."""
+        record = self._read()
+        return record.get("scores") if record.get("recipe") == self.recipe else None
+
+    def checkpoint(self) -> Path | None:
+        """The newest whole checkpoint of this recipe, None to begin from nothing."""
+        if self._read().get("recipe") != self.recipe:
+            return None
+        whole = [path.parent for path in self.folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # it is written last
+        return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def begin(self) -> None:
+        """Makes the folder, for the main process to call. What another recipe left there is moved away."""
+        before = self._read().get("recipe", {})
+        if before == self.recipe:
+            return
+        if self.folder.exists():
+            number = 1
+            while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+                number += 1
+            os.replace(self.folder, old)
+            changed = ", ".join(changed_keys(before, self.recipe)) if before else f"there is no {RECORD}"
+            logger.warning("%s is of another recipe (%s); it was moved to %s", self.folder, changed, old)
+        self.folder.mkdir(parents=True)
+        self._write({"recipe": self.recipe})
+
+    def finish(self, scores: dict[str, float | None]) -> None:
+        """Writes the scores, for the main process to call; checkpoints are of no use then."""
+        self._write({"recipe": self.recipe, "scores": scores})
+        for path in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+
+    def _read(self) -> dict:
+        path = self.folder / RECORD
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _write(self, record: dict) -> None:
+        write_whole(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def describe(recipe, model: str) -> dict:
+    """What the scores of a fold follow from, as JSON values: not where files lie, how they are read, or other folds."""
+    described = json.loads(json.dumps(asdict(recipe)))
+    for key in ("output_dir", "folds"):
+        del described[key]
+    for key in ("cache_dir", "in_memory", "num_workers"):
+        del described["data"][key]
+    return described | {"model_files": digest(model)}
+
+
+def digest(model: str) -> str:
+    """Of the files of a model's folder, since pretraining may have put others there under the same name."""
+    found = hashlib.sha256()
+    for path in sorted(Path(model).glob("*")):
+        if path.suffix in (".json", ".safetensors"):
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    os.replace(beside, path)
