@@ -5,7 +5,8 @@ r"""Fine-tune a pretrained encoder on a labelled set, one model a fold, and test
         output_dir=runs/scratch
 
 The last line of standard output is one JSON object with the top-1 and top-5 accuracy and the mean average precision
-over the folds; `output_dir`/fold-K holds the models, as transformers' pipelines load them.
+over the folds; `output_dir`/fold-K holds the models, as transformers' pipelines load them. The same command goes on
+where it was stopped. It takes one GPU; `accelerate launch examples/finetune.py ...` takes all, `batch_size` clips each.
 """
 
 import argparse

@@ -166,8 +166,7 @@ def finetune_rows(arguments, recipe):
             target = Path(recipe.output_dir) / f"finetune-seed-{seed}{suffix}"
             command = [str(HERE / "finetune.py"), "--recipe", arguments.finetune, f"model={model}", f"seed={seed}"]
             command += [f"output_dir={target}", f"data.dataset={recipe.data.dataset}", *changes]
-            if not (target / "results.json").is_file():
-                run_all(1, [command], [target])
+            run_all(1, [command], [target])  # what is done it passes over
             results = json.loads((target / "results.json").read_text())
             per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
             scores = {score: results[score] for score in ("accuracy", "top_5_accuracy", "mean_average_precision")}

@@ -2,8 +2,10 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +73,28 @@ def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
     assert [each["from_scratch"] for each in recipes] == [False, True]
     # Layers that change slowly suit pretrained weights and handicap random ones.
     assert recipes[0]["training"]["layer_decay"] < 1 and recipes[1]["training"]["layer_decay"] is None
+
+
+def test_a_study_fine_tunes_anew_what_is_of_another_recipe(repository, tones, pretrained, tmp_path, monkeypatch):
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "final").symlink_to(pretrained)
+    settings = {"model": "", "output_dir": "", "data": {"label_column": "sound", "fold_column": "fold"}, "folds": [1]}
+    finetune_rows = runpy.run_path(str(repository / "examples" / "study.py"))["finetune_rows"]
+
+    def run_here(jobs, commands, folders):
+        for command in commands:
+            monkeypatch.setattr("sys.argv", command)
+            runpy.run_path(command[0], run_name="__main__")
+
+    monkeypatch.setitem(finetune_rows.__globals__, "run_all", run_here)
+    given = SimpleNamespace(seeds=[0], inductive=False, finetune=str(tmp_path / "finetune.yaml"))
+    recipe = SimpleNamespace(output_dir=str(tmp_path), data=SimpleNamespace(dataset=str(tones)))
+    for layer_decay in (0.75, 0.75, 0.5):  # from random weights it is always null
+        settings["training"] = {"epochs": 1, "layer_decay": layer_decay}
+        (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(settings))
+        assert [row["encoder"] for row in finetune_rows(given, recipe)][0] == "fine-tuned"
+    assert sorted(path.name for path in tmp_path.glob("finetune-seed-0/fold-*")) == ["fold-1", "fold-1.old-1"]
+    assert sorted(path.name for path in tmp_path.glob("finetune-seed-0-scratch/fold-*")) == ["fold-1"]
 
 
 def test_inductive_runs_do_not_see_the_test_fold(study, tmp_path):
