@@ -13,8 +13,7 @@ import torch
 from accelerate import PartialState
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from transformers import Trainer, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
@@ -26,7 +25,7 @@ from ..training.arguments import config_keys, processor_keys
 from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml
-from .kept_folds import KeptFold, write_whole
+from .kept_folds import KeptFold, finite, skip_epochs_done, write_whole
 from .metrics import load_metric
 from .probe import outer_folds
 
@@ -162,8 +161,8 @@ def finetune(recipe):
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
         kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold))
         if (before := kept.scores()) is not None:
-            scores[fold] = {name: np.nan if value is None else value for name, value in before.items()}
-            logger.info("fold %s was done before: %s", fold, scores[fold])
+            scores[fold] = before
+            logger.info("fold %s was done before: %s", fold, before)
             continue
         of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
@@ -172,10 +171,10 @@ def finetune(recipe):
         scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
     names = list(next(iter(scores.values())))
-    per_fold = {name: [_finite(score[name]) for score in scores.values()] for name in names}
+    per_fold = {name: [finite(score[name]) for score in scores.values()] for name in names}
     main, *others = names
     results = {
-        **{name: _finite(np.mean([score[name] for score in scores.values()])) for name in names},
+        **{name: finite(np.mean([score[name] for score in scores.values()])) for name in names},
         "folds": list(scores),
         "per_fold": per_fold[main],
         **{f"per_fold_{name}": per_fold[name] for name in others},
@@ -258,25 +257,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         processor.save_pretrained(kept.folder)
     scores = score(predict(trainer, examples, test_rows, recipe.data.test_views), examples.labels[test_rows])
     if arguments.should_save:
-        kept.finish({name: _finite(value) for name, value in scores.items()})
+        kept.finish(scores)
     return scores
-
-
-def skip_epochs_done(checkpoint, sampler, steps):
-    """Brings a sampler to where `checkpoint` was written, which Trainer does for samplers of its own.
-
-    Raises:
-        ValueError: a run of `steps` steps does not fit the checkpoint.
-    """
-    state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
-    if state.max_steps != steps:
-        raise ValueError(
-            f"{checkpoint} is of a run of {state.max_steps} steps and this one takes {steps}: start it with as many "
-            "processes as before, or remove the checkpoint."
-        )
-    logger.info("going on from %s", checkpoint)
-    for _ in range(round(state.epoch) if sampler else 0):
-        next(iter(sampler))  # draws an epoch
 
 
 def build_classifier(recipe, source, label_names):
@@ -410,11 +392,6 @@ def score(logits, labels):
         "top_5_accuracy": top["top_k_accuracy"],
         "mean_average_precision": precision,
     }
-
-
-def _finite(number):
-    """A number for JSON, which has no infinity: None stands for it, as for the d-prime of a perfect ranking."""
-    return float(number) if np.isfinite(number) else None
 
 
 def _model_of(recipe, fold):

@@ -14,6 +14,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+from torch.utils.data import Sampler
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..training.recipes import changed_keys
@@ -35,10 +38,12 @@ class KeptFold:
     def __init__(self, folder: Path, recipe, model: str):
         self.folder, self.recipe = folder, describe(recipe, model)
 
-    def scores(self) -> dict[str, float | None] | None:
+    def scores(self) -> dict[str, float] | None:
         """The scores of a fold that was done before with this recipe, otherwise None."""
         record = self._read()
-        return record.get("scores") if record.get("recipe") == self.recipe else None
+        if record.get("recipe") != self.recipe or "scores" not in record:
+            return None
+        return {name: np.nan if value is None else value for name, value in record["scores"].items()}
 
     def checkpoint(self) -> Path | None:
         """The newest whole checkpoint of this recipe, None to begin from nothing."""
@@ -62,9 +67,9 @@ class KeptFold:
         self.folder.mkdir(parents=True)
         self._write({"recipe": self.recipe})
 
-    def finish(self, scores: dict[str, float | None]) -> None:
+    def finish(self, scores: dict[str, float]) -> None:
         """Writes the scores, for the main process to call; checkpoints are of no use then."""
-        self._write({"recipe": self.recipe, "scores": scores})
+        self._write({"recipe": self.recipe, "scores": {name: finite(value) for name, value in scores.items()}})
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path)
 
@@ -74,6 +79,23 @@ class KeptFold:
 
     def _write(self, record: dict) -> None:
         write_whole(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> None:
+    """Brings a sampler to where `checkpoint` was written, which Trainer does for samplers of its own.
+
+    Raises:
+        ValueError: a run of `steps` steps does not fit the checkpoint.
+    """
+    state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
+    if state.max_steps != steps:
+        raise ValueError(
+            f"{checkpoint} is of a run of {state.max_steps} steps and this one takes {steps}: start it with as many "
+            "processes as before, or remove the checkpoint."
+        )
+    logger.info("going on from %s", checkpoint)
+    for _ in range(round(state.epoch) if sampler else 0):
+        next(iter(sampler))  # draws an epoch
 
 
 def describe(recipe, model: str) -> dict:
@@ -101,3 +123,8 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.partial")
     beside.write_text(text)
     os.replace(beside, path)
+
+
+def finite(number: float) -> float | None:
+    """A number for JSON, which has no infinity: None stands for it, as for the d-prime of a perfect ranking."""
+    return float(number) if np.isfinite(number) else None
