@@ -113,6 +113,25 @@ def test_a_pretraining_recipe_knows_its_keys(tiny_recipe, override, message):
         load_recipe(tiny_recipe, ["output_dir=x", override])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.mask_ratio=1.5", "`mask_ratio` is 1.5"),
+        ("data.min_seconds=-1", "got -1.0"),
+        ("training.batch_size=0", "`batch_size` is 0"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_blamed_on_who_said_it(tiny_recipe, tmp_path, override, said):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tiny_recipe, ["output_dir=x", "seed=3", override])
+    assert said in str(error.value) and str(error.value).endswith(f"(override {override!r})")
+    key, _, value = override.partition("=")
+    section, _, name = key.partition(".")
+    top = write(tmp_path / "top.yaml", {"base": str(tiny_recipe), section: {name: yaml.safe_load(value)}})
+    with pytest.raises(RecipeError, match="top.yaml"):
+        load_recipe(top, ["output_dir=x", "seed=3"])
+
+
 def test_the_bare_word_no_is_a_precision(tiny_recipe):
     recipe = load_recipe(tiny_recipe, ["output_dir=x", "training.mixed_precision=no"])
     assert recipe.training.mixed_precision == "no"

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -33,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = Pre
     values, origins = _read(Path(path), ())
     for override in overrides:
         _override(values, origins, override)
-    return _build(cls, values, "", lambda key: _origin(origins, key, str(path)))
+    return _build(cls, values, "", Origins(origins, str(path)))
 
 
 def recipe_to_yaml(recipe: Any) -> str:
@@ -107,14 +108,28 @@ def _index(target: list, text: str, override: str) -> int:
     return int(text)
 
 
-def _origin(origins: dict, key: str, fallback: str) -> str:
-    """Where a key, or else the section around it, was written."""
-    parts = key.split(".")
-    candidates = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    return next((origins[c] for c in candidates if c in origins), fallback)
+class Origins:
+    """Where the keys of a recipe were written: dotted key -> file or override; `path` for what none of them says."""
+
+    def __init__(self, origins: dict[str, str], path: str):
+        self.origins, self.path = origins, path
+
+    def __call__(self, key: str) -> str:
+        """Of a key, or else of the section around it."""
+        parts = key.split(".")
+        candidates = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        return next((self.origins[c] for c in candidates if c in self.origins), self.path)
+
+    def of(self, message: str, prefix: str) -> str:
+        """Of the keys that an error message names, wherever they stand below `prefix`; else of the section."""
+        words = set(re.findall(r"\w+", message))
+        named = [key for key in self.origins if key.startswith(prefix) and key.split(".")[-1] in words]
+        depth = max((key.count(".") for key in named), default=0)  # `model` stands in the messages of its keys, too
+        found = dict.fromkeys(self.origins[key] for key in named if key.count(".") == depth)
+        return " or ".join(found) or self(prefix.rstrip("."))
 
 
-def _build(cls: type, values: Any, prefix: str, origin: Callable[[str], str]) -> Any:
+def _build(cls: type, values: Any, prefix: str, origin: Origins) -> Any:
     """An instance of dataclass `cls` from a mapping, each value converted to its field's type."""
     where = prefix.rstrip(".")
     if not isinstance(values, dict):
@@ -136,10 +151,10 @@ def _build(cls: type, values: Any, prefix: str, origin: Callable[[str], str]) ->
     try:
         return cls(**arguments)
     except ValueError as error:
-        raise RecipeError(f"{f'`{where}`: ' if where else ''}{error} ({origin(where)})") from error
+        raise RecipeError(f"{f'`{where}`: ' if where else ''}{error} ({origin.of(str(error), prefix)})") from error
 
 
-def _check_keys(value: Any, keys: dict, dotted: str, origin: Callable[[str], str]) -> None:
+def _check_keys(value: Any, keys: dict, dotted: str, origin: Origins) -> None:
     for key, below in (value or {}).items() if isinstance(value, dict) else ():
         if key not in keys:
             raise RecipeError(_unknown(f"{dotted}.{key}", str(key), keys, origin(f"{dotted}.{key}")))
@@ -147,7 +162,7 @@ def _check_keys(value: Any, keys: dict, dotted: str, origin: Callable[[str], str
             _check_keys(below, keys[key], f"{dotted}.{key}", origin)
 
 
-def _convert(hint: Any, value: Any, key: str, origin: Callable[[str], str]) -> Any:
+def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
     """`value` as `hint` wants it, or a RecipeError."""
     kind, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
