@@ -18,6 +18,7 @@ from bridle_hf.data import DataArguments, load_examples, load_processor
 from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
+from bridle_hf.training.setting_up import check_data, open_model, setting_up
 
 
 def main():
@@ -38,16 +39,19 @@ def main():
         source = str(run / "final")
     elif run.name == "final":
         run = run.parent
-    model = BridleForPreTraining.from_pretrained(source)
+    with setting_up(parser):
+        model = open_model(BridleForPreTraining, source)
+        data = DataArguments(
+            dataset=arguments.dataset,
+            split=arguments.split,
+            input_column=arguments.input_column,
+            label_column=arguments.label_column,
+            fold_column=arguments.fold_column,
+        )
+        processor = load_processor(source)
+        check_data(data, processor, "--dataset")
+        results = json.loads(Path(arguments.results).read_text()) if arguments.results else ()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    data = DataArguments(
-        dataset=arguments.dataset,
-        split=arguments.split,
-        input_column=arguments.input_column,
-        label_column=arguments.label_column,
-        fold_column=arguments.fold_column,
-    )
-    processor = load_processor(source)
     sounds = partial(read_sounds, data, processor) if model.config.modality == "audio" else None
     codebook_report(
         arguments.output,
@@ -55,7 +59,7 @@ def main():
         load_examples(data, processor),
         name=run.name,
         records=list(read_metrics(run / "metrics.jsonl")),
-        results=json.loads(Path(arguments.results).read_text()) if arguments.results else (),
+        results=results,
         clips=arguments.clips,
         sounds=sounds,
     )

@@ -16,6 +16,7 @@ import torch
 from bridle_hf import BridleModel
 from bridle_hf.data import DataArguments, load_processor
 from bridle_hf.evaluation.features import STREAMED_POOLINGS, write_features
+from bridle_hf.training.setting_up import check_data, open_model, setting_up
 
 
 def main():
@@ -33,17 +34,19 @@ def main():
     parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
     given = parser.parse_args()
 
-    model = BridleModel.from_pretrained(given.model)
+    with setting_up(parser):
+        model = open_model(BridleModel, given.model)
+        unit = model.config.patch_size[0]
+        data = DataArguments(
+            dataset=given.dataset,
+            split=given.split,
+            input_column=given.input_column,
+            num_workers=given.num_workers,
+            max_frames=given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit),
+        )
+        processor, layers = load_processor(given.model), given.layers or (None,)
+        check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    unit = model.config.patch_size[0]
-    data = DataArguments(
-        dataset=given.dataset,
-        split=given.split,
-        input_column=given.input_column,
-        num_workers=given.num_workers,
-        max_frames=given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit),
-    )
-    processor, layers = load_processor(given.model), given.layers or (None,)
     clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)
     sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")
 

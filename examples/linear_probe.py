@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from bridle_hf import BridleConfig, BridleModel
-from bridle_hf.data import DataArguments, build_processor, load_examples, load_processor
+from bridle_hf.data import DataArguments, build_processor, load_examples, load_processor, modality_of
 from bridle_hf.evaluation.features import POOLINGS, encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.training.setting_up import check_data, check_model, open_model, setting_up
 
 MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 
@@ -46,33 +47,52 @@ def parse_arguments():
         parser.error(f"--model is missing; it is needed for everything but --baseline {', '.join(MODALITY_OF)}")
     if arguments.model and "{fold}" in arguments.model and not (arguments.folds and arguments.fold_column):
         parser.error("--model has {fold} in it, one model a test fold; give --fold-column and --folds, too")
-    return arguments
+    return parser, arguments
 
 
-def features_of(arguments, source, examples, seed):
-    """(n, features) of the frozen model at `source`, or of the baseline."""
+def open_given(arguments, source, data):
+    """The processor of the model at `source`, or of the baseline, and the frozen model itself where it is trained.
+
+    Raises:
+        ValueError: there is no such model or dataset, or the baseline is one of another modality.
+    """
+    if source:
+        check_model(source)
+        processor = load_processor(source)
+    else:
+        processor = build_processor(BridleConfig(modality=MODALITY_OF[arguments.baseline]))
+    takes = "random", *HANDMADE[modality_of(processor).name]
+    if arguments.baseline not in (None, *takes):
+        raise ValueError(
+            f"--baseline is {arguments.baseline!r}; --model is of another modality, and takes {', '.join(takes)}."
+        )
+    check_data(data, processor, "--dataset")
+    return processor, None if arguments.baseline else open_model(BridleModel, source)
+
+
+def features_of(arguments, source, model, examples, seed):
+    """(n, features) of the frozen model, or of the baseline."""
     if arguments.baseline in MODALITY_OF:
         return handmade_features(examples, HANDMADE[examples.modality.name][arguments.baseline])
     if arguments.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))
-    else:
-        model = BridleModel.from_pretrained(source)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     which = arguments.layer, arguments.pooling
     return encoder_features(model, examples, which[:1], which[1:], arguments.batch_size)[which]
 
 
 def main():
-    arguments = parse_arguments()
-    data = DataArguments(
-        dataset=arguments.dataset,
-        split=arguments.split,
-        test_split=arguments.test_split,
-        input_column=arguments.input_column,
-        label_column=arguments.label_column,
-        fold_column=arguments.fold_column,
-    )
+    parser, arguments = parse_arguments()
+    with setting_up(parser):
+        data = DataArguments(
+            dataset=arguments.dataset,
+            split=arguments.split,
+            test_split=arguments.test_split,
+            input_column=arguments.input_column,
+            label_column=arguments.label_column,
+            fold_column=arguments.fold_column,
+        )
     # One model for all test folds, or one for each of them.
     sources = {arguments.model: arguments.folds}
     if arguments.model and "{fold}" in arguments.model:
@@ -83,10 +103,11 @@ def main():
     per_fold = {seed: {} for seed in seeds}
     chosen = {seed: {} for seed in seeds}
     for source, test_folds in sources.items():
-        bare = BridleConfig(modality=MODALITY_OF.get(arguments.baseline, "audio"))
-        examples = load_examples(data, load_processor(source) if source else build_processor(bare))
+        with setting_up(parser):
+            processor, model = open_given(arguments, source, data)
+        examples = load_examples(data, processor)
         for seed in seeds:
-            features = features_of(arguments, source, examples, seed)
+            features = features_of(arguments, source, model, examples, seed)
             tested = test_folds or examples.test_folds
             result = linear_probe(features, examples.labels, examples.folds, seed=seed, test_folds=tested)
             per_fold[seed] |= result.per_fold

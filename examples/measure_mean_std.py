@@ -1,6 +1,6 @@
 """Measure the mean and standard deviation of a dataset's log-mel features, for `processor` in a recipe.
 
-    python examples/measure_mean_std.py --dataset ../shared/data/esc10 --max-length 512
+    python examples/measure_mean_std.py --dataset FOLDER --max-length 512
 
 The last line of standard output is one JSON object. Frames of the clips count, padding does not.
 """
@@ -13,6 +13,7 @@ from bridle_hf import BridleFeatureExtractor
 from bridle_hf.data import DataArguments
 from bridle_hf.data.source import open_source
 from bridle_hf.feature_extraction_bridle import measure_mean_std
+from bridle_hf.training.setting_up import check_data, setting_up
 
 
 def main():
@@ -24,10 +25,12 @@ def main():
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, from its start")
     parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
     arguments = parser.parse_args()
-    extractor = BridleFeatureExtractor(
-        num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
-    )
-    data = DataArguments(dataset=arguments.dataset, split=arguments.split, input_column=arguments.input_column)
+    with setting_up(parser):
+        extractor = BridleFeatureExtractor(
+            num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
+        )
+        data = DataArguments(dataset=arguments.dataset, split=arguments.split, input_column=arguments.input_column)
+        check_data(data, extractor, "--dataset")
     clips = open_source(data, extractor).decode_all(arguments.num_workers, data.max_bad_share)
     mean, std = measure_mean_std((features for _, features in clips), extractor)
     sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")

@@ -12,7 +12,8 @@ import os
 
 from transformers.utils.logging import disable_progress_bar
 
-from bridle_hf.training import RecipeError, load_recipe, pretrain
+from bridle_hf.training import load_recipe, pretrain
+from bridle_hf.training.setting_up import check_recipe, setting_up
 
 
 def main():
@@ -23,10 +24,9 @@ def main():
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bridle_hf").setLevel(level)
-    try:
+    with setting_up(parser):
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-    except RecipeError as error:
-        parser.error(str(error))
+        check_recipe(recipe)
     disable_progress_bar()  # of saving small files; the loop has its own
     pretrain(recipe)
 

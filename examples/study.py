@@ -33,8 +33,9 @@ from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.evaluation.tables import markdown
-from bridle_hf.training import RecipeError, load_recipe
+from bridle_hf.training import load_recipe
 from bridle_hf.training.metrics import read_metrics
+from bridle_hf.training.setting_up import check_data, check_recipe, setting_up
 
 HERE = Path(__file__).parent
 POOLINGS = ("mean", "mean_std")
@@ -61,15 +62,18 @@ def parse_arguments():
 
 def main():
     parser, arguments = parse_arguments()
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-    except RecipeError as error:
-        parser.error(str(error))
-    folder = Path(recipe.output_dir)
-    recipe.data = recipe.open_data()
     tested = {"test_split": arguments.test_split} if arguments.test_split else {"fold_column": arguments.fold_column}
-    data = replace(recipe.data, exclude={}, label_column=arguments.label_column, **tested)
-    examples = load_examples(data, recipe.build_processor())
+    with setting_up(parser):
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        check_recipe(recipe)
+        recipe.data = recipe.open_data()
+        data, processor = (
+            replace(recipe.data, exclude={}, label_column=arguments.label_column, **tested),
+            recipe.build_processor(),
+        )
+        check_data(data, processor)
+    folder = Path(recipe.output_dir)
+    examples = load_examples(data, processor)
 
     runs = list_runs(arguments, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])

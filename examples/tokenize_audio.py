@@ -19,6 +19,7 @@ import torch
 from bridle_hf import BridleTokenizer
 from bridle_hf.data import DataArguments, load_processor
 from bridle_hf.evaluation.tokens import code_layout, write_codes
+from bridle_hf.training.setting_up import check_data, open_model, setting_up
 
 
 def main():
@@ -32,12 +33,15 @@ def main():
     parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
     given = parser.parse_args()
 
-    tokenizer = BridleTokenizer.from_pretrained(given.model)
+    with setting_up(parser):
+        tokenizer = open_model(BridleTokenizer, given.model)
+        data = DataArguments(
+            dataset=given.dataset, split=given.split, input_column=given.input_column, num_workers=given.num_workers
+        )
+        processor = load_processor(given.model)
+        check_data(data, processor, "--dataset")
     tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
-    data = DataArguments(
-        dataset=given.dataset, split=given.split, input_column=given.input_column, num_workers=given.num_workers
-    )
-    clips = write_codes(given.output, tokenizer, data, load_processor(given.model), given.batch_size)
+    clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
     summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config)
     sys.stdout.write(json.dumps(summary) + "\n")
 

@@ -67,6 +67,15 @@ def test_nothing_and_what_is_no_sound(listener, folder):
             listener(str(folder / name))
 
 
+def test_models_of_other_kinds_are_refused(listener, folder):
+    for model, classifier, message in (
+        ("classifier", None, "--model is .*, which holds no tokenizer"),
+        ("model", "model", "--classifier is .*, which holds no classifier"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            type(listener)(folder / model, classifier and folder / classifier)
+
+
 @pytest.fixture(scope="module")
 def address(folder, repository):
     """Where the started app answers."""

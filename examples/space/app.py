@@ -20,6 +20,7 @@ from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.data.decoding import BadClipError, decode_audio
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
+from bridle_hf.training.setting_up import open_model, setting_up
 
 SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
 NEIGHBOURS = 3
@@ -37,9 +38,9 @@ class Listener:
     """
 
     def __init__(self, model, classifier=None, clips=None):
-        self.model = BridleForPreTraining.from_pretrained(model).eval()
+        self.model = open_model(BridleForPreTraining, model).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(model)
-        self.classifier = BridleForAudioClassification.from_pretrained(classifier).eval() if classifier else None
+        self.classifier = classifier and open_model(BridleForAudioClassification, classifier, "--classifier").eval()
         self.clips = [str(path) for path in sorted(Path(clips).rglob("*")) if path.suffix in SOUNDS] if clips else []
         self.features = [self.embed(self.read(path)) for path in self.clips]
 
@@ -118,7 +119,9 @@ def main():
     given = parser.parse_args()
     if not given.model:
         parser.error("--model is missing; it takes a folder or Hub id, or set BRIDLE_MODEL")
-    page = build(Listener(given.model, given.classifier, given.clips))
+    with setting_up(parser):
+        listener = Listener(given.model, given.classifier, given.clips)
+    page = build(listener)
     page.launch(server_port=given.port, allowed_paths=[given.clips] if given.clips else None)
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
+from tiny import tiny_config
+
+from bridle_hf import BridleFeatureExtractor, BridleModel
 
 
 @pytest.fixture
@@ -49,6 +52,49 @@ def test_probe_ends_with_one_json_object(script, labelled, pretrained, options, 
 def test_probe_says_what_is_missing(script, labelled):
     assert "--model is missing" in script("linear_probe.py", *labelled, fails=True)
     assert "--folds" in script("linear_probe.py", *labelled, "--model", "runs/{fold}", fails=True)
+
+
+def test_a_probe_takes_the_baselines_of_the_model_s_modality(script, labelled, pretrained):
+    said = script("linear_probe.py", "--model", pretrained, *labelled, "--baseline", "colours", fails=True)
+    assert "--baseline is 'colours'; --model is of another modality, and takes random, logmel, logmel-delta." in said
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """Folder of an encoder alone."""
+    BridleModel(tiny_config(input_size=(48, 64))).save_pretrained(tmp_path / "encoder")
+    BridleFeatureExtractor(max_length=48, num_mel_bins=64).save_pretrained(tmp_path / "encoder")
+    return "encoder"
+
+
+@pytest.mark.parametrize("name", ["tokenize_audio.py", "codebook_report.py"])
+def test_scripts_of_codes_want_a_tokenizer(script, tones, encoder, name):
+    said = script(name, "--model", encoder, "--dataset", tones, fails=True)
+    assert "--model is 'encoder', which holds no tokenizer; it takes a pretraining model such as" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("pretrain.py", ["--recipe", "{recipe}", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
+        ("study.py", ["--recipe", "{recipe}", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
+        ("study.py", ["--recipe", "{recipe}", "data.dataset={tones}", "--label-column", "x"], "has no column 'x'"),
+        ("measure_mean_std.py", ["--dataset", "no/such/set"], "--dataset is 'no/such/set'; there is no such folder"),
+        ("measure_mean_std.py", ["--dataset", "{tones}", "--input-column", "x"], "has no column 'x'"),
+        ("extract_features.py", ["--model", "no/such/model", "--dataset", "{tones}"], "--model is 'no/such/model'; th"),
+        ("extract_features.py", ["--model", "{model}", "--dataset", "no/such/set"], "--dataset is 'no/such/set'"),
+        ("tokenize_audio.py", ["--model", "{model}", "--dataset", "no/such/set"], "--dataset is 'no/such/set'"),
+        ("codebook_report.py", ["--model", "{model}", "--dataset", "no/such/set"], "--dataset is 'no/such/set'"),
+        ("linear_probe.py", ["--model", "no/such/model", "--dataset", "{tones}", "--label-column", "sound"], "--model"),
+        ("linear_probe.py", ["--model", "{model}", "--dataset", "{tones}", "--label-column", "x"], "no column 'x'"),
+    ],
+)
+def test_scripts_say_in_one_line_what_is_not_there(
+    script, repository, tones, pretrained, tmp_path, name, arguments, message
+):
+    recipe = repository / "examples" / "recipes" / "audio" / "demo.yaml"
+    words = [word.format(recipe=recipe, tones=tones, model=pretrained) for word in arguments]
+    assert message in script(name, *words, fails=True).splitlines()[-1]
 
 
 def test_finetune_runs_the_shipped_recipe(script, repository, tones, pretrained, tmp_path):

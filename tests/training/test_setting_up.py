@@ -1,0 +1,143 @@
+"""What a user named and is not there: one line and exit code 2, before any work."""
+
+import argparse
+
+import pytest
+from datasets import Dataset
+
+from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
+from bridle_hf.data import DataArguments, build_processor
+from bridle_hf.evaluation.finetuning import FinetuneRecipe
+from bridle_hf.training import load_recipe
+from bridle_hf.training.setting_up import (
+    check_data,
+    check_finetuning,
+    check_model,
+    check_recipe,
+    open_model,
+    setting_up,
+)
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return lambda *overrides: load_recipe(tiny_recipe, ["output_dir=x", *overrides])
+
+
+@pytest.fixture
+def saved(recipe, tmp_path, monkeypatch):
+    """Folders pretrained, encoder and tokenizer with a processor each, in the current one."""
+    monkeypatch.chdir(tmp_path)
+    config = recipe().config()
+    for cls, name in ((BridleForPreTraining, "pretrained"), (BridleModel, "encoder"), (BridleTokenizer, "tokenizer")):
+        cls(config).save_pretrained(name)
+        build_processor(config).save_pretrained(name)
+
+
+@pytest.mark.parametrize("error", [ValueError("two\n  lines"), FileNotFoundError("two lines")])
+def test_errors_of_what_was_given_are_one_line(error, capsys):
+    with pytest.raises(SystemExit, match="2"), setting_up(argparse.ArgumentParser("script.py")):
+        raise error
+    assert capsys.readouterr().err.splitlines()[-1] == "script.py: error: two lines"
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="kernel"), setting_up(argparse.ArgumentParser()):
+        raise RuntimeError("kernel")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.dataset=no/such/set"], "^data.dataset is 'no/such/set'; there is no such folder here and no such data"),
+        (["data.dataset=nosuch"], "^data.dataset is 'nosuch'; there is no such folder here and the Hub cannot be rea"),
+        (["data.dataset=empty"], "^data.dataset is 'empty', a folder that holds no file that datasets can read.$"),
+        (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
+        (["data.dataset="], "^data.dataset is empty"),
+        (["data.split=test"], "^data.dataset is '.*sounds': Bad split: test. Available splits: .*train"),
+        (["data.test_split=test"], "Bad split: test"),
+        (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
+        (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
+        (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),
+        (["processor.max_length=abc"], "^`processor`: "),
+    ],
+)
+def test_what_a_pretraining_recipe_names_is_looked_at(recipe, overrides, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    if overrides == ["data.dataset="]:
+        overrides = ['data.dataset=""']
+    with pytest.raises(ValueError, match=message):
+        check_recipe(recipe(*overrides))
+
+
+def test_good_recipes_pass_and_nothing_is_written(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_recipe(recipe())
+    check_recipe(recipe("data.dataset=synthetic"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
+    def named(model="encoder", processor=None, **data):
+        data = DataArguments(**{"dataset": str(sounds), "label_column": "label"} | data)
+        check_finetuning(FinetuneRecipe(model, "x", data, folds=[1], processor=processor or {}))
+
+    named()
+    with pytest.raises(ValueError, match="^model is 'runs/1'; there is no such folder"):
+        named(model="runs/{fold}")
+    with pytest.raises(ValueError, match="^data.label_column: .* has no column 'x'"):
+        named(label_column="x")
+    with pytest.raises(ValueError, match="^data.dataset is 'no/such/set'"):
+        named(dataset="no/such/set")
+    with pytest.raises(ValueError, match="^`processor`: could not"):
+        named(processor={"mean": "abc"})
+
+
+def test_a_split_that_is_there_passes(recipe, tmp_path):
+    for split in ("train", "test"):
+        Dataset.from_list([{"audio": {"bytes": b"", "path": "a.wav"}}]).to_parquet(tmp_path / f"{split}.parquet")
+    check_data(DataArguments(dataset=str(tmp_path), test_split="test"), recipe().build_processor())
+
+
+def test_models_that_are_not_there_are_named(saved, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="^--model is 'run', a folder without a config.json; it takes a pretraining m"):
+        check_model("run")
+    with pytest.raises(ValueError, match="^--model is 'runs/no/final'; there is no such folder here and no such model"):
+        check_model("runs/no/final")
+    with pytest.raises(
+        ValueError, match="^--classifier is 'nosuch'; there is no such folder here and the Hub cannot b"
+    ):
+        check_model("nosuch", "--classifier")
+
+
+@pytest.mark.parametrize(
+    ("cls", "source", "message"),
+    [
+        (BridleTokenizer, "encoder", "holds no tokenizer; it takes a pretraining model such as runs/mine/final."),
+        (BridleForPreTraining, "encoder", "holds no tokenizer; it takes a pretraining model"),
+        (BridleForPreTraining, "tokenizer", "holds no encoder; it takes a pretraining model"),
+        (BridleModel, "tokenizer", "holds no encoder; it takes a pretraining model"),
+        (BridleForAudioClassification, "pretrained", "holds no classifier; it takes a fine-tuned one"),
+    ],
+)
+def test_a_model_without_the_weights_of_a_part_is_refused(saved, cls, source, message, capsys):
+    with pytest.raises(ValueError, match=f"^--model is '{source}', which {message}"):
+        open_model(cls, source)
+    assert "LOAD REPORT" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cls", "source"),
+    [
+        (BridleTokenizer, "pretrained"),
+        (BridleTokenizer, "tokenizer"),
+        (BridleModel, "pretrained"),
+        (BridleModel, "encoder"),
+        (BridleForPreTraining, "pretrained"),
+    ],
+)
+def test_a_whole_model_is_opened(saved, cls, source):
+    assert isinstance(open_model(cls, source), cls)
