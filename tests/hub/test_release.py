@@ -65,7 +65,7 @@ def test_a_card_says_what_the_model_and_its_run_know(run, repository):
     assert "| ESC-50 | audio-classification | accuracy, linear probe | 12.5 |" in text
     data = ModelCard(text).data
     assert data.library_name == "transformers" and data.pipeline_tag == "feature-extraction" and "bridle" in data.tags
-    assert data.license == "apache-2.0"
+    assert data.license is None  # which one the weights have is for those to say who trained them
     assert data.eval_results[0].metric_value == 12.5 and data.to_dict()["model-index"][0]["name"] == "bridle-audio"
 
 
@@ -105,7 +105,74 @@ def test_a_card_speaks_of_its_modality_and_of_the_data_of_its_run(modality, repo
 
 def test_a_card_without_results_says_so(repository):
     text = card_of("image", repository)
-    assert "None was measured" in text and "model-index" not in text and "Codebooks" not in text
+    assert "None is recorded with these weights." in text and "model-index" not in text and "Codebooks" not in text
+
+
+@pytest.fixture
+def classifier(run, tmp_path):
+    """Folder of fold 2 of a fine-tuning of the model of `run`, with what fine-tuning writes above it."""
+    folder = save(tmp_path / "classes" / "fold-2", *tiny("audio", "BridleForAudioClassification"))
+    recipe = {"model": str(run / "final"), "from_scratch": False, "seed": 5, "training": {"epochs": 9, "batch_size": 3}}
+    recipe["data"] = {"dataset": "my_labelled", "label_column": "kind", "test_split": None}
+    results = {"accuracy": 0.5, "mean_average_precision": 0.7, "d_prime": None, "folds": [1, 2], "seed": 5}
+    results |= {"per_fold": [0.25, 0.75], "per_fold_mean_average_precision": [0.6, 0.8], "per_fold_d_prime": [1, None]}
+    (folder.parent / "finetune.yaml").write_text(yaml.safe_dump(recipe))
+    (folder.parent / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def released(folder, repository, tmp_path, **changes):
+    """The card of a classifier after changes to its finetune.yaml."""
+    path = folder.parent / "finetune.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    release.stage(folder, tmp_path / "out", "org/x", repository / "model_cards" / "bridle-audio.md")
+    return (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_classifier_s_card_says_how_it_was_fine_tuned_and_tested(classifier, run, repository, tmp_path):
+    text = released(classifier, repository, tmp_path)
+    assert "a\nclassifier that turns a log-mel spectrogram into a score per class." in text and "an encoder" not in text
+    assert f"| Fine-tuning | of `{run / 'final'}` on `my_labelled`, 9 epochs, batches of 3 a process, seed 5 |" in text
+    assert "Fine-tuned with the labels in column `kind` of `my_labelled`, without fold 2.\n" in text
+    assert "`org/sounds`, without labels." in text  # what the encoder saw, from the run that finetune.yaml names
+    assert "| `my_labelled`, fold 2 | audio-classification | accuracy | 0.750 |\n" in text
+    assert "| mean average precision | 0.800 |" in text and "d prime" not in text
+    assert not any(words in text for words in ("None is", "Not recorded", "Tokenizer |", "Codebooks", "Nothing was ev"))
+    assert text.index("import numpy") < text.index("from transformers import pipeline")
+    assert "\n\n\n" not in text and "Nothing came before" not in text
+
+
+def test_a_classifier_s_card_does_not_say_more_than_is_known(classifier, repository, tmp_path):
+    (classifier.parent / "results.json").unlink()
+    text = released(classifier, repository, tmp_path, model="org/elsewhere")
+    assert "What the encoder was pretrained on is said where `org/elsewhere` comes from." in text
+    assert "of `my_labelled`.\n" in text and "None is recorded" in text
+    text = released(classifier, repository, tmp_path, from_scratch=True)
+    assert "| Fine-tuning | from random weights on `my_labelled`" in text and "Nothing came before." in text
+    (classifier.parent / "finetune.yaml").unlink()
+    release.stage(classifier, tmp_path / "out", "org/x", repository / "model_cards" / "bridle-audio.md")
+    assert "Not recorded with the weights." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_classifier_that_was_tested_on_a_split(classifier, repository, tmp_path):
+    classifier = classifier.rename(classifier.with_name("fold-test"))
+    results = {"accuracy": 0.5, "folds": ["test"], "per_fold": [0.5]}
+    (classifier.parent / "results.json").write_text(json.dumps(results))
+    data = {"dataset": "my_labelled", "label_column": "kind", "test_split": "test"}
+    text = released(classifier, repository, tmp_path, data=data)
+    assert "| `my_labelled`, split `test` | audio-classification | accuracy | 0.500 |" in text
+    assert "of `my_labelled`.\n" in text
+
+
+def test_only_a_model_with_a_tokenizer_has_one_in_its_card(repository):
+    assert "| Tokenizer |" in card_of("audio", repository) and "| Tokenizer |" in card_of(
+        "audio", repository, "BridleTokenizer"
+    )
+    assert "| Tokenizer |" not in card_of("audio", repository, "BridleModel")
+
+
+def test_a_card_says_what_is_cut_off(repository):
+    assert "use the first 32 frames (10 ms each)" in card_of("audio", repository)
 
 
 @pytest.mark.parametrize("modality", SIZES)
@@ -125,7 +192,8 @@ def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, repository, tmp
     monkeypatch.chdir(repository)
     monkeypatch.setattr(release, "push", lambda *_: pytest.fail("pushed"))
     arguments = [str(run / "final"), "--repo-id", "org/bridle-audio", "--results", str(tmp_path / "results.yaml")]
-    release.main([*arguments, "--output", str(tmp_path / "out"), "--dry-run"])
+    release.main([*arguments, "--output", str(tmp_path / "out"), "--license", "cc-by-4.0", "--dry-run"])
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "cc-by-4.0"
     assert "not pushed to org/bridle-audio: --dry-run" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_bridle.py"} <= files

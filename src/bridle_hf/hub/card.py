@@ -1,5 +1,6 @@
 """The model card of a release: a template of `model_cards/`, filled with what the model and its run know."""
 
+import json
 from pathlib import Path
 
 import jinja2
@@ -13,7 +14,7 @@ TASKS = {"audio": "audio-classification", "image": "image-classification", "vide
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
 
 
-def render_card(template, model, processor, repo_id, run=None, results=()):
+def render_card(template, model, processor, repo_id, run=None, results=(), finetuning=None, license=None):
     """The card as text.
 
     Args:
@@ -23,6 +24,8 @@ def render_card(template, model, processor, repo_id, run=None, results=()):
         run: folder of the pretraining run, for the recipe and the health of the codebooks; what is not there is left
             out.
         results: `EvalResult`s, for the table and the `model-index`.
+        finetuning: of a classifier, what `read_finetuning` found.
+        license: what the weights may be used under, as the Hub names it; the card says nothing about it without.
 
     Raises:
         jinja2.UndefinedError: the template asks for something that there is not.
@@ -47,15 +50,18 @@ def render_card(template, model, processor, repo_id, run=None, results=()):
         task=task,
         parameters=sum(p.numel() for p in model.parameters()),
         encoder_parameters=sum(p.numel() for p in getattr(model, "bridle", model).parameters()),
+        has_tokenizer=hasattr(model, "tokenizer") or hasattr(model, "quantizer"),
         classes=len(config.id2label),
         recipe=recipe,
-        codebooks=_codebooks(run),
+        finetuning=finetuning,
+        codebooks=None if is_classifier else _codebooks(run),
         results=results,
     )
     card = ModelCard(text)
     card.data.library_name, card.data.pipeline_tag = "transformers", task
     trained_on = recipe["data"]["dataset"] if recipe else None
     card.data.datasets = [name for name in card.data.datasets or () if name == trained_on] or None
+    card.data.license = license
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), BridleConfig.model_type]))
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], list(results)
@@ -74,6 +80,49 @@ def read_results(path):
         return [EvalResult(**row) for row in rows]
     except TypeError as error:
         raise ValueError(f"{path}: a result has fields that are missing or unknown: {error}") from error
+
+
+def find_run(model_dir):
+    """The folder of the pretraining run that a model comes from: its own or the one above, whichever has a recipe.yaml.
+    A classifier's is found by the model that its finetune.yaml names. None where there is none."""
+    places = [Path(model_dir), Path(model_dir).parent]
+    if run := next((place for place in places if (place / "recipe.yaml").is_file()), None):
+        return run
+    recipe = next((yaml.safe_load(path.read_text()) for path in _finetune_files(model_dir)), None)
+    return find_run(recipe["model"]) if recipe and not recipe["from_scratch"] else None
+
+
+def read_finetuning(model_dir):
+    """How a classifier was fine-tuned and tested, from the finetune.yaml and results.json beside it or above it.
+
+    Returns:
+        dict: `recipe`, as finetune.yaml has it; `tested`, what the model was tested on, in words; `scores`, measure ->
+        value of this model, empty where results.json does not tell. None without a finetune.yaml.
+    """
+    model_dir = Path(model_dir)
+    for path in _finetune_files(model_dir):
+        recipe, scores = yaml.safe_load(path.read_text()), {}
+        fold = model_dir.resolve().name.removeprefix("fold-")
+        found = path.with_name("results.json")
+        results = json.loads(found.read_text()) if found.is_file() else {}
+        folds = [str(each) for each in results.get("folds", ())]
+        if fold in folds:
+            main = next(iter(results))  # `per_fold` alone is of the first measure
+            lists = {main: results["per_fold"]}
+            lists |= {key.removeprefix("per_fold_"): values for key, values in results.items() if "per_fold_" in key}
+            scores = {name: values[folds.index(fold)] for name, values in lists.items()}
+        tested = f"split `{fold}`" if fold == recipe["data"].get("test_split") else f"fold {fold}"
+        return {
+            "recipe": recipe,
+            "tested": tested if scores else None,
+            "scores": {name.replace("_", " "): value for name, value in scores.items() if value is not None},
+        }
+    return None
+
+
+def _finetune_files(model_dir):
+    paths = (place / "finetune.yaml" for place in (Path(model_dir), Path(model_dir).parent))
+    return [path for path in paths if path.is_file()]
 
 
 def _recipe(run):

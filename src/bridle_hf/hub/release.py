@@ -21,22 +21,23 @@ from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import load_processor
 from . import reload
-from .card import read_results, render_card
+from .card import find_run, read_finetuning, read_results, render_card
 
 OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
 
 
-def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB"):
+def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB", license=None):
     """Write everything that a release holds into `folder`.
 
     Args:
         model_dir: folder of a trained model with its processor. A recipe.yaml and a metrics.jsonl in it or above it
-            tell the card about the run.
+            tell the card about the run; of a classifier finetune.yaml and results.json do.
         folder: receives the files.
         repo_id (`str`): "org/name".
         card: the card's template; `model_cards/bridle-MODALITY.md` by default.
         results: `EvalResult`s.
         max_shard_size: of a file of weights.
+        license: of the weights, as the Hub names it.
 
     Raises:
         ValueError: `model_dir` holds no BRIDLE model, or there is no card.
@@ -63,8 +64,9 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         shutil.copy(pipeline_bridle.__file__, folder)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    run = next((place for place in (model_dir, model_dir.parent) if (place / "recipe.yaml").is_file()), None)
-    (folder / "README.md").write_text(render_card(card, model, processor, repo_id, run, results), encoding="utf-8")
+    finetuning = read_finetuning(model_dir) if architecture.endswith("Classification") else None
+    text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def check(folder):
@@ -109,6 +111,7 @@ def main(arguments=None):
     parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub")
     parser.add_argument("--card", help="the card's template")
     parser.add_argument("--results", help="YAML or JSON: a list of fields of huggingface_hub.EvalResult")
+    parser.add_argument("--license", help="of the weights, as the Hub names it, such as cc-by-4.0; none by default")
     parser.add_argument("--output", help="keep the release in this folder; a temporary one by default")
     parser.add_argument("--tag", help="name of this revision")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -118,7 +121,7 @@ def main(arguments=None):
         folder = Path(given.output or temporary)
         try:
             results = read_results(given.results) if given.results else ()
-            stage(given.model_dir, folder, given.repo_id, given.card, results)
+            stage(given.model_dir, folder, given.repo_id, given.card, results, license=given.license)
         except ValueError as error:
             parser.error(str(error))
         compared = check(folder)
