@@ -211,6 +211,10 @@ def workplace(tmp_path_factory):
     rows = [sound | label for sound, label in zip(sounds, labels, strict=True)]
     write(folder.parent / "shared" / "data" / "esc10", train=rows)
     write(folder / "my_sounds", train=rows)
+    for number in range(20):
+        path = folder / "my_labelled" / "ab"[number % 2] / f"{number}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(flac(clip(number)))
     rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
     write(folder.parent / "shared" / "data" / "cifar10-small", train=rows, test=rows[::4])
     torch.save({"model": reference_checkpoint(MODEL)}, folder / "checkpoint.pth")
