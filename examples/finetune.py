@@ -15,7 +15,8 @@ import logging
 import sys
 
 from bridle_hf.evaluation.finetuning import FinetuneRecipe, finetune
-from bridle_hf.training import RecipeError, load_recipe
+from bridle_hf.training import load_recipe
+from bridle_hf.training.setting_up import check_finetuning, setting_up
 
 
 def main():
@@ -25,10 +26,9 @@ def main():
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bridle_hf").setLevel(logging.INFO)
-    try:
+    with setting_up(parser):
         recipe = load_recipe(arguments.recipe, arguments.overrides, FinetuneRecipe)
-    except RecipeError as error:
-        parser.error(str(error))
+        check_finetuning(recipe)
     sys.stdout.write(json.dumps(finetune(recipe)) + "\n")
 
 

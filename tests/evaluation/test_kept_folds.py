@@ -82,6 +82,17 @@ def test_a_killed_fold_goes_on_from_its_last_epoch_and_ends_the_same(recipe, dra
     assert not list((tmp_path / "killed").glob("*/checkpoint-*"))
 
 
+def test_long_folds_have_fewer_checkpoints_than_epochs(recipe, drawn, monkeypatch):
+    monkeypatch.setattr(finetuning, "CHECKPOINTS", 2)
+    drawn.stop_at = 15
+    with pytest.raises(KeyboardInterrupt):
+        finetune(recipe())
+    drawn.clear()
+    drawn.stop_at = None
+    finetune(recipe())
+    assert len(drawn) == 8  # the last two epochs of four
+
+
 def test_a_test_that_fails_does_not_cost_the_training(recipe, drawn, monkeypatch, tmp_path):
     made = recipe()
 

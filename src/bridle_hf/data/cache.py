@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from filelock import FileLock
 
 from .arguments import DataArguments
 from .modalities import modality_of
-from .source import Source, keeps, load_builder, open_source
+from .source import Source, decode_column, keeps, load_builder, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callabl
     if data.exclude:
         columns = table.select_columns(list(data.exclude))
         table = table.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
-    decode = modality_of(processor).decode
-    return table, _unpack if data.cache else lambda row, rng=None: decode(row[FILE], data, processor, rng)
+    return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
 
 
 def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:

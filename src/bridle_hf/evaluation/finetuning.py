@@ -25,7 +25,7 @@ from ..training.arguments import config_keys, processor_keys
 from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml
-from .kept_folds import KeptFold, finite, skip_epochs_done, write_whole
+from .kept_folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done, write_whole
 from .metrics import load_metric
 from .probe import outer_folds
 
@@ -124,8 +124,8 @@ class FinetuneRecipe:
 def finetune(recipe):
     """Fine-tunes one model a fold on the other folds and tests it on that fold, after the last epoch.
 
-    Started again, it passes over the folds that are done, and goes on with the unfinished one from its last epoch. What
-    another recipe or pretrained model left in the folder of a fold is moved to fold-K.old-1, fold-K.old-2, ...
+    Started again, it passes over folds that are done and goes on with the unfinished one from its last checkpoint.
+    What another recipe or pretrained model left in the folder of a fold is moved to fold-K.old-1, fold-K.old-2, ...
 
     Args:
         recipe (`FinetuneRecipe`)
@@ -211,7 +211,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         bf16=settings.mixed_precision == "bf16",
         seed=recipe.seed,
         eval_strategy="no",
-        save_strategy="epoch",
+        save_strategy="steps",
         save_total_limit=1,
         logging_strategy="epoch",
         report_to="none",
@@ -230,6 +230,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
     steps_per_epoch = ceil(clips_per_epoch / clips_per_step)
     arguments.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+    arguments.save_steps = ceil(settings.epochs / CHECKPOINTS) * steps_per_epoch  # at the end of epochs
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
     sampler = None
     if settings.balanced:

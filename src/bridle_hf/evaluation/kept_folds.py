@@ -1,7 +1,7 @@
 """What is kept of a fold that is fine-tuned, so that a later start of the same recipe goes on where the last one ended.
 
 fold-K/
-    checkpoint-STEP/   Trainer's, from the end of the last epoch; removed when the fold is done
+    checkpoint-STEP/   Trainer's, from the end of an epoch; removed when the fold is done
     config.json, ...   the model, as soon as it is trained
     fold.json          the recipe that all of this follows from, and the scores once the fold is done
 """
@@ -24,6 +24,7 @@ from ..training.recipes import changed_keys
 logger = logging.getLogger(__name__)
 
 RECORD = "fold.json"
+CHECKPOINTS = 20  # of a fold at most: where epochs take seconds, one after each would take as long as they do
 
 
 class KeptFold:
