@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from .codebook_bridle import (
     Codebook,
+    Float32Module,
     all_reduce_sum_,
     broadcast_,
     check_choice,
@@ -311,7 +312,7 @@ class VectorQuantizer(ResidualQuantizer):
         super().__init__(dim, 1, codebook_size, normalize="once" if normalize == "per_stage" else normalize, **options)
 
 
-class RandomProjectionQuantizer(Quantizer):
+class RandomProjectionQuantizer(Float32Module, Quantizer):
     """M frozen random projections, each with a frozen random codebook of unit length (BEST-RQ, arXiv 2202.01855).
 
     Each z is brought to mean 0 and variance 1 (without that few codes are used), projected, and gets the code with the
