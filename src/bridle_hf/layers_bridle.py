@@ -133,18 +133,26 @@ class BridlePatchEmbeddings(nn.Module):
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def patchify(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, N, C * prod(patch_size)): the numbers of each patch, channel first."""
+        """(B, N, C * prod(patch_size)): the numbers of each patch, channel first, in the precision of `projection`."""
         grid, axes = self.grid(values), len(self.patch_size)
         values = values.unsqueeze(1) if self.channel_dim is None else values.movedim(self.channel_dim, 1)
         split = [n for pair in zip(grid, self.patch_size, strict=True) for n in pair]
         values = values.reshape(values.shape[0], self.num_channels, *split)  # (B, C, g1, p1, g2, p2, ...)
         grid_dims, patch_dims = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
         patches = values.permute(0, *grid_dims, 1, *patch_dims)  # (B, g1, g2, ..., C, p1, p2, ...)
-        return patches.reshape(values.shape[0], prod(grid), -1)
+        return in_precision_of(self.projection, patches.reshape(values.shape[0], prod(grid), -1))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """(..., C * prod(patch_size)) -> (..., D)"""
-        return self.projection(patches.to(self.projection.weight.dtype))
+        return self.projection(patches)
+
+
+def in_precision_of(linear: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Values as a linear layer takes them. A weight in 8 or 4 bits does not tell, the bias beside it may."""
+    for tensor in (linear.weight, linear.bias):  # methods in some quantized layers
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.itemsize > 1:
+            return values.to(tensor.dtype)
+    return values
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

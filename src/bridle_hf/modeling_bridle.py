@@ -24,6 +24,7 @@ from .layers_bridle import (
     BridlePositions,
     BridleWindowAttention,
     BridleWindows,
+    in_precision_of,
     swin_layers,
     take,
 )
@@ -155,7 +156,7 @@ class BridleEmbeddings(nn.Module):
         """(B, ...) -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
         grid = self.patch_embeddings.grid(values)
         patches = self.patchify(values, attention_mask)  # (B, N, C * prod(patch_size))
-        positions = self.positions(grid, self.patch_embeddings.projection.weight)  # (1, N, D)
+        positions = self.positions(grid, patches)  # (1, N, D)
         if patch_mask is not None:
             patches, positions = take(patches, patch_mask.kept), take(positions, patch_mask.kept)
         hidden_states = self.patch_embeddings(patches) + positions
@@ -357,8 +358,8 @@ class BridleEstimator(nn.Module):
         self.head = nn.Linear(width, config.hidden_size)
 
     def forward(self, quantized, grid, valid=None):
-        weight = self.embed.weight
-        hidden_states = self.embed(quantized.to(weight.dtype)) + self.positions(grid, weight)
+        quantized = in_precision_of(self.embed, quantized)
+        hidden_states = self.embed(quantized) + self.positions(grid, quantized)
         layer_mask = padding_mask(self.config, hidden_states, valid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, layer_mask)
