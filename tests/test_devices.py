@@ -103,6 +103,33 @@ def test_modalities(modality, kind):
     run_on_fake_gpu(kind, modality)
 
 
+@pytest.mark.parametrize("layout", ["grid", "table"])
+def test_a_model_built_on_a_device_is_all_there(layout):
+    with torch.device("meta"):
+        model = BridleForPreTraining(BridleConfig(**CLIPS["audio"], **SIZES, position_layout=layout))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert "tokenizer.cold_projection" in tensors
+    assert not [name for name, tensor in tensors.items() if not tensor.is_meta]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("phase", KINDS)
+def test_a_model_built_on_a_device_runs_there(phase, training):
+    with FakeTensorMode(), torch.device("cuda"):
+        model = BridleForPreTraining(BridleConfig(**CLIPS["audio"], **SIZES)).train(training)
+        assert model(torch.randn(2, 64, 32), phase=phase).loss.device.type == "cuda"
+
+
+def test_the_mask_of_evaluation_is_the_same_whatever_device_is_the_default():
+    model = BridleForPreTraining(BridleConfig(**CLIPS["audio"], **SIZES)).eval()
+    values = torch.randn(2, 64, 32)
+    with torch.no_grad():
+        expected = model(values).mask
+        with torch.device("meta"):
+            noise = model._default_noise(values)
+    assert torch.equal(model.bridle.make_patch_mask(values, noise=noise).mask, expected)
+
+
 def test_a_number_read_and_a_tensor_elsewhere_would_show(monkeypatch):
     quantizer = "bridle_hf.quantization_bridle.ResidualQuantizer.assign"
     monkeypatch.setattr(quantizer, lambda self, z: self.encode(z + z.sum().item()))

@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .build_quantizer_bridle import build_quantizer
+from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
     BridleAttention,
@@ -112,9 +113,7 @@ class BridlePreTrainedModel(PreTrainedModel):
         elif isinstance(module, BridlePositions):
             if module.layout == "table":
                 init.copy_(module.table, module.default_table())
-        elif isinstance(module, BridleTokenizer):
-            init.copy_(module.cold_projection, module.default_cold_projection())
-        elif hasattr(module, "default_state"):  # codebooks of every kind
+        elif hasattr(module, "default_state"):  # codebooks of every kind, and the cold start
             for name, value in module.default_state().items():
                 init.copy_(getattr(module, name), value)
         else:
@@ -382,17 +381,17 @@ class BridleTokenizer(BridlePreTrainedModel):
         self.encoder = BridleModel(config)
         self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
         # frozen, hence a buffer
-        self.register_buffer("cold_projection", self.default_cold_projection())
+        self.register_buffer("cold_projection", torch.empty(dim, width, dtype=torch.float32))
+        to_default_(self)
         self.quantizer = build_quantizer(config.quantizer_config, cold_start=config.cold_start)
         self.estimator = BridleEstimator(config)
         self.post_init()
 
-    def default_cold_projection(self) -> torch.Tensor:
-        """(d, D), the same in every process and every run."""
-        config = self.config
-        generator = torch.Generator().manual_seed(0)
-        shape = (config.quantizer_config.codebook_dim, config.hidden_size)
-        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) * config.hidden_size**-0.5
+    def default_state(self):
+        """Name -> tensor of what is frozen, on the CPU, the same in every process and every run."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        normal = torch.randn(self.cold_projection.shape, generator=generator, device="cpu", dtype=torch.float32)
+        return {"cold_projection": normal * self.config.hidden_size**-0.5}
 
     def project(self, values, attention_mask=None) -> torch.Tensor:
         """What the quantizer receives: (B, N, d), in the ambient precision."""
@@ -555,8 +554,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         grid = self.bridle.embeddings.patch_embeddings.grid(values)
         if self.training:
             return torch.rand(values.shape[0], prod(grid), device=values.device)
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(1, prod(grid), generator=generator).to(values.device).expand(values.shape[0], -1)
+        noise = torch.rand(1, prod(grid), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        return noise.to(values.device).expand(values.shape[0], -1)
 
 
 class BridleForClassification(BridlePreTrainedModel):
