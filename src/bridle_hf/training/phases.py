@@ -19,6 +19,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from ..codebook_bridle import all_reduce_sum_
+from ..modeling_bridle import evaluating
 from .arguments import PhaseArguments, PhaseEntry, PretrainRecipe
 
 PARTS = ("bridle", "decoder", "tokenizer")
@@ -179,11 +180,8 @@ def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     device = model.tokenizer.cold_projection.device
     batch = {name: value.to(device) for name, value in batch.items()}
     values, attention_mask = batch[model.main_input_name], batch.get("attention_mask")
-    training = model.tokenizer.training
-    model.tokenizer.eval()
-    with gathered(model):
+    with gathered(model), evaluating(model.tokenizer):
         tokens = model.tokenizer.project(values, attention_mask)  # (B, N, d)
-    model.tokenizer.train(training)
     valid = valid_patches(model, batch)
     return tokens.flatten(0, 1) if valid is None else tokens[valid]
 
