@@ -23,7 +23,15 @@ TEXTS = (
 
 # Imports point from a higher floor to the same or a lower one.
 FLOORS = [
-    {"_compat", "configuration_bridle", "masking_bridle", "losses_bridle", "outputs_bridle", "codebook_bridle"},
+    {
+        "_compat",
+        "checks_bridle",
+        "codebook_bridle",
+        "configuration_bridle",
+        "losses_bridle",
+        "masking_bridle",
+        "outputs_bridle",
+    },
     {"quantization_bridle", "regularization_bridle", "layers_bridle"},
     {"learned_quantization_bridle", "product_quantization_bridle"},
     {"gradient_quantization_bridle", "smoothed_quantization_bridle"},

@@ -4,6 +4,8 @@ import pytest
 import transformers
 
 import bridle_hf
+from bridle_hf.data import MODALITIES, build_processor
+from bridle_hf.hub.reload import PROCESSORS
 
 TINY = {
     "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -41,3 +43,31 @@ def test_auto_feature_extractor_loads_what_was_saved(tmp_path):
     bridle_hf.BridleFeatureExtractor(num_mel_bins=64).save_pretrained(tmp_path)
     loaded = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
     assert type(loaded) is bridle_hf.BridleFeatureExtractor and loaded.num_mel_bins == 64
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_auto_classes_find_the_processor_of_a_modality_and_no_other(trust, tmp_path):
+    found, expected = {}, {}
+    for modality, processor in ((name, modality.processor) for name, modality in MODALITIES.items()):
+        config = bridle_hf.BridleConfig(modality=modality, **TINY)
+        for part in (bridle_hf.BridleModel(config), build_processor(config)):
+            part.save_pretrained(tmp_path / modality)
+        for auto in ("AutoProcessor", *PROCESSORS.values()):
+            expected[modality, auto] = processor if auto in ("AutoProcessor", PROCESSORS[modality]) else None
+            try:
+                loaded = getattr(transformers, auto).from_pretrained(tmp_path / modality, trust_remote_code=trust)
+                found[modality, auto] = type(loaded)
+            except (ValueError, OSError):
+                found[modality, auto] = None
+    assert found == expected
+
+
+def test_a_processor_says_what_it_found_instead(tmp_path):
+    bridle_hf.BridleConfig(modality="audio", **TINY).save_pretrained(tmp_path)
+    bridle_hf.BridleFeatureExtractor().save_pretrained(tmp_path)
+    for cls in (bridle_hf.BridleImageProcessor, bridle_hf.BridleVideoProcessor):
+        with pytest.raises(ValueError, match="holds the settings of a BridleFeatureExtractor; this class takes those"):
+            cls.from_pretrained(tmp_path)
+    bridle_hf.BridleImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of a BridleImageProcessor; this class takes those of a feature_extractor"):
+        bridle_hf.BridleFeatureExtractor.from_pretrained(tmp_path)

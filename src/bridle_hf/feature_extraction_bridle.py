@@ -11,6 +11,8 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType, logging
 
+from .checks_bridle import check_kind
+
 logger = logging.get_logger(__name__)
 
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
@@ -147,6 +149,11 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = self._checked_max_length(max_length)
         self.return_attention_mask = return_attention_mask
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict, **kwargs):
+        check_kind(feature_extractor_dict, "feature_extractor")
+        return super().from_dict(feature_extractor_dict, **kwargs)
 
     @torch.no_grad()
     def __call__(

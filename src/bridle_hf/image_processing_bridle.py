@@ -6,6 +6,8 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .checks_bridle import check_finite, check_kind, described
+
 
 class BridleImageProcessor(TorchvisionBackend):
     """Turns images into `pixel_values` (B, 3, height, width) float32.
@@ -30,6 +32,11 @@ class BridleImageProcessor(TorchvisionBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        check_kind(image_processor_dict, "image_processor")
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         """One image or images in any nesting -> a list of images."""
         try:
@@ -53,18 +60,6 @@ class BridleImageProcessor(TorchvisionBackend):
             raise ValueError(f"images has {described(image)}, which is empty; an image takes at least one pixel.")
         check_finite(pixels, "images")
         return pixels
-
-
-def described(value: Any) -> str:
-    """What an error message calls a value."""
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return f"a {type(value).__name__}{shape}"
-
-
-def check_finite(values: torch.Tensor, name: str) -> None:
-    """Raise a `ValueError` where floating point values hold NaN or inf."""
-    if values.is_floating_point() and not torch.isfinite(values).all():
-        raise ValueError(f"{name} contains NaN or inf; it takes finite values only.")
 
 
 __all__ = ["BridleImageProcessor"]

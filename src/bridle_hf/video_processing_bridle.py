@@ -9,7 +9,7 @@ from transformers.utils import is_av_available
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, load_video, make_batched_videos
 
-from .image_processing_bridle import check_finite, described
+from .checks_bridle import check_finite, check_kind, described
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -82,6 +82,11 @@ class BridleVideoProcessor(BaseVideoProcessor):
     num_crops = 1
     valid_kwargs = BridleVideoProcessorKwargs
     model_input_names = ["pixel_values"]
+
+    @classmethod
+    def from_dict(cls, video_processor_dict, **kwargs):
+        check_kind(video_processor_dict, "video_processor")
+        return super().from_dict(video_processor_dict, **kwargs)
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[BridleVideoProcessorKwargs]) -> BatchFeature:
         """

@@ -1,0 +1,29 @@
+"""What the front-ends for sounds, images and videos refuse alike."""
+
+from typing import Any
+
+import torch
+
+KINDS = ("feature_extractor", "image_processor", "video_processor")
+
+
+def check_kind(settings: dict[str, Any], kind: str) -> None:
+    """Raise a `ValueError` for saved settings of another kind of front-end.
+
+    transformers' `AutoProcessor` tries one kind after the other and takes the first that does not refuse.
+    """
+    others = [settings[f"{other}_type"] for other in KINDS if f"{other}_type" in settings]
+    if others and f"{kind}_type" not in settings:
+        raise ValueError(f"The folder holds the settings of a {others[0]}; this class takes those of a {kind}.")
+
+
+def described(value: Any) -> str:
+    """What an error message calls a value."""
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"a {type(value).__name__}{shape}"
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Raise a `ValueError` where floating point values hold NaN or inf."""
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise ValueError(f"{name} contains NaN or inf; it takes finite values only.")
