@@ -72,6 +72,14 @@ def test_images_of_several_sizes_make_one_batch(picture):
         ("no/such.png", "images is a str; it takes an image or a list of images"),
         (np.full((3, 20, 20), np.nan, dtype=np.float32), "images contains NaN or inf"),
         (np.full((3, 20, 20), np.inf, dtype=np.float32), "images contains NaN or inf"),
+        (
+            np.zeros((20, 20, 3), np.uint16),
+            r"a ndarray of shape \(20, 20, 3\) of uint16; pixels take uint8 or floats",
+        ),
+        ([np.zeros((20, 20, 3), np.int32)], "images has a ndarray .* of int32; pixels take uint8 or floats"),
+        (torch.zeros(3, 20, 20, dtype=torch.int16), "images has a Tensor .* of int16; pixels take uint8 or floats"),
+        (Image.fromarray(np.zeros((20, 20), np.uint16)), "images has a Image of I;16; pixels take uint8 or floats"),
+        (Image.fromarray(np.zeros((20, 20), np.int32)), "images has a Image of I; pixels take uint8 or floats"),
     ],
 )
 def test_bad_images_are_named(image, message):

@@ -23,6 +23,24 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}{shape}"
 
 
+def check_depth(pixels: Any, name: str) -> None:
+    """Raise a `ValueError` for pixels that are neither uint8 nor floats: 16 bits would be taken for 8 or cut to white.
+
+    Args:
+        pixels: an array, a tensor or a PIL image.
+    """
+    if hasattr(pixels, "dtype"):
+        kind = str(pixels.dtype).removeprefix("torch.")
+        fits = kind == "uint8" or "float" in kind
+    else:
+        kind = getattr(pixels, "mode", "")  # of PIL: "I", "I;16" and the like are integers of more than 8 bits
+        fits = not kind.startswith("I")
+    if not fits:
+        raise ValueError(
+            f"{name} has {described(pixels)} of {kind}; pixels take uint8 or floats: 16 bits divided by 257, as uint8."
+        )
+
+
 def check_finite(values: torch.Tensor, name: str) -> None:
     """Raise a `ValueError` where floating point values hold NaN or inf."""
     if values.is_floating_point() and not torch.isfinite(values).all():

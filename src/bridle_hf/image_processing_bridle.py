@@ -6,7 +6,7 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .checks_bridle import check_finite, check_kind, described
+from .checks_bridle import check_depth, check_finite, check_kind, described
 
 
 class BridleImageProcessor(TorchvisionBackend):
@@ -17,7 +17,8 @@ class BridleImageProcessor(TorchvisionBackend):
     argument can be given at construction and at each call; they are those of transformers' image processors.
 
     Raises:
-        ValueError: no image; one that is empty, has not 1, 3 or 4 channels, or holds NaN or inf.
+        ValueError: no image; one that is empty, has not 1, 3 or 4 channels, is not of uint8 or floats, or holds NaN or
+            inf.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -49,6 +50,7 @@ class BridleImageProcessor(TorchvisionBackend):
 
     def process_image(self, image: Any, *args, **kwargs) -> torch.Tensor:
         """One image of any kind that transformers takes -> (channels, height, width), not resized yet."""
+        check_depth(image, "images")
         try:
             pixels = super().process_image(image, *args, **kwargs)
         except (RuntimeError, ValueError) as error:

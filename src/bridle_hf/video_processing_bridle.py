@@ -9,7 +9,7 @@ from transformers.utils import is_av_available
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, load_video, make_batched_videos
 
-from .checks_bridle import check_finite, check_kind, described
+from .checks_bridle import check_depth, check_finite, check_kind, described
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -60,8 +60,8 @@ class BridleVideoProcessor(BaseVideoProcessor):
     the views of one video next to each other: average their logits.
 
     Raises:
-        ValueError: no video; one that is empty, has fewer than `num_frames` frames or not 1 or 3 channels, or holds NaN
-            or inf; several clips without `do_sample_frames`.
+        ValueError: no video; one that is empty, has fewer than `num_frames` frames or not 1 or 3 channels, is not of
+            uint8 or floats, or holds NaN or inf; several clips without `do_sample_frames`.
         ImportError: a path or URL, where PyAV is not installed.
     """
 
@@ -181,6 +181,7 @@ def check_video(video) -> None:
             f"videos has {described(video)}; a video takes (frames, channels, height, width) or (frames, height, "
             "width, channels) with 1, 3 or 4 channels, and no dimension of 0."
         )
+    check_depth(video, "videos")
 
 
 def require_av() -> None:
