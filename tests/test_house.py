@@ -89,11 +89,19 @@ def upward_imports(source: str, module: str, is_package: bool = False) -> list[s
     return [name for name in names if FLOOR[name.split(".")[0]] > floor]
 
 
+def guarded_imports(source: str) -> set[str]:
+    """What a file imports only where transformers finds it (`if is_..._available():`), which the Hub lets pass."""
+    guards = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If))
+    guards = (node for node in guards if re.fullmatch(r"is_\w+_available\(\)", ast.unparse(node.test)))
+    return {name for node in guards for name, _ in imports(ast.unparse(node), "")}
+
+
 def untravellable_imports(source: str, module: str) -> list[str]:
+    allowed = TRAVELLERS_MAY_IMPORT | {name.split(".")[0] for name in guarded_imports(source)}
     return [
         name
         for name, kind in imports(source, module)
-        if kind == "house" or (kind == "outside" and name.split(".")[0] not in TRAVELLERS_MAY_IMPORT)
+        if kind == "house" or (kind == "outside" and name.split(".")[0] not in allowed)
     ]
 
 
@@ -135,6 +143,9 @@ def test_rules_catch_what_breaks_them():
     )
     assert len(untravellable_imports(broken, "layers_bridle")) == 5
     assert not untravellable_imports("import math\nimport torch.nn.functional as F\nfrom .a import b", "layers_bridle")
+    guarded = "if is_tqdm_available():\n    from tqdm import tqdm"
+    assert not untravellable_imports(guarded, "layers_bridle")
+    assert untravellable_imports(guarded.replace("is_tqdm_available()", "True"), "layers_bridle") == ["tqdm"]
     assert len(forbidden_calls("print(1)\nimport pickle\ntorch.load(p)\nnp.load(p, allow_pickle=True)")) == 4
     assert not forbidden_calls("torch.load(path, weights_only=True)\nlogger.info('print')")
     assert absolute_paths("open('" + "/ho" + "me/me/x.wav')") and absolute_paths("cd " + "/tm" + "p/x")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from PIL import Image
 from transformers import pipeline
 
@@ -95,8 +96,44 @@ def test_features_of_a_sound_are_the_encoder_s(encoder, clip):
     several = extract([clip, whole], batch_size=2, return_tensors=True)
     assert [each.shape[1] for each in several] == [7, 9]
     torch.testing.assert_close(several[0], got, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="sampling_rate is 8000"):
-        extract({"array": clip, "sampling_rate": 8000})
+
+
+@pytest.mark.parametrize("name", ["raw", "array"])
+def test_samples_come_by_either_name_and_at_any_rate(name, encoder, clip):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    expected = extract(clip, return_tensors=True)
+    given = {name: clip, "sampling_rate": 16000, "path": None}
+    torch.testing.assert_close(extract(given, return_tensors=True), expected)
+    assert sorted(given) == sorted([name, "path", "sampling_rate"])  # left as it was
+    fast = np.tile(clip, 3)
+    resampled = torchaudio.functional.resample(torch.from_numpy(fast), 44100, 16000)
+    expected = extract(resampled.numpy(), pool=True)
+    assert np.shape(expected) == (1, 24)
+    samples = (fast * 32768).round().astype(np.int16)
+    for same, tolerance in (
+        (fast, 1e-6),
+        (torch.from_numpy(fast), 1e-6),
+        (fast.astype(np.float64), 1e-5),
+        (samples, 0.05),
+    ):
+        got = extract({name: same, "sampling_rate": 44100}, pool=True)
+        np.testing.assert_allclose(got, expected, atol=tolerance)
+
+
+def test_a_dict_without_samples_or_rate_is_named(encoder, clip):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    for inputs in ({"array": clip}, {"sampling_rate": 16000, "samples": clip}):
+        with pytest.raises(
+            ValueError, match=r"inputs has the keys \[.*; a dict takes 'raw' or 'array', and 'sampling_r"
+        ):
+            extract(inputs)
+
+
+def test_without_torchaudio_another_rate_is_named(encoder, clip, monkeypatch):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    monkeypatch.setattr(bridle_hf.pipeline_bridle, "is_torchaudio_available", lambda: False)
+    with pytest.raises(ValueError, match="sampling_rate is 8000.*resample them first"):
+        extract({"raw": clip, "sampling_rate": 8000})
 
 
 def test_features_of_a_file_are_those_of_its_samples(encoder, clip, ffmpeg, tmp_path):

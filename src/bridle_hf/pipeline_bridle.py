@@ -1,8 +1,13 @@
 """Feature-extraction pipelines for sounds and videos; for images transformers has one of its own."""
 
+import numpy as np
 import torch
 from transformers import Pipeline
 from transformers.pipelines.audio_utils import ffmpeg_read
+from transformers.utils import is_torchaudio_available
+
+if is_torchaudio_available():
+    from torchaudio.functional import resample
 
 
 class BridleFeatureExtractionPipeline(Pipeline):
@@ -41,9 +46,14 @@ class BridleFeatureExtractionPipeline(Pipeline):
 
 
 class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
-    """Takes samples (array at the extractor's rate), `{"array", "sampling_rate"}`, or a path or the bytes of a file.
+    """Takes samples (array at the extractor's rate), `{"raw" or "array", "sampling_rate"}`, or a path or the bytes of a
+    file.
 
-    Files are read by the program `ffmpeg`, as transformers' audio pipelines do, and resampled.
+    Files are read by the program `ffmpeg`, as transformers' audio pipelines do. Samples of another rate are resampled
+    by torchaudio, and refused where that is not installed.
+
+    Raises:
+        ValueError: a dict without samples or rate, or what the extractor refuses.
     """
 
     _load_feature_extractor = True
@@ -56,8 +66,22 @@ class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
         if isinstance(inputs, bytes):
             inputs = ffmpeg_read(inputs, rate)
         if isinstance(inputs, dict):
-            inputs, rate = inputs["array"], inputs["sampling_rate"]
+            inputs, rate = self.samples_of(inputs)
         return self.feature_extractor(inputs, sampling_rate=rate, return_tensors="pt").to(self.dtype)
+
+    def samples_of(self, inputs):
+        """Samples and their rate, the extractor's where torchaudio is installed."""
+        samples, rate = inputs.get("raw", inputs.get("array")), inputs.get("sampling_rate")
+        wanted = self.feature_extractor.sampling_rate
+        if samples is None or rate is None:
+            raise ValueError(f"inputs has the keys {list(inputs)}; a dict takes 'raw' or 'array', and 'sampling_rate'.")
+        if rate == wanted or not is_torchaudio_available():
+            return samples, rate
+        if not isinstance(samples, torch.Tensor):
+            samples = torch.from_numpy(np.array(samples))  # a copy: torch takes no reversed or read-only memory
+        if samples.dtype == torch.int16:
+            samples = samples / 32768
+        return resample(samples, rate, wanted), wanted
 
 
 class BridleVideoFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
