@@ -230,21 +230,7 @@ def to_default_(module):
             getattr(module, name).copy_(value)
 
 
-class Float32Module(nn.Module):
-    """A module whose own tensors follow it to other devices but stay as precise as they were made.
-
-    The vectors that meet codes are float32, and a code rounded by `half()` or `to(torch.bfloat16)` is another code.
-    """
-
-    def _apply(self, fn, recurse=True):
-        def move(tensor):
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
-
-
-class Codebook(Float32Module):
+class Codebook(nn.Module):
     """K codes of dimension d with their exponential moving averages.
 
     Buffers, all float32: `embed` (K, d) codes c, `embed_sum` (K, d) averaged input sums m, `cluster_size` (K,) averaged

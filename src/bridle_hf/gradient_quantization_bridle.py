@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .codebook_bridle import Float32Module, check_choice, mean_square, nearest_codes, to_default_
+from .codebook_bridle import check_choice, mean_square, nearest_codes, to_default_
 from .learned_quantization_bridle import (
     LearnedQuantizer,
     Stage,
@@ -39,7 +39,7 @@ def rotate(source, target):
     return straight_through(rotated, target)  # what rounding left of the difference
 
 
-class NearestCodebook(Float32Module):
+class NearestCodebook(nn.Module):
     """One codebook with hard codes: loss |sg[e] - c|^2 + beta |e - sg[c]|^2, mean over rows and dimensions.
 
     Args:

@@ -13,7 +13,6 @@ from transformers.utils import ModelOutput
 
 from .codebook_bridle import (
     Codebook,
-    Float32Module,
     all_reduce_sum_,
     broadcast_,
     check_choice,
@@ -57,6 +56,15 @@ class QuantizerOutput(ModelOutput):
 
 class Quantizer(nn.Module):
     """What all quantizers share. A class that builds on it sets `dim`; its `assign` says which codes vectors get."""
+
+    def _apply(self, fn, recurse=True):
+        """Moves to devices, not to dtypes: codes meet float32 vectors, and `half()` would round them to other codes."""
+
+        def move(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def encode(self, z):
         """(..., d) -> codes (..., M) int64. ValueError on NaN or inf."""
@@ -312,7 +320,7 @@ class VectorQuantizer(ResidualQuantizer):
         super().__init__(dim, 1, codebook_size, normalize="once" if normalize == "per_stage" else normalize, **options)
 
 
-class RandomProjectionQuantizer(Float32Module, Quantizer):
+class RandomProjectionQuantizer(Quantizer):
     """M frozen random projections, each with a frozen random codebook of unit length (BEST-RQ, arXiv 2202.01855).
 
     Each z is brought to mean 0 and variance 1 (without that few codes are used), projected, and gets the code with the

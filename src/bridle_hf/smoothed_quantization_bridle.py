@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .codebook_bridle import Float32Module, check_choice, mean_square, to_default_
+from .codebook_bridle import check_choice, mean_square, to_default_
 from .learned_quantization_bridle import (
     LearnedQuantizer,
     Stage,
@@ -23,7 +23,7 @@ REGULARIZERS = ("none", "perplexity", "knn_ce", "knn_l2")
 TEMPERATURES = (0.01, 1.0)
 
 
-class SmoothedCodebook(Float32Module):
+class SmoothedCodebook(nn.Module):
     """One codebook: p = softmax(cos(z, Q) / t), and q = p Q in training, Q[argmax p] in evaluation.
 
     State: `embed` Q (K, d) and `log_t` (1,) are float32 parameters, `tau` () is a buffer. The arguments are those of
