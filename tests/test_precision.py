@@ -115,7 +115,7 @@ def test_codes_follow_their_module_to_another_device():
 def test_codes_of_a_model_saved_in_half_precision_are_the_same(name, tmp_path):
     options = {"codebook_size": 8, "codebook_dim": 8} | QUANTIZERS[name]
     model = build(BridleTokenizer, cold_start=False, quantizer_config=options)
-    vectors = torch.randn(200, 8)
-    codes = model.quantizer.encode(vectors)
+    before = copy.deepcopy(model.quantizer.state_dict())
     model.half().save_pretrained(tmp_path)
-    assert torch.equal(BridleTokenizer.from_pretrained(tmp_path).quantizer.encode(vectors), codes)
+    loaded = BridleTokenizer.from_pretrained(tmp_path).quantizer.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in before.items())
