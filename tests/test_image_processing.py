@@ -73,18 +73,28 @@ def test_images_of_several_sizes_make_one_batch(picture):
         (np.full((3, 20, 20), np.nan, dtype=np.float32), "images contains NaN or inf"),
         (np.full((3, 20, 20), np.inf, dtype=np.float32), "images contains NaN or inf"),
         (
-            np.zeros((20, 20, 3), np.uint16),
-            r"a ndarray of shape \(20, 20, 3\) of uint16; pixels take uint8 or floats",
+            np.full((20, 20, 3), 256, np.uint16),
+            r"a ndarray of shape \(20, 20, 3\) of uint16; pixels take 0 to 255",
         ),
-        ([np.zeros((20, 20, 3), np.int32)], "images has a ndarray .* of int32; pixels take uint8 or floats"),
-        (torch.zeros(3, 20, 20, dtype=torch.int16), "images has a Tensor .* of int16; pixels take uint8 or floats"),
-        (Image.fromarray(np.zeros((20, 20), np.uint16)), "images has a Image of I;16; pixels take uint8 or floats"),
-        (Image.fromarray(np.zeros((20, 20), np.int32)), "images has a Image of I; pixels take uint8 or floats"),
+        ([np.full((20, 20, 3), 256, np.int32)], "images has a ndarray .* of int32; pixels take 0 to 255"),
+        (
+            torch.full((3, 20, 20), -1, dtype=torch.int16),
+            "images has a Tensor .* of int16; pixels take 0 to 255",
+        ),
+        (Image.fromarray(np.zeros((20, 20), np.uint16)), "images has a Image of I;16; pixels take 0 to 255"),
+        (Image.fromarray(np.zeros((20, 20), np.int32)), "images has a Image of I; pixels take 0 to 255"),
     ],
 )
 def test_bad_images_are_named(image, message):
     with pytest.raises(ValueError, match=message):
         BridleImageProcessor()(image)
+
+
+def test_integers_of_8_bits_are_pixels_however_they_are_kept(picture):
+    processor = BridleImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    expected = processor(picture, return_tensors="pt")["pixel_values"]
+    for kept in (picture.astype(np.int64), torch.from_numpy(picture.astype(np.int32))):
+        torch.testing.assert_close(processor(kept, return_tensors="pt")["pixel_values"], expected)
 
 
 def test_the_processor_of_a_model_makes_its_input_and_is_found_again(picture, tmp_path):

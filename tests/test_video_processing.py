@@ -86,9 +86,17 @@ def test_views_are_clips_along_time_and_crops_along_the_longer_side(video):
         ({}, np.zeros((4, 20, 20, 2), np.uint8), "videos has a ndarray of shape .* with 1, 3 or 4 channels"),
         ({}, [np.zeros((4, 20, 20, 3), np.uint8), np.zeros(5)], r"videos has a ndarray of shape \(5,\)"),
         ({}, np.full((4, 20, 20, 3), np.nan, np.float32), "videos contains NaN or inf"),
-        ({}, np.zeros((4, 20, 20, 3), np.uint16), "videos has a ndarray .* of uint16; pixels take uint8 or floats"),
-        ({}, torch.zeros(4, 3, 20, 20, dtype=torch.int32), "videos has a Tensor .* of int32; pixels take uint8 or"),
-        ({}, [np.zeros((20, 20, 3), np.uint16)] * 4, "videos has a ndarray .* of uint16; pixels take uint8 or floats"),
+        (
+            {},
+            np.full((4, 20, 20, 3), 256, np.uint16),
+            "videos has a ndarray .* of uint16; pixels take 0 to 255",
+        ),
+        ({}, torch.full((4, 3, 20, 20), -1), "videos has a Tensor .* of int64; pixels take 0 to 255 or"),
+        (
+            {},
+            [np.full((20, 20, 3), 256, np.uint16)] * 4,
+            "videos has a ndarray .* of uint16; pixels take 0 to 255",
+        ),
     ],
 )
 def test_bad_videos_are_named(settings, video, message):

@@ -24,24 +24,31 @@ def described(value: Any) -> str:
 
 
 def check_depth(pixels: Any, name: str) -> None:
-    """Raise a `ValueError` for pixels that are neither uint8 nor floats: 16 bits would be taken for 8 or cut to white.
+    """Raise a `ValueError` for integers beyond 0 to 255: 16 bits would be taken for 8 or cut to white.
 
     Args:
         pixels: an array, a tensor or a PIL image.
     """
     if hasattr(pixels, "dtype"):
         kind = str(pixels.dtype).removeprefix("torch.")
-        fits = kind == "uint8" or "float" in kind
+        fits = kind == "uint8" or "float" in kind or 0 in pixels.shape or 0 <= pixels.min() <= pixels.max() <= 255
     else:
         kind = getattr(pixels, "mode", "")  # of PIL: "I", "I;16" and the like are integers of more than 8 bits
         fits = not kind.startswith("I")
     if not fits:
         raise ValueError(
-            f"{name} has {described(pixels)} of {kind}; pixels take uint8 or floats: 16 bits divided by 257, as uint8."
+            f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255 or floats: divide 16 bits by 257."
         )
 
 
-def check_finite(values: torch.Tensor, name: str) -> None:
-    """Raise a `ValueError` where floating point values hold NaN or inf."""
-    if values.is_floating_point() and not torch.isfinite(values).all():
+def checked_pixels(pixels: torch.Tensor, name: str) -> torch.Tensor:
+    """Floating point pixels without NaN or inf as they are, integers as uint8: others would be resized beyond 255.
+
+    Raises:
+        ValueError: NaN or inf.
+    """
+    if not pixels.is_floating_point():
+        return pixels.to(torch.uint8)
+    if not torch.isfinite(pixels).all():
         raise ValueError(f"{name} contains NaN or inf; it takes finite values only.")
+    return pixels

@@ -6,7 +6,7 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .checks_bridle import check_depth, check_finite, check_kind, described
+from .checks_bridle import check_depth, check_kind, checked_pixels, described
 
 
 class BridleImageProcessor(TorchvisionBackend):
@@ -60,8 +60,7 @@ class BridleImageProcessor(TorchvisionBackend):
             ) from error
         if pixels.numel() == 0:
             raise ValueError(f"images has {described(image)}, which is empty; an image takes at least one pixel.")
-        check_finite(pixels, "images")
-        return pixels
+        return checked_pixels(pixels, "images")
 
 
 __all__ = ["BridleImageProcessor"]

@@ -9,7 +9,7 @@ from transformers.utils import is_av_available
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, load_video, make_batched_videos
 
-from .checks_bridle import check_depth, check_finite, check_kind, described
+from .checks_bridle import check_depth, check_kind, checked_pixels, described
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -152,9 +152,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
         except ValueError as error:
             given = ", ".join(map(described, videos))
             raise ValueError(f"videos has {given}; a video takes 1 or 3 channels: {error}") from error
-        for video in videos:
-            check_finite(video, "videos")
-        return videos
+        return [checked_pixels(video, "videos") for video in videos]
 
     def _preprocess(self, videos, num_clips=1, num_crops=1, **kwargs) -> BatchFeature:
         if num_clips * num_crops > 1:

@@ -20,6 +20,13 @@ def test_an_image_is_its_pixels(tmp_path):
         np.testing.assert_array_equal(decode_image(image), pixels.transpose(2, 0, 1))
 
 
+def test_grey_of_16_bits_is_that_of_8():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey.astype(np.uint16) * 257).save(buffer, "PNG")
+    np.testing.assert_array_equal(decode_image({"bytes": buffer.getvalue()}), np.stack([grey] * 3))
+
+
 def test_grey_turned_and_transparent_images():
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turned by a quarter

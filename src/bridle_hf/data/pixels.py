@@ -31,6 +31,8 @@ def decode_image(image: dict | str | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(image))))
+            if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
+                picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB"))
     except BadClipError:
         raise
