@@ -109,7 +109,7 @@ def test_bad_clips_are_left_out_of_the_cache(waveforms, extractor, tmp_path, cap
     assert load_examples(data, extractor).clip_names == ["clip-0.flac", "clip-1.flac", "clip-2.flac"]
     assert "clip-3.flac" in caplog.text
     assert "cannot be decoded" in build_loader(data, extractor, batch_size=2, seed=0).skipped["clip-3.flac"]
-    with pytest.raises(RuntimeError, match="1 of 4 clips could not be used"):
+    with pytest.raises(RuntimeError, match="1 of 4 clips read so far could not be used"):
         load_examples(replace(data, cache=False, max_bad_share=0.0), extractor)
 
 

@@ -57,6 +57,9 @@ class SameClips:
     def state_dict(self) -> dict:
         return {"calls": self.calls}
 
+    def differs(self, state: dict) -> str:
+        return ""
+
     def load_state_dict(self, state: dict) -> None:
         self.calls = state["calls"]
 
