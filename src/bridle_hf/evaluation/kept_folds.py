@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..training.checkpoints import set_aside
 from ..training.recipes import changed_keys
 
 logger = logging.getLogger(__name__)
@@ -59,11 +60,8 @@ class KeptFold:
         if before == self.recipe:
             return
         if self.folder.exists():
-            number = 1
-            while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
-                number += 1
-            os.replace(self.folder, old)
             changed = ", ".join(changed_keys(before, self.recipe)) if before else f"there is no {RECORD}"
+            old = set_aside(self.folder)
             logger.warning("%s is of another recipe (%s); it was moved to %s", self.folder, changed, old)
         self.folder.mkdir(parents=True)
         self._write({"recipe": self.recipe})

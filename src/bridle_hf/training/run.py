@@ -28,6 +28,7 @@ from .checkpoints import (
     open_checkpoint,
     prune_,
     save_checkpoint,
+    set_aside,
     set_random_state_,
 )
 from .memory import keep_freed_memory
@@ -77,7 +78,7 @@ class Run:
         recipe, checkpoints = self.recipe, self.folder / "checkpoints"
         if recipe.resume == "never":
             if self.accelerator.is_main_process and checkpoints.exists():
-                set_aside(self.folder)
+                logger.warning("resume=never: the earlier run was moved to %s", set_aside(self.folder))
             self.accelerator.wait_for_everyone()
         checkpoint = find_checkpoint(checkpoints)
         if recipe.resume not in ("auto", "never") and (checkpoint is None or not self.wrote(checkpoint)):
@@ -299,15 +300,6 @@ def waiting_for_others(deadline: float) -> Iterator[None]:
                 f"what it said last tells why. Started again, the run goes on from its last checkpoint ({text})."
             ) from error
         raise
-
-
-def set_aside(folder: Path) -> None:
-    """Renames the folder of an earlier run to NAME.old-1, -2, ...: starting over must not cost anyone their run."""
-    number = 1
-    while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    os.replace(folder, old)
-    logger.warning("resume=never: the earlier run was moved to %s", old)
 
 
 @contextmanager
