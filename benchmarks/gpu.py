@@ -2,16 +2,13 @@
 
     python benchmarks/gpu.py [--batch-sizes 128,256,512] [--rounds 10] [--compile] [--output DIR]
 
-Prints two tables; DIR gets gpu.json. The matrix rate is that of bfloat16 products (8192, 8192); operations of a step
-are those of its matrix products, counted on the CPU. Rows end at the batch size that does not fit. Where the host waits
-is what `torch.cuda.set_sync_debug_mode` reports of one step. Without a GPU, and with `--small`, it is a trial on the
-CPU, and its figures mean nothing.
+Prints a table; DIR gets gpu.json. The matrix rate is that of bfloat16 products (8192, 8192); operations of a step are
+those of its matrix products, counted on the CPU. Rows end at the batch size that does not fit. Where the host waits is
+what `torch.cuda.set_sync_debug_mode` reports of one step. `--small` is a trial on the CPU, whose figures mean nothing.
 """
 
 import argparse
 import json
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import torch
 from bench import SMALL_PHASES
-from measuring import random
+from measuring import Row, measure, random
 from models import Training
 
 from bridle_hf.feature_extraction_bridle import kaldi_fbank
@@ -29,14 +26,15 @@ PHASES = {"encoder": True, "tokenizer": False, "encoder, iteration 2": False}  #
 
 def seconds(work: Callable[[], object], rounds: int, device: str) -> float:
     """Median time of a call, the device's work included."""
-    wait, times = torch.cuda.synchronize if device == "cuda" else (lambda: None), []
-    for number in range(rounds + 3):
-        start = time.perf_counter()
+
+    def whole() -> None:
         work()
-        wait()
-        if number >= 3:  # kernels are chosen and memory is taken in the first
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(2):  # besides the one of `measure`: kernels are chosen and memory is taken in the first
+        whole()
+    return measure(Row("", whole), rounds)["ours_ms"] / 1e3
 
 
 def matrix_rate(device: str, rounds: int, size: int) -> float:
@@ -58,32 +56,33 @@ def waits(step: Callable[[], object]) -> list[str]:
 
 
 def phase_rows(config: dict, sizes: list[int], device: str, rounds: int, compiled: bool) -> Iterator[dict]:
-    """Each phase at each batch size."""
+    """Each phase at each batch size, as far as the memory goes."""
     for phase, cold in PHASES.items():
         kind = phase.split(",")[0]
         operations = Training(config, 1, kind, cold_start=cold).operations()
         for size in sizes:
-            training = Training(config, size, kind, cold_start=cold, device=device)
-            if compiled:
-                training.model.compile()
             try:
-                each = seconds(training.step, rounds, device)
+                row = time_steps(Training(config, size, kind, cold_start=cold, device=device), rounds, compiled)
             except torch.OutOfMemoryError:
                 break
-            gpu = device == "cuda"
-            yield {
-                "phase": phase,
-                "batch": size,
-                "ms": 1e3 * each,
-                "clips_per_second": size / each,
-                "tflops": operations * size / each / 1e12,
-                "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None,
-                "waits": waits(training.step) if gpu else [],
-            }
-            del training
-            if gpu:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+            each = row["ms"] / 1e3
+            speed = {"clips_per_second": size / each, "tflops": operations * size / each / 1e12}
+            yield {"phase": phase, "batch": size, **row, **speed}
+
+
+def time_steps(training: Training, rounds: int, compiled: bool) -> dict:
+    """A step's milliseconds; on a GPU its memory in GB, and where the host waits."""
+    gpu = training.device == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if compiled:
+        training.model.compile()
+    return {
+        "ms": 1e3 * seconds(training.step, rounds, training.device),
+        "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None,
+        "waits": waits(training.step) if gpu else [],
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict:

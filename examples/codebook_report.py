@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from bridle_hf import BridleForPreTraining
-from bridle_hf.data import DataArguments, load_examples, load_processor
+from bridle_hf.data import load_examples, load_processor
 from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
-from bridle_hf.training.setting_up import check_data, open_model, setting_up
+from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
 
 
 def main():
@@ -41,14 +41,7 @@ def main():
         run = run.parent
     with setting_up(parser):
         model = open_model(BridleForPreTraining, source)
-        data = DataArguments(
-            dataset=arguments.dataset,
-            split=arguments.split,
-            input_column=arguments.input_column,
-            label_column=arguments.label_column,
-            fold_column=arguments.fold_column,
-        )
-        processor = load_processor(source)
+        data, processor = given_data(arguments), load_processor(source)
         check_data(data, processor, "--dataset")
         results = json.loads(Path(arguments.results).read_text()) if arguments.results else ()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,9 +14,9 @@ import sys
 import torch
 
 from bridle_hf import BridleModel
-from bridle_hf.data import DataArguments, load_processor
+from bridle_hf.data import load_processor
 from bridle_hf.evaluation.features import STREAMED_POOLINGS, write_features
-from bridle_hf.training.setting_up import check_data, open_model, setting_up
+from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
 
 
 def main():
@@ -37,13 +37,8 @@ def main():
     with setting_up(parser):
         model = open_model(BridleModel, given.model)
         unit = model.config.patch_size[0]
-        data = DataArguments(
-            dataset=given.dataset,
-            split=given.split,
-            input_column=given.input_column,
-            num_workers=given.num_workers,
-            max_frames=given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit),
-        )
+        frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
+        data = given_data(given, max_frames=frames)
         processor, layers = load_processor(given.model), given.layers or (None,)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")

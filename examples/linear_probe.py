@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from bridle_hf import BridleConfig, BridleModel
-from bridle_hf.data import DataArguments, build_processor, load_examples, load_processor, modality_of
+from bridle_hf.data import build_processor, load_examples, load_processor, modality_of
 from bridle_hf.evaluation.features import POOLINGS, encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
-from bridle_hf.training.setting_up import check_data, check_model, open_model, setting_up
+from bridle_hf.training.setting_up import check_data, check_model, given_data, open_model, setting_up
 
 MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 
@@ -85,14 +85,7 @@ def features_of(arguments, source, model, examples, seed):
 def main():
     parser, arguments = parse_arguments()
     with setting_up(parser):
-        data = DataArguments(
-            dataset=arguments.dataset,
-            split=arguments.split,
-            test_split=arguments.test_split,
-            input_column=arguments.input_column,
-            label_column=arguments.label_column,
-            fold_column=arguments.fold_column,
-        )
+        data = given_data(arguments)
     # One model for all test folds, or one for each of them.
     sources = {arguments.model: arguments.folds}
     if arguments.model and "{fold}" in arguments.model:

@@ -10,10 +10,9 @@ import json
 import sys
 
 from bridle_hf import BridleFeatureExtractor
-from bridle_hf.data import DataArguments
 from bridle_hf.data.source import open_source
 from bridle_hf.feature_extraction_bridle import measure_mean_std
-from bridle_hf.training.setting_up import check_data, setting_up
+from bridle_hf.training.setting_up import check_data, given_data, setting_up
 
 
 def main():
@@ -29,9 +28,9 @@ def main():
         extractor = BridleFeatureExtractor(
             num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
         )
-        data = DataArguments(dataset=arguments.dataset, split=arguments.split, input_column=arguments.input_column)
+        data = given_data(arguments)
         check_data(data, extractor, "--dataset")
-    clips = open_source(data, extractor).decode_all(arguments.num_workers, data.max_bad_share)
+    clips = open_source(data, extractor).decode_all(data.num_workers, data.max_bad_share)
     mean, std = measure_mean_std((features for _, features in clips), extractor)
     sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")
 

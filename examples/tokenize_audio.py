@@ -17,9 +17,9 @@ import sys
 import torch
 
 from bridle_hf import BridleTokenizer
-from bridle_hf.data import DataArguments, load_processor
+from bridle_hf.data import load_processor
 from bridle_hf.evaluation.tokens import code_layout, write_codes
-from bridle_hf.training.setting_up import check_data, open_model, setting_up
+from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
 
 
 def main():
@@ -35,10 +35,7 @@ def main():
 
     with setting_up(parser):
         tokenizer = open_model(BridleTokenizer, given.model)
-        data = DataArguments(
-            dataset=given.dataset, split=given.split, input_column=given.input_column, num_workers=given.num_workers
-        )
-        processor = load_processor(given.model)
+        data, processor = given_data(given), load_processor(given.model)
         check_data(data, processor, "--dataset")
     tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
     clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)

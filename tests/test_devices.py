@@ -36,6 +36,12 @@ QUANTIZERS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def autograd_has_begun():
+    """It counts devices once; had it counted a fake one, no forked process could take a backward pass any more."""
+    torch.ones((), requires_grad=True).backward()
+
+
 def on_fake_gpu(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):

@@ -1,5 +1,6 @@
 """Which patches the encoder sees. Pure functions of noise, so that a mask can be repeated, shared and tested."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -25,9 +26,11 @@ class PatchMask:
     kept_valid: torch.Tensor | None = None
     masked_valid: torch.Tensor | None = None
 
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PatchMask":
+        return PatchMask(**{name: change(value) for name, value in vars(self).items() if value is not None})
+
     def to(self, device: torch.device) -> "PatchMask":
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
-        return PatchMask(**moved)
+        return self.map(lambda value: value.to(device, non_blocking=True))
 
 
 def num_kept(grid: tuple[int, ...], mask_ratio: float, mask_type: str) -> int:

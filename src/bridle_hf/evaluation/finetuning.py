@@ -22,10 +22,11 @@ from ..data.examples import load_examples
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
 from ..training.arguments import config_keys, processor_keys
+from ..training.checkpoints import write_whole
 from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml
-from .kept_folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done, write_whole
+from .kept_folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
 from .metrics import load_metric
 from .probe import outer_folds
 
@@ -221,8 +222,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         average_tokens_across_devices=False,
     )
     if arguments.n_gpu > 1:
-        # Without a launcher Trainer takes DataParallel, with `batch_size` clips on each: another recipe than asked for.
-        # No argument turns it off.
+        # DataParallel would take `batch_size` clips on each, another recipe than asked for; no argument turns it off.
         logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.n_gpu)
         arguments._n_gpu = 1
     if arguments.should_save:

@@ -9,7 +9,6 @@ fold-K/
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..training.checkpoints import set_aside
+from ..training.checkpoints import set_aside, write_whole
 from ..training.recipes import changed_keys
 
 logger = logging.getLogger(__name__)
@@ -115,13 +114,6 @@ def digest(model: str) -> str:
             with path.open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def finite(number: float) -> float | None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from safetensors.torch import save_model
 from ..configuration_bridle import BridleQuantizerConfig
 from ..evaluation.tables import markdown
 from ..training.arguments import config_keys
+from ..training.checkpoints import write_whole
 from ..training.memory import keep_freed_memory
 from ..training.recipes import RecipeError, changed_keys, load_recipe
 from .loop import train
@@ -224,8 +224,7 @@ def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: A
         results = {"method": method.name, **recipe.measure(model, accelerator.device, folder)}
         results |= {"minutes": minutes, "recipe": recipe.describe(method)}
         save_model(model, folder / "model.safetensors")
-        (folder / ".results.json").write_text(json.dumps(results, indent=1) + "\n")
-        os.replace(folder / ".results.json", folder / "results.json")  # whole, or not there
+        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
         shutil.rmtree(checkpoints, ignore_errors=True)
         logger.info("%s took %.1f minutes", method.name, minutes)
     accelerator.wait_for_everyone()

@@ -1,7 +1,6 @@
 """What a training step is like: a record a logged step, in metrics.jsonl and in the trackers."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..evaluation.codebooks import usage
+from .checkpoints import write_whole
 from .phases import project, valid_patches
 
 
@@ -69,9 +69,7 @@ class MetricsFile:
             The records that are left.
         """
         kept = [r for r in read_metrics(self.path) if (r["phase_index"], r["step"]) <= (phase, step)]
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(beside, self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
     def append(self, record: dict) -> None:

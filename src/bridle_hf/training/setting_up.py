@@ -3,7 +3,7 @@ line what is not there. Errors of the work itself keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ def check_finetuning(recipe: Any) -> None:
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))
+
+
+def given_data(given: Any, **more) -> DataArguments:
+    """The data that a command line names.
+
+    Args:
+        given: what `argparse` found; its options that are fields of `DataArguments` count.
+        more: further fields.
+    """
+    named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
+    return DataArguments(**named, **more)
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:

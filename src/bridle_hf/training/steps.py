@@ -70,14 +70,14 @@ def draw_step(
         mask = model.bridle.make_patch_mask(batch[model.main_input_name], batch.get("attention_mask"), noise)
         counts.append(count_patches(model, batch, mask))
         batches.append({name: pinned(value, device) for name, value in batch.items()})
-        drawn.append(PatchMask(**{name: pinned(value, device) for name, value in vars(mask).items()}))
+        drawn.append(mask.map(lambda value: pinned(value, device)))
         seeds.append(seed_from(*place, micro))
     return Step(batches, drawn, seeds, loss, *weigh(torch.stack(counts), accelerator))
 
 
-def pinned(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """In memory from which a GPU copies by itself, without the process waiting for it."""
-    return tensor.pin_memory() if device.type == "cuda" and tensor is not None else tensor
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def draw_noise(model: BridleForPreTraining, batch: dict, masks: int, seed: int) -> torch.Tensor:
