@@ -33,7 +33,7 @@ FLOORS = [
         "outputs_bridle",
     },
     {"quantization_bridle", "regularization_bridle", "layers_bridle"},
-    {"learned_quantization_bridle", "product_quantization_bridle"},
+    {"learned_quantization_bridle", "product_quantization_bridle", "swin_bridle"},
     {"gradient_quantization_bridle", "smoothed_quantization_bridle"},
     {"build_quantizer_bridle"},
     {

@@ -23,16 +23,14 @@ from .layers_bridle import (
     BridleLayer,
     BridlePatchEmbeddings,
     BridlePositions,
-    BridleWindowAttention,
-    BridleWindows,
     in_precision_of,
-    swin_layers,
     take,
 )
 from .losses_bridle import cosine_loss, masked_cross_entropy, masked_mean
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
 from .outputs_bridle import BridleForPreTrainingOutput, BridleTokenizerOutput
 from .quantization_bridle import QuantizerOutput
+from .swin_bridle import BridleWindowAttention, BridleWindows, swin_layers
 
 logger = logging.get_logger(__name__)
 
