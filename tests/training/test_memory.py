@@ -36,3 +36,28 @@ def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(reposi
     assert kept and faults < 1000
     kept, faults = run(repository, MALLOC_TRIM_THRESHOLD_="131072")
     assert not kept and faults > 10 * 1000
+
+
+COPIED = """
+import contextlib, gc, os, re, sys
+from bridle_hf.training.memory import shared_with_workers
+objects = [[number] for number in range(500_000)]  # about 40 MB
+with shared_with_workers() if sys.argv[1] == "shared" else contextlib.nullcontext():
+    if os.fork() == 0:
+        gc.collect()
+        print(re.search(r"Private_Dirty: +([0-9]+)", open("/proc/self/smaps_rollup").read())[1])
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+assert gc.get_freeze_count() == 0
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux says what a process shares")
+def test_a_collection_in_a_worker_copies_nothing_of_the_run(repository):
+    environment = os.environ | {"PYTHONPATH": str(repository / "src")}
+    shared, copied = (
+        int(subprocess.check_output([sys.executable, "-c", COPIED, how], env=environment, text=True))
+        for how in ("shared", "copied")
+    )
+    assert copied > 20_000 and shared < copied / 2  # kB

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .arguments import PretrainRecipe
 from .checkpoints import Checkpoint
 from .failures import save_failure
+from .memory import shared_with_workers
 from .metrics import codebook_metrics, mean_losses, stage_predictions
 from .parameters import parameter_groups
 from .phases import Phase
@@ -49,7 +50,8 @@ def pretrain(recipe: PretrainRecipe) -> bool:
             return True
         run.begin(checkpoint)
         logger.info("%s", ", ".join(f"{phase.name}: {phase.steps} steps" for phase in run.schedule))
-        with stop_signals(run.stop):  # until here, where a cache is written perhaps, a signal ends the process
+        # Until here, where a cache is written perhaps, a signal ends the process.
+        with stop_signals(run.stop), shared_with_workers():
             for phase in run.schedule[checkpoint.phase if checkpoint else 0 :]:
                 if checkpoint is None or (checkpoint.phase, checkpoint.step) < (phase.index, phase.steps):
                     checkpoint = train_phase(run, phase, checkpoint)
