@@ -3,9 +3,11 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +59,35 @@ def test_each_epoch_is_a_new_permutation(source, extractor, identify):
     assert [index for batch in take(again, 6) for index in identify(batch)] == epochs[0]
     other = build_loader(data, extractor, batch_size=4, seed=1)
     assert [index for batch in take(other, 6) for index in identify(batch)] != epochs[0]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_folder_is_shuffled_as_a_whole_however_small_the_buffer(audio_folder, extractor, identify, cache, tmp_path):
+    data = DataArguments(audio_folder, shuffle_buffer=4, cache=cache, cache_dir=str(tmp_path), **PLAIN)
+    half = identify(next(build_loader(data, extractor, batch_size=12, seed=0)))
+    assert len(set(half)) == 12 and max(half) > 17  # blocks of 4 would be the first 12
+    ordered = replace(data, shuffle_buffer=1)
+    assert identify(next(build_loader(ordered, extractor, batch_size=24, seed=0))) == list(range(24))
+
+
+def test_a_table_of_paths_is_shuffled_as_a_whole(audio_folder, extractor, identify, tmp_path):
+    lines = [f"{audio_folder}/train/clip-{i}.flac,{i // 12}" for i in range(24)]
+    (tmp_path / "sounds.csv").write_text("\n".join(["audio,half", *lines]))
+    data = DataArguments(str(tmp_path), shuffle_buffer=4, exclude={"half": [0]}, **PLAIN)
+    loader = build_loader(data, extractor, batch_size=12, seed=0)
+    first, second = (identify(batch) for batch in take(loader, 2))
+    assert sorted(first) == sorted(second) == list(range(12, 24)) and first != second
+    assert max(first[:4]) > 15  # the first block would be 12 to 15
+
+
+def test_another_number_of_files_is_another_layout(tmp_path, extractor):
+    folder, data = tmp_path / "set", {"shuffle_buffer": 2, **PLAIN}
+    write_audiofolder(folder, [flac(clip(i)) for i in range(4)])
+    state = build_loader(DataArguments(str(folder), **data), extractor, batch_size=1, seed=0).state_dict()
+    shutil.rmtree(folder)
+    write_audiofolder(folder, [flac(clip(i)) for i in range(5)])
+    loader = build_loader(DataArguments(str(folder), **data), extractor, batch_size=1, seed=0)
+    assert loader.differs(state) == "num_rows=4, now 5"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

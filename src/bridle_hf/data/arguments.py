@@ -11,6 +11,8 @@ class DataArguments:
     Args:
         dataset: folder or Hub id of a dataset with a column of sounds, images or videos.
         name: configuration of the dataset, where it has several.
+        files: pattern of the files to read, such as `**/*.flac`, all of them as split `train`; by default every file,
+            in the split that its name speaks of (`test/1.wav`, `dev-1.wav`).
         split: split to read.
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
         input_column: column that holds the clips; by default the first of the model's modality.
@@ -18,7 +20,8 @@ class DataArguments:
             list of a clip's classes.
         fold_column: column of the cross-validation fold.
         exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`.
-        shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard.
+        shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard. Single files and cached
+            clips that are more than this are drawn from all of them instead.
         num_workers: processes that read and decode; 0 reads in the training process.
         cache: decode every clip once, keep it on disk and stream from there: features of sounds, pixels of the rest.
         in_memory: hold all decoded clips of a probe or of fine-tuning in memory; otherwise decode each in its turn.
@@ -49,6 +52,7 @@ class DataArguments:
 
     dataset: str = ""
     name: str | None = None
+    files: str | None = None
     split: str = "train"
     test_split: str | None = None
     input_column: str | None = None

@@ -24,7 +24,8 @@ from filelock import FileLock
 
 from .arguments import DataArguments
 from .modalities import modality_of
-from .source import Source, decode_column, keeps, load_builder, open_source
+from .opening import load_builder
+from .source import Source, decode_column, keeps, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,20 @@ def open_clips(data: DataArguments, processor) -> Source:
     folder = write_cache(data, processor)
     cached = datasets.load_dataset("arrow", data_files=str(folder / "*.arrow"), split="train", streaming=True)
     skipped = json.loads((folder / SKIPPED).read_text())
-    return replace(source, dataset=cached, featurize=_unpack, input_column=None, skipped=skipped)
+    return replace(source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped)
+
+
+def open_shuffled(data: DataArguments, processor) -> Source:
+    """As `open_clips`, for training: with `rows` where these are to be had and more than a shuffle buffer holds.
+
+    A folder is read in the order of its names, often class by class, and a buffer would mix neighbours alone.
+    """
+    source, rows = open_clips(data, processor), None
+    if data.cache:
+        rows = _open_table(write_cache(data, processor), data)
+    elif source.of_files:
+        rows = source.names(data.max_bad_share)
+    return replace(source, rows=rows) if rows is not None and 1 < data.shuffle_buffer < len(rows) else source
 
 
 def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
@@ -58,12 +72,17 @@ def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callabl
     With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
     among them.
     """
-    folder = write_cache(data, processor, decoded=data.cache)
+    table = _open_table(write_cache(data, processor, decoded=data.cache), data)
+    return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+
+
+def _open_table(folder: Path, data: DataArguments) -> datasets.Dataset:
+    """The rows of a cache that `exclude` keeps."""
     table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
     if data.exclude:
         columns = table.select_columns(list(data.exclude))
         table = table.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
-    return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    return table
 
 
 def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:

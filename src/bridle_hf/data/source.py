@@ -12,15 +12,19 @@ from itertools import islice
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .decoding import BadClipError, decode_audio
 from .modalities import modality_of
+from .opening import load_builder
 
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # examples fetched together from a shard
+NAMES_AT_ONCE = 10_000
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
 
@@ -37,9 +41,12 @@ class BadShardError(OSError):
 class Source:
     """Raw examples by shard, and the function that decodes one.
 
-    `featurize(example, rng=None)` returns a clip as the modality decodes it, with a generator a random part where the
-    whole is costly, and raises `BadClipError` for a clip to skip. `skipped` names the clips that could not be used when
-    all of them were decoded: name -> reason.
+    Attributes:
+        featurize: `featurize(example, rng=None)` returns a clip as the modality decodes it, with a generator a random
+            part where the whole is costly, and raises `BadClipError` for a clip to skip.
+        of_files: whether an example names a file and holds nothing of it.
+        skipped: the clips that could not be used when all of them were decoded: name -> reason.
+        rows: the examples that `exclude` keeps, at hand by number; None where they are to be read in order.
     """
 
     dataset: datasets.IterableDataset
@@ -47,7 +54,9 @@ class Source:
     input_column: str | None
     exclude: dict[str, list]
     description: str
+    of_files: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
+    rows: datasets.Dataset | None = None
 
     @property
     def num_shards(self) -> int:
@@ -101,6 +110,13 @@ class Source:
     def keeps(self, example: dict) -> bool:
         """Whether `exclude` lets the example in."""
         return keeps(self.exclude, example)
+
+    def names(self, max_bad_share: float) -> datasets.Dataset:
+        """The clips and their names of all examples that `exclude` keeps, of a source of files."""
+        examples = (example for example in self.read_all(max_bad_share) if self.keeps(example))
+        rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
+        parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, NAMES_AT_ONCE)), []))
+        return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
     def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
         """Every example that `exclude` keeps, in order, with its decoded clip; `num_workers` threads decode ahead.
@@ -182,14 +198,6 @@ class RawVideo(Raw, datasets.Video):
 RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
 
 
-def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
-    """The builder of the dataset that `data` names. Its `cache_dir` identifies the state of the files."""
-    if not data.dataset:
-        raise ValueError("data.dataset is empty: give the folder or the Hub id of a dataset.")
-    path = os.path.expanduser(data.dataset)
-    return datasets.load_dataset_builder(path if os.path.isdir(path) else data.dataset, data.name)
-
-
 def open_source(data: DataArguments, processor) -> Source:
     """Open the dataset that `data` names for streaming.
 
@@ -199,27 +207,30 @@ def open_source(data: DataArguments, processor) -> Source:
     builder = load_builder(data)
     if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
         builder.config.batch_size = READ_AT_ONCE
-    dataset = builder.as_streaming_dataset(data.split).decode(False)
-    for column, feature in (dataset.features or {}).items():
+    dataset = builder.as_streaming_dataset(data.split)
+    if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
+        first = next(iter(dataset), {})
+        types = {key: datasets.Value("string" if isinstance(first[key], str) else "null") for key in first}
+    else:
+        types, dataset = dict(dataset.features), dataset.decode(False)
+    for column, feature in types.items():
         if type(feature) in RAW:
             dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
-    columns = dataset.column_names or list(next(iter(dataset)))
     for argument, column in [
         ("input_column", data.input_column),
         ("label_column", data.label_column),
         ("fold_column", data.fold_column),
         *((f"exclude.{column}", column) for column in data.exclude),
     ]:
-        if column is not None and column not in columns:
-            raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {columns}.")
-
-    modality = modality_of(processor)
-    column = data.input_column or find_column(dataset.features or dict.fromkeys(columns), modality, description)
+        if column is not None and column not in types:
+            raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {list(types)}.")
+    column = data.input_column or find_column(types, modality_of(processor), description)
 
     # No function of its own in here: workers that are not forked get it pickled.
     featurize = partial(decode_column, column=column, data=data, processor=processor)
-    return Source(dataset, featurize, column, data.exclude, description)
+    of_files = types[column] == datasets.Value("string") or isinstance(builder, FolderBasedBuilder)
+    return Source(dataset, featurize, column, data.exclude, description, of_files)
 
 
 def decode_column(example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
-from .cache import open_clips
+from .cache import open_shuffled
 from .decoding import BadClipError
 from .modalities import modality_of
 from .source import BadShardError, Source, check_bad_shards, check_bad_share
@@ -22,17 +22,22 @@ from .source import BadShardError, Source, check_bad_shards, check_bad_share
 logger = logging.getLogger(__name__)
 
 EMPTY_EPOCHS = 16  # epochs without an example after which a stream gives up
-SHARDS, SPLIT, BLOCK, BATCH, CLIP = range(5)  # what a random generator is for
+SHARDS, SPLIT, BLOCK, BATCH, CLIP, ROWS = range(6)  # what a random generator is for
 
 
 class ClipStream(IterableDataset):
     """Endless batches of one consumer: a worker of a rank.
 
-    An epoch's examples are split between all consumers: whole shards, and where there are too few of them, the single
-    examples of a shard between those that share it. A consumer reads a block of `shuffle_buffer` raw examples,
-    permutes it and works it off. Every random number is drawn from (seed, place), so the position is a few integers:
-    where the block starts in the dataset, and how much of it is done. A restored stream reads its block again and goes
-    on inside it.
+    Where the source has its examples at hand by number, an epoch is a permutation of them all, of which each of C
+    consumers has every C-th.
+
+    Otherwise an epoch's examples are split between all consumers: whole shards, and where there are too few of them,
+    the single examples of a shard between those that share it. A consumer reads a block of `shuffle_buffer` raw
+    examples, permutes it and works it off.
+
+    Every random number is drawn from (seed, place), so the position is a few integers: where the block starts in the
+    dataset, and how much of it, or of the permutation, is done. A restored stream reads its block again and goes on
+    inside it.
     """
 
     def __init__(
@@ -59,25 +64,42 @@ class ClipStream(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         consumer, consumers = self._share()
         at, features, skipped, named = self.position, [], [], set()
+        turns = self._shuffled_blocks if self.source.rows is None else self._permuted_rows
+        for example, rng in turns(consumer, consumers):
+            at["seen"] += 1
+            try:
+                features.append(self.source.featurize(example, rng))
+            except BadClipError as error:
+                at["bad"] += 1
+                skipped.append((example["clip_name"], str(error)))
+                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example["clip_name"], error)
+            if len(features) == self.batch_size:
+                skipped += [(f"shard {n}", why) for n, why in self.bad_shards.items() if n not in named]
+                named |= self.bad_shards.keys()
+                batch = self.collate(features, self._rng(BATCH, at["batch"], consumer))
+                at["batch"] += 1
+                yield {key: torch.from_numpy(value) for key, value in batch.items()} | {"skipped": skipped}
+                features, skipped = [], []
+
+    def _permuted_rows(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
+        """Raw examples from the position on, for ever, each with a generator of its own; the position is behind it."""
+        at, rows = self.position, self.source.rows
+        while consumer < len(rows):
+            mine = self._rng(ROWS, at["epoch"]).permutation(len(rows))[consumer::consumers]
+            for number in mine[at["index"] :].tolist():
+                at["index"] += 1
+                yield rows[number], self._rng(CLIP, at["epoch"], number)
+            at.update(epoch=at["epoch"] + 1, index=0)
+        raise self._nothing_for(consumer, consumers)
+
+    def _shuffled_blocks(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
+        """The same of examples that are read in order."""
+        at = self.position
         for block in self._blocks(consumer, consumers):
             order = self._rng(BLOCK, at["epoch"], at["block"], consumer).permutation(len(block))
             for index in order[at["index"] :]:
                 at["index"] += 1
-                at["seen"] += 1
-                try:
-                    rng = self._rng(CLIP, at["epoch"], at["block"], consumer, at["index"])
-                    features.append(self.source.featurize(block[index], rng))
-                except BadClipError as error:
-                    at["bad"] += 1
-                    skipped.append((block[index]["clip_name"], str(error)))
-                    check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, block[index]["clip_name"], error)
-                if len(features) == self.batch_size:
-                    skipped += [(f"shard {n}", why) for n, why in self.bad_shards.items() if n not in named]
-                    named |= self.bad_shards.keys()
-                    batch = self.collate(features, self._rng(BATCH, at["batch"], consumer))
-                    at["batch"] += 1
-                    yield {key: torch.from_numpy(value) for key, value in batch.items()} | {"skipped": skipped}
-                    features, skipped = [], []
+                yield block[index], self._rng(CLIP, at["epoch"], at["block"], consumer, at["index"])
 
     def _blocks(self, consumer: int, consumers: int) -> Iterator[list[dict]]:
         """Blocks of raw examples from the position on, for ever; moves the position from block to block."""
@@ -90,7 +112,10 @@ class ClipStream(IterableDataset):
                 at.update(start=block[-1][0], block=at["block"] + 1, index=0)
             at.update(epoch=at["epoch"] + 1, start=(0, 0, 0), block=0, index=0)
             empty += 1
-        raise ValueError(
+        raise self._nothing_for(consumer, consumers)
+
+    def _nothing_for(self, consumer: int, consumers: int) -> ValueError:
+        return ValueError(
             f"reader {consumer} of {consumers} finds no example in {self.source.description} "
             f"with exclude={self.source.exclude}: there are too few for so many processes and workers."
         )
@@ -162,6 +187,7 @@ class ClipLoader:
             "num_workers": num_workers,
             "shuffle_buffer": stream.data.shuffle_buffer,
             "num_shards": stream.source.num_shards,
+            "num_rows": None if stream.source.rows is None else len(stream.source.rows),
         }
         self.skipped: dict[str, str] = dict(stream.source.skipped)
 
@@ -234,5 +260,5 @@ def build_loader(
         ValueError: for a missing column or an empty dataset.
     """
     collate = modality_of(processor).collator(data, processor)
-    stream = ClipStream(open_clips(data, processor), collate, data, batch_size, seed, rank, world_size)
+    stream = ClipStream(open_shuffled(data, processor), collate, data, batch_size, seed, rank, world_size)
     return ClipLoader(stream, data.num_workers)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -87,7 +88,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
     try:
         for split in filter(None, (data.split, data.test_split)):
             open_source(replace(data, split=split, test_split=None), processor)
-    except EmptyDatasetError as error:
+    except (EmptyDatasetError, DataFilesNotFoundError) as error:
         raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
     except OSError as error:
         if path.is_dir():
@@ -96,7 +97,10 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         raise ValueError(f"{argument} is {name!r}; there is no such folder here and {hub}.") from error
     except ValueError as error:
         # what the package says names its key; what the library says does not
-        raise error if str(error).startswith("data.") else ValueError(f"{argument} is {name!r}: {error}") from error
+        if str(error).startswith("data."):
+            raise
+        hint = " data.files='**' reads all files as split train." if "Bad split" in str(error) else ""
+        raise ValueError(f"{argument} is {name!r}: {error}{hint}") from error
 
 
 def check_model(source: str, argument: str = "--model") -> None:
