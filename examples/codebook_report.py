@@ -18,16 +18,14 @@ from bridle_hf.data import load_examples, load_processor
 from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
-from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
+from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a run, or folder or Hub id of a pretrained model")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of clips, best unseen in pretraining")
+    add_data_options(parser, "folder or Hub id of clips, best unseen in pretraining")
     parser.add_argument("--output", default="report.html")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--label-column")
     parser.add_argument("--fold-column")
     parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")

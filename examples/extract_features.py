@@ -16,16 +16,14 @@ import torch
 from bridle_hf import BridleModel
 from bridle_hf.data import load_processor
 from bridle_hf.evaluation.features import STREAMED_POOLINGS, write_features
-from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
+from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    add_data_options(parser)
     parser.add_argument("--output", default="features.parquet")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--layers", nargs="+", type=int, help="1..depth, 0 for the patch embeddings")
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
     parser.add_argument("--window-seconds", type=float, help="of long sounds; by default what the model was trained on")

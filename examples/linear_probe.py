@@ -22,7 +22,7 @@ from bridle_hf.data import build_processor, load_examples, load_processor, modal
 from bridle_hf.evaluation.features import POOLINGS, encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
-from bridle_hf.training.setting_up import check_data, check_model, given_data, open_model, setting_up
+from bridle_hf.training.setting_up import add_data_options, check_data, check_model, given_data, open_model, setting_up
 
 MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 
@@ -30,10 +30,8 @@ MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for nam
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of a labelled dataset")
-    parser.add_argument("--split", default="train")
+    add_data_options(parser, "folder or Hub id of a labelled dataset")
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--label-column", required=True)
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
     parser.add_argument("--folds", nargs="+", type=int, help="test folds, all by default; needed with {fold}")

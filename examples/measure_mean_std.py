@@ -12,14 +12,12 @@ import sys
 from bridle_hf import BridleFeatureExtractor
 from bridle_hf.data.source import open_source
 from bridle_hf.feature_extraction_bridle import measure_mean_std
-from bridle_hf.training.setting_up import check_data, given_data, setting_up
+from bridle_hf.training.setting_up import add_data_options, check_data, given_data, setting_up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of a dataset with audio")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first audio column")
+    add_data_options(parser, "folder or Hub id of a dataset with audio")
     parser.add_argument("--num-mel-bins", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, from its start")
     parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")

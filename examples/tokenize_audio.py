@@ -19,16 +19,14 @@ import torch
 from bridle_hf import BridleTokenizer
 from bridle_hf.data import load_processor
 from bridle_hf.evaluation.tokens import code_layout, write_codes
-from bridle_hf.training.setting_up import check_data, given_data, open_model, setting_up
+from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id")
+    add_data_options(parser)
     parser.add_argument("--output", default="codes.parquet")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
     given = parser.parse_args()

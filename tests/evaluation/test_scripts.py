@@ -5,6 +5,7 @@ import runpy
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torchaudio
 from tiny import tiny_config
@@ -121,3 +122,16 @@ def test_mean_and_deviation_of_a_dataset(script, tones, tone):
     values = np.concatenate(bank).astype(np.float64)
     assert out["mean"] == pytest.approx(values.mean(), abs=2e-2)  # the clips went through 16-bit files
     assert out["std"] == pytest.approx(values.std(), abs=2e-2)
+
+
+def test_names_that_speak_of_splits_and_the_files_to_read(script, tone, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for name, seed in (("door_test_1", 1), ("window", 2)):
+        soundfile.write(tmp_path / "sounds" / f"{name}.wav", tone(0, seed), 16000)
+    said = script("measure_mean_std.py", "--dataset", "sounds", fails=True)
+    assert "Bad split: train. Available splits: ['test']; --files '**' reads all files as split train" in said
+    means = [
+        json.loads(script("measure_mean_std.py", "--dataset", "sounds", "--files", files).splitlines()[-1])["mean"]
+        for files in ("**", "door*", "window*")
+    ]
+    assert means[0] == pytest.approx((means[1] + means[2]) / 2, abs=1e-4) and means[1] != means[2]

@@ -55,7 +55,7 @@ def test_other_errors_keep_their_traceback():
         (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
         (["data.dataset="], "^data.dataset is empty"),
         (["data.split=test"], "^data.dataset is '.*sounds': Bad split: test. Available splits: .*train"),
-        (["data.test_split=test"], "Bad split: test"),
+        (["data.test_split=test"], "Bad split: test.*; data.files='\\*\\*' reads all files as split train$"),
         (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
         (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
         (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),

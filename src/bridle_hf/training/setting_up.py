@@ -60,6 +60,19 @@ def check_finetuning(recipe: Any) -> None:
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))
 
 
+def add_data_options(parser, dataset: str = "folder or Hub id of a dataset") -> None:
+    """Adds the options that say what to read, for `given_data`.
+
+    Args:
+        parser: the script's `argparse.ArgumentParser`.
+        dataset: the help of `--dataset`.
+    """
+    parser.add_argument("--dataset", required=True, help=dataset)
+    parser.add_argument("--files", help="pattern of the files to read, such as '**/*.flac', all as split train")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--input-column", help="by default the first column of the model's modality")
+
+
 def given_data(given: Any, **more) -> DataArguments:
     """The data that a command line names.
 
@@ -99,7 +112,8 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         # what the package says names its key; what the library says does not
         if str(error).startswith("data."):
             raise
-        hint = " data.files='**' reads all files as split train." if "Bad split" in str(error) else ""
+        files = "--files '**'" if argument.startswith("-") else "data.files='**'"
+        hint = f"; {files} reads all files as split train" if "Bad split" in str(error) else ""
         raise ValueError(f"{argument} is {name!r}: {error}{hint}") from error
 
 
