@@ -17,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from frontend import fbank_rows, loading_row
+from frontend import fbank_rows
 from growth import measure_growth, plot_growth
+from loading import loading_rows
 from measuring import CLOCKS, Row, measure, table
 from models import TINY, classification_row, operators, peak_memory, phase_rows
 from quantizers import quantizer_rows
@@ -39,14 +40,14 @@ def subjects(small: bool) -> dict[str, Callable[[], Iterable[Row]]]:
     if small:
         return {
             "fbank": lambda: fbank_rows(clips=2, seconds=1.0),
-            "loading": lambda: [loading_row(seconds=1.0)],
+            "loading": lambda: loading_rows(seconds=3.0, side=64),
             "quantizer": lambda: quantizer_rows(vectors=256, dim=8, stages=2, codes=16),
             "tiny": lambda: phase_rows("small", SMALL_PHASES, 2),
             "classifier": lambda: [classification_row(SMALL, frames=128)],
         }
     return {
         "fbank": fbank_rows,
-        "loading": lambda: [loading_row()],
+        "loading": loading_rows,
         "quantizer": quantizer_rows,
         "tiny": lambda: phase_rows("tiny", TINY, 40),
         "base": lambda: phase_rows("ViT-B, 16 Swin layers", {}, 8),

@@ -1,17 +1,14 @@
 """The audio front-end beside torchaudio, transformers' AST extractor, kaldi-native-fbank, and FFT + mel product."""
 
-import io
 from collections.abc import Iterator
 
 import kaldi_native_fbank
-import soundfile
 import torch
 import torchaudio
 from measuring import Row, random
 from transformers import ASTFeatureExtractor
 
 from bridle_hf import BridleFeatureExtractor
-from bridle_hf.data.decoding import decode_audio
 from bridle_hf.feature_extraction_bridle import frame_count, kaldi_fbank
 
 RATE, MEL = 16_000, 128
@@ -52,16 +49,4 @@ def fbank_rows(clips: int = 8, seconds: float = 10.0) -> Iterator[Row]:
         {"transformers AST": lambda: ast(arrays, sampling_rate=RATE, return_tensors="pt")},
         clips,
         "clip",
-    )
-
-
-def loading_row(seconds: float = 5.0, rate: int = 44_100) -> Row:
-    """Decoding, resampling and features of one Ogg clip, by one worker."""
-    file = io.BytesIO()
-    soundfile.write(file, (random(int(seconds * rate)) / 10).numpy(), rate, format="OGG")
-    encoded, extractor = {"bytes": file.getvalue(), "path": None}, BridleFeatureExtractor()
-    return Row(
-        f"load an Ogg clip of {seconds:g} s",
-        lambda: extractor(decode_audio(encoded, RATE), RATE, padding="longest", return_tensors="pt"),
-        unit="clip",
     )
