@@ -86,6 +86,15 @@ def test_padded_windows_in_half_precision_are_those_of_float32(precision, tolera
     torch.testing.assert_close(outputs[1], outputs[0], atol=tolerance * 10, rtol=tolerance)
 
 
+def test_temperatures_end_at_a_hundredth():
+    layer, hidden = BridleSwinLayer(BridleConfig(**SMALL), 8, 2, (4, 4), False).eval(), torch.randn(1, 16, 8)
+    outputs = []
+    for tau in (0.01, 0.001, 0.02):
+        layer.attention.tau.data.fill_(tau)
+        outputs.append(layer(hidden, BridleWindows((4, 4), (4, 4), (2, 0), None, hidden)))
+    assert torch.equal(outputs[0], outputs[1]) and not torch.allclose(outputs[0], outputs[2])
+
+
 def test_windows_put_every_patch_back():
     tokens = torch.randn(2, 35, 3)
     windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)

@@ -133,3 +133,11 @@ def test_several_labels_a_clip_of_a_folder(waveforms, extractor, tmp_path):
     (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.flac", "label": ["a", "b"]}))
     examples = load_examples(DataArguments(str(tmp_path), label_column="label"), extractor)
     assert examples.labels.tolist() == [[1, 1]] and examples.label_names == ["a", "b"]
+
+
+def test_a_column_may_be_empty_in_a_whole_file_of_the_cache(audio_folder, extractor, tmp_path):
+    """Of a csv table the types of columns are not known before it is read."""
+    lines = [f"{audio_folder}/train/clip-{i % 24}.flac,{i % 2},{'late' if i > 270 else ''}" for i in range(300)]
+    (tmp_path / "sounds.csv").write_text("\n".join(["audio,half,note", *lines]))
+    data = DataArguments(str(tmp_path), cache=True, cache_dir=str(tmp_path / "cache"), label_column="half")
+    assert load_examples(data, extractor).labels.tolist() == [i % 2 for i in range(300)]

@@ -3,7 +3,7 @@ import logging
 import multiprocessing
 import os
 import pickle
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -80,14 +80,29 @@ def test_a_table_of_paths_is_shuffled_as_a_whole(audio_folder, extractor, identi
     assert max(first[:4]) > 15  # the first block would be 12 to 15
 
 
-def test_another_number_of_files_is_another_layout(tmp_path, extractor):
-    folder, data = tmp_path / "set", {"shuffle_buffer": 2, **PLAIN}
-    write_audiofolder(folder, [flac(clip(i)) for i in range(4)])
-    state = build_loader(DataArguments(str(folder), **data), extractor, batch_size=1, seed=0).state_dict()
-    shutil.rmtree(folder)
-    write_audiofolder(folder, [flac(clip(i)) for i in range(5)])
-    loader = build_loader(DataArguments(str(folder), **data), extractor, batch_size=1, seed=0)
-    assert loader.differs(state) == "num_rows=4, now 5"
+def test_other_files_are_another_layout(tmp_path, extractor):
+    def loader():
+        data = DataArguments(str(tmp_path / "set"), shuffle_buffer=2, **PLAIN)
+        return build_loader(data, extractor, batch_size=1, seed=0)
+
+    write_audiofolder(tmp_path / "set", [flac(clip(i)) for i in range(4)])
+    state = loader().state_dict()
+    assert not loader().differs(state)
+    for path in (tmp_path / "set").glob("train/*"):
+        path.write_bytes(path.read_bytes().replace(b"clip-3", b"clip-x"))
+    (tmp_path / "set" / "train" / "clip-3.flac").rename(tmp_path / "set" / "train" / "clip-x.flac")
+    assert re.fullmatch("rows=4 clips [0-9a-f]{16}, now 4 clips [0-9a-f]{16}", loader().differs(state))
+
+
+def test_whole_sets_honour_exclude_and_are_cropped_anew_each_epoch(parquet_folder, extractor, identify, tmp_path):
+    data = {"cache": True, "cache_dir": str(tmp_path), "shuffle_buffer": 4, **PLAIN}
+    without = DataArguments(parquet_folder, exclude={"fold": [1], "index": [0, 3]}, **data)
+    loader = build_loader(without, extractor, batch_size=14, seed=0)
+    assert sorted(identify(next(loader))) == [i for i in range(24) if i % 3 != 1 and i not in (0, 3)]
+    sweep = np.sin(2 * np.pi * 3000 * (np.arange(16000) / 16000) ** 2).astype("float32")
+    long = DataArguments(write_audiofolder(tmp_path / "long", [flac(sweep)] * 3), shuffle_buffer=2, **PLAIN)
+    batches = take(build_loader(long, extractor, batch_size=3, seed=0), 4)
+    assert len({values.numpy().tobytes() for batch in batches for values in batch["input_values"]}) > 6
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -113,9 +128,10 @@ def test_resume_is_exact(source, num_workers, extractor):
         assert same(take(twice, 3), batches[stop + 2 : stop + 5])
 
 
+@pytest.mark.parametrize("shuffle_buffer", [5, 1000])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ranks_and_workers_are_disjoint_and_complete(source, num_workers, extractor, identify):
-    data = DataArguments(**source, num_workers=num_workers, **PLAIN)
+def test_ranks_and_workers_are_disjoint_and_complete(source, num_workers, shuffle_buffer, extractor, identify):
+    data = DataArguments(**source, num_workers=num_workers, shuffle_buffer=shuffle_buffer, **PLAIN)
     for epoch_starts in (0, 12):
         seen = []
         for rank in range(2):

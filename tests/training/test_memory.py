@@ -1,5 +1,6 @@
 """Freed memory stays with the process, in one of its own: the setting cannot be taken back."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from bridle_hf.training import loop
 from bridle_hf.training.memory import SETTINGS
 
 FAULTS = """
@@ -61,3 +63,10 @@ def test_a_collection_in_a_worker_copies_nothing_of_the_run(repository):
         for how in ("shared", "copied")
     )
     assert copied > 20_000 and shared < copied / 2  # kB
+
+
+def test_a_run_shares_its_memory_from_before_its_first_step(train, tmp_path, monkeypatch):
+    train_phase, frozen = loop.train_phase, []
+    monkeypatch.setattr(loop, "train_phase", lambda *given: frozen.append(gc.get_freeze_count()) or train_phase(*given))
+    train(tmp_path / "run", "phases=[{kind: encoder, steps: 1}]")
+    assert frozen[0] > 10_000 and gc.get_freeze_count() == 0

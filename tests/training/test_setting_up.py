@@ -55,7 +55,12 @@ def test_other_errors_keep_their_traceback():
         (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
         (["data.dataset="], "^data.dataset is empty"),
         (["data.split=test"], "^data.dataset is '.*sounds': Bad split: test. Available splits: .*train"),
-        (["data.test_split=test"], "Bad split: test.*; data.files='\\*\\*' reads all files as split train$"),
+        (["data.test_split=test"], r"Bad split: test. Available splits: \['train'\]$"),
+        (
+            ["data.files=**/*.mp3"],
+            r"^data.files is '\*\*/\*.mp3'; no file in '.*sounds' that datasets can read is so.$",
+        ),
+        (["data.files=no.wav"], "^data.files is 'no.wav'; no file in '.*sounds' that datasets can read is so.$"),
         (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
         (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
         (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),

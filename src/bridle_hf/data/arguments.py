@@ -11,7 +11,7 @@ class DataArguments:
     Args:
         dataset: folder or Hub id of a dataset with a column of sounds, images or videos.
         name: configuration of the dataset, where it has several.
-        files: pattern of the files to read, such as `**/*.flac`, all of them as split `train`; by default every file,
+        files: one pattern of the files to read, such as `**/*.flac`, all as split `train`; by default every file,
             in the split that its name speaks of (`test/1.wav`, `dev-1.wav`).
         split: split to read.
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.

@@ -47,9 +47,15 @@ def open_clips(data: DataArguments, processor) -> Source:
     if not data.cache:
         return source
     folder = write_cache(data, processor)
-    cached = datasets.load_dataset("arrow", data_files=str(folder / "*.arrow"), split="train", streaming=True)
+    table = _open_table(folder)
+    # Without features each file would have those of its own rows, and a column that is empty there no type.
+    files = str(folder / "*.arrow")
+    cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     skipped = json.loads((folder / SKIPPED).read_text())
-    return replace(source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped)
+    rows = _leave_out(table, data.exclude)
+    return replace(
+        source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped, rows=rows
+    )
 
 
 def open_shuffled(data: DataArguments, processor) -> Source:
@@ -57,12 +63,11 @@ def open_shuffled(data: DataArguments, processor) -> Source:
 
     A folder is read in the order of its names, often class by class, and a buffer would mix neighbours alone.
     """
-    source, rows = open_clips(data, processor), None
-    if data.cache:
-        rows = _open_table(write_cache(data, processor), data)
-    elif source.of_files:
-        rows = source.names(data.max_bad_share)
-    return replace(source, rows=rows) if rows is not None and 1 < data.shuffle_buffer < len(rows) else source
+    source = open_clips(data, processor)
+    rows = source.rows
+    if source.of_files and data.shuffle_buffer > 1:
+        rows = source.list_files(data.max_bad_share)
+    return replace(source, rows=rows if rows is not None and 1 < data.shuffle_buffer < len(rows) else None)
 
 
 def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
@@ -72,17 +77,21 @@ def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callabl
     With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
     among them.
     """
-    table = _open_table(write_cache(data, processor, decoded=data.cache), data)
+    table = _leave_out(_open_table(write_cache(data, processor, decoded=data.cache)), data.exclude)
     return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
 
 
-def _open_table(folder: Path, data: DataArguments) -> datasets.Dataset:
-    """The rows of a cache that `exclude` keeps."""
-    table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
-    if data.exclude:
-        columns = table.select_columns(list(data.exclude))
-        table = table.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
-    return table
+def _open_table(folder: Path) -> datasets.Dataset:
+    """The rows of a cache."""
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
+
+
+def _leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
+    """The rows that `exclude` keeps."""
+    if not exclude:
+        return table
+    columns = table.select_columns(list(exclude))
+    return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
 def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:

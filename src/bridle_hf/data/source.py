@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 from .arguments import DataArguments
 from .decoding import BadClipError, decode_audio
 from .modalities import modality_of
-from .opening import load_builder
+from .opening import load_builder, open_stream
 
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # examples fetched together from a shard
-NAMES_AT_ONCE = 10_000
+FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
 
@@ -111,11 +111,12 @@ class Source:
         """Whether `exclude` lets the example in."""
         return keeps(self.exclude, example)
 
-    def names(self, max_bad_share: float) -> datasets.Dataset:
-        """The clips and their names of all examples that `exclude` keeps, of a source of files."""
-        examples = (example for example in self.read_all(max_bad_share) if self.keeps(example))
+    def list_files(self, max_bad_share: float) -> datasets.Dataset:
+        """Of a source of files, the column of clips and the `clip_name` of all examples that `exclude` keeps."""
+        needed = self.dataset.select_columns([self.input_column, *self.exclude])
+        examples = filter(self.keeps, replace(self, dataset=needed).read_all(max_bad_share))
         rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
-        parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, NAMES_AT_ONCE)), []))
+        parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, FILES_AT_ONCE)), []))
         return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
     def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
@@ -207,10 +208,10 @@ def open_source(data: DataArguments, processor) -> Source:
     builder = load_builder(data)
     if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
         builder.config.batch_size = READ_AT_ONCE
-    dataset = builder.as_streaming_dataset(data.split)
+    dataset = open_stream(builder, data.split)
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
         first = next(iter(dataset), {})
-        types = {key: datasets.Value("string" if isinstance(first[key], str) else "null") for key in first}
+        types = {key: datasets.Value("null" if isinstance(first[key], (bytes, dict)) else "string") for key in first}
     else:
         types, dataset = dict(dataset.features), dataset.decode(False)
     for column, feature in types.items():
@@ -229,7 +230,8 @@ def open_source(data: DataArguments, processor) -> Source:
 
     # No function of its own in here: workers that are not forked get it pickled.
     featurize = partial(decode_column, column=column, data=data, processor=processor)
-    of_files = types[column] == datasets.Value("string") or isinstance(builder, FolderBasedBuilder)
+    of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
+    of_files = of_paths or isinstance(builder, FolderBasedBuilder)
     return Source(dataset, featurize, column, data.exclude, description, of_files)
 
 

@@ -95,7 +95,8 @@ def _override(values: dict, origins: dict, override: str) -> None:
                 target[parent] = {}
             target = target[parent]
     try:
-        value = yaml.safe_load(text)
+        # A pattern of files begins with what YAML takes for an alias, of which one line can hold none.
+        value = text if text.startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
     target[_index(target, last, override) if isinstance(target, list) else last] = value

@@ -18,6 +18,7 @@ from ..data.modalities import load_processor
 from ..data.source import open_source
 from .arguments import PretrainRecipe
 
+NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (
     "a pretraining model such as runs/mine/final",
     "a fine-tuned one such as runs/mine_classes/fold-1",
@@ -95,15 +96,17 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         ValueError: there is no such dataset, or it lacks a split or a column.
     """
     name = data.dataset
-    path = Path(name).expanduser()
+    path, files = Path(name).expanduser(), "--files" if argument.startswith("-") else "data.files"
     if name and path.is_file():
         raise ValueError(f"{argument} is {name!r}, a file; it takes a folder or the id of a dataset on the Hub.")
     try:
         for split in filter(None, (data.split, data.test_split)):
             open_source(replace(data, split=split, test_split=None), processor)
-    except (EmptyDatasetError, DataFilesNotFoundError) as error:
-        raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
     except OSError as error:
+        if data.files is not None and (path.is_dir() or isinstance(error, NOTHING_TO_READ)):
+            raise ValueError(f"{files} is {data.files!r}; no file in {name!r} that datasets can read is so.") from error
+        if isinstance(error, NOTHING_TO_READ):
+            raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
         if path.is_dir():
             raise
         hub = "the Hub cannot be reached" if isinstance(error, ConnectionError) else "no such dataset on the Hub"
@@ -112,8 +115,8 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         # what the package says names its key; what the library says does not
         if str(error).startswith("data."):
             raise
-        files = "--files '**'" if argument.startswith("-") else "data.files='**'"
-        hint = f"; {files} reads all files as split train" if "Bad split" in str(error) else ""
+        by_name = "Bad split: train" in str(error) and data.files is None and path.is_dir()
+        hint = f"; {files}='**/*.wav', say, reads all such files as split train" if by_name else ""
         raise ValueError(f"{argument} is {name!r}: {error}{hint}") from error
 
 
