@@ -11,10 +11,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -35,7 +34,7 @@ CLIP_COLUMNS = {
     "shape": datasets.List(datasets.Value("int32")),
 }
 FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-CLIPS_PER_FILE = 256
+CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
 FORMAT = 2  # part of the fingerprint: raise it when the content of a cache changes
@@ -134,11 +133,24 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share)
     )
-    for number, clips in enumerate(iter(lambda: list(islice(rows, CLIPS_PER_FILE)), [])):
+    for number, clips in enumerate(_portions(rows)):
         table = pa.Table.from_pylist(clips, schema=schema)
         with pa.ipc.new_stream(str(folder / f"{number:05d}.arrow"), table.schema) as file:
             file.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
     (folder / SKIPPED).write_text(json.dumps(source.skipped))
+
+
+def _portions(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    """Rows of a file each, as many as memory can well hold."""
+    portion, size = [], 0
+    for row in rows:
+        portion.append(row)
+        size += len(row.get("features", b""))
+        if len(portion) == CLIPS_PER_FILE or size >= BYTES_PER_FILE:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def _pack(clip: np.ndarray) -> dict:

@@ -5,9 +5,11 @@ Audio: soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, count
 from math import gcd
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -60,10 +62,12 @@ def decode_audio(
         return (round(rng.integers(spare + 1) * HOP_SECONDS * rate) if rng is not None and spare else 0), length
 
     try:
-        content = read_bytes(audio)
-        waveform, rate = _decode_with_soundfile(content, choose)
-    except soundfile.LibsndfileError as error:
-        waveform, rate = _decode_with_av(content, str(error), choose)
+        with open_file(audio) as file:
+            try:
+                waveform, rate = _decode_with_soundfile(file, choose)
+            except soundfile.LibsndfileError as error:
+                file.seek(0)
+                waveform, rate = _decode_with_av(file, str(error), choose)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
     if len(waveform) == 0 or len(waveform) < min_seconds * rate:
@@ -78,28 +82,30 @@ def decode_audio(
     return waveform
 
 
-def read_bytes(audio: dict | str | None) -> bytes:
-    """What an undecoded column of `datasets` holds, or the file at a path or URL.
+@contextmanager
+def open_file(clip: dict | str | None) -> Iterator[BinaryIO]:
+    """What an undecoded column of `datasets` holds, or the file at a path or URL, of which no more is read than used.
 
     Raises:
         BadClipError: neither is there.
     """
-    if isinstance(audio, str):
-        audio = {"bytes": None, "path": audio}
-    if audio is None or (audio.get("bytes") is None and not audio.get("path")):
+    if isinstance(clip, str):
+        clip = {"bytes": None, "path": clip}
+    if clip is None or (clip.get("bytes") is None and not clip.get("path")):
         raise BadClipError("holds neither bytes nor a path")
-    if audio.get("bytes") is not None:
-        return audio["bytes"]
-    with fsspec.open(audio["path"], "rb") as file:
-        return file.read()
+    if clip.get("bytes") is not None:
+        yield io.BytesIO(clip["bytes"])
+    else:
+        with fsspec.open(clip["path"], "rb") as file:
+            yield file
 
 
-def _decode_with_soundfile(content: bytes, choose) -> tuple[np.ndarray, int]:
+def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:
     """Decode the part that `choose(samples, rate)` gives as (start, length): ((samples,) float32, rate).
 
     Block by block: memory follows what is there, not what the header declares.
     """
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
+    with soundfile.SoundFile(content) as file:
         start, length = choose(file.frames, file.samplerate)
         file.seek(start)
         frames = max(1, BLOCK_SAMPLES // file.channels)
@@ -125,7 +131,7 @@ def _collect(blocks: Iterator[np.ndarray], start: int, length: int) -> np.ndarra
     return np.concatenate(kept)
 
 
-def _decode_with_av(content: bytes, reason: str, choose) -> tuple[np.ndarray, int]:
+def _decode_with_av(content: BinaryIO, reason: str, choose) -> tuple[np.ndarray, int]:
     """As `_decode_with_soundfile`, the first audio stream of any container FFmpeg reads."""
     try:
         import av
@@ -134,7 +140,7 @@ def _decode_with_av(content: bytes, reason: str, choose) -> tuple[np.ndarray, in
             f"cannot be decoded by soundfile ({reason}); for more formats `pip install bridle-hf[av]`"
         ) from None
     try:
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(content) as container:
             stream, resampler = container.streams.audio[0], av.AudioResampler(format="fltp")  # changes the format only
             rate = stream.rate
             if not rate:

@@ -5,8 +5,10 @@ files. Where no name speaks of a split it is told so, and what was opened is kep
 """
 
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import datasets
@@ -14,6 +16,8 @@ from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from .arguments import DataArguments
+
+logger = logging.getLogger(__name__)
 
 WORDS = "|".join(word for words in SPLIT_KEYWORDS.values() for word in words)
 BETWEEN = f"[{NON_WORDS_CHARS}/]"
@@ -28,14 +32,12 @@ def load_builder(data: DataArguments) -> datasets.DatasetBuilder:
     path = os.path.abspath(os.path.expanduser(data.dataset))
     if not os.path.isdir(path):
         return datasets.load_dataset_builder(data.dataset, data.name, data_files=data.files)
-    if data.files is not None:
-        return datasets.load_dataset_builder(path, data.name, data_files=data.files)
     state, one_split = look_at(path)
-    if one_split and data.name is None:
+    if one_split and data.name is None and data.files is None:
         builder = _load_folder(path, None, "**", state)
         if isinstance(builder, FolderBasedBuilder):  # which passes over files of other types; others would read them
             return builder
-    return _load_folder(path, data.name, None, state)
+    return _load_folder(path, data.name, data.files, state)
 
 
 def look_at(folder: str) -> tuple[str, bool]:
@@ -56,7 +58,28 @@ def look_at(folder: str) -> tuple[str, bool]:
 
 @lru_cache(maxsize=4)
 def _load_folder(path: str, name: str | None, files: str | None, state: str) -> datasets.DatasetBuilder:
-    return datasets.load_dataset_builder(path, name, data_files=files)
+    builder = datasets.load_dataset_builder(path, name, data_files=files)
+    if files is None and isinstance(builder, FolderBasedBuilder) and CARDS.isdisjoint(os.listdir(path)):
+        read, there = (count_clips(builder, names) for names in (builder.config.data_files.values(), walk_names(path)))
+        if read < there:
+            logger.warning(
+                "%d of the %d clips in %s are of no split, since names of others speak of one (%s); "
+                "data.files='**/*.wav', say, reads all such files",
+                there - read, there, path, ", ".join(map(str, builder.config.data_files)),
+            )  # fmt: skip
+    return builder
+
+
+def count_clips(builder: FolderBasedBuilder, groups: Iterable[list[str]]) -> int:
+    """How many of the files in lists of names the builder takes for clips."""
+    return sum(os.path.splitext(name)[1].lower() in builder.EXTENSIONS for names in groups for name in names)
+
+
+def walk_names(folder: str) -> Iterator[list[str]]:
+    """The names of the files in each folder below a folder, hidden ones left out."""
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        yield [name for name in names if not name.startswith(".")]
 
 
 def open_stream(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:

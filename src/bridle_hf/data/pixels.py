@@ -3,14 +3,12 @@
 import io
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 
-import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..video_processing_bridle import require_av
-from .decoding import BadClipError, read_bytes
+from .decoding import BadClipError, open_file
 
 SLACK = 2  # frames by which a header or a mean frame rate may overstate a video's length
 
@@ -30,7 +28,8 @@ def decode_image(image: dict | str | None) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(image))))
+            with open_file(image) as file:
+                picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))
             if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
                 picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB"))
@@ -60,7 +59,7 @@ def decode_video(video: dict | str | None, choose: Callable[[int], np.ndarray] |
     import av
 
     try:
-        with _open(video) as file, av.open(file) as container:
+        with open_file(video) as file, av.open(file) as container:
             stream = container.streams.video[0]
             if choose is None:
                 frames = [_pixels(frame) for frame in container.decode(stream)]
@@ -100,14 +99,3 @@ def _decode_chosen(container, stream, indices: np.ndarray) -> list[np.ndarray]:
 
 def _pixels(frame) -> np.ndarray:
     return frame.to_ndarray(format="rgb24").transpose(2, 0, 1)  # (3, H, W)
-
-
-@contextmanager
-def _open(video: dict | str | None):
-    """The bytes at hand, or the file at the path, opened and not read."""
-    path = video if isinstance(video, str) else (video or {}).get("path")
-    if path and (isinstance(video, str) or video.get("bytes") is None):
-        with fsspec.open(path, "rb") as file:
-            yield file
-    else:
-        yield io.BytesIO(read_bytes(video))

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
@@ -208,6 +209,8 @@ def open_source(data: DataArguments, processor) -> Source:
     builder = load_builder(data)
     if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
         builder.config.batch_size = READ_AT_ONCE
+        if os.path.isdir(builder.base_path):  # over a network, fewer and larger reads are worth their memory
+            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
     dataset = open_stream(builder, data.split)
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
         first = next(iter(dataset), {})

@@ -1,7 +1,7 @@
 """What a training step is like: a record a logged step, in metrics.jsonl and in the trackers."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -62,15 +62,19 @@ class MetricsFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def rewind(self, phase: int, step: int) -> list[dict]:
+    def rewind(self, phase: int, step: int) -> set[str]:
         """Forgets the records after `step` steps of phase number `phase`, and a line that was cut off.
 
         Returns:
-            The records that are left.
+            The names of the clips that the records left say were skipped.
         """
-        kept = [r for r in read_metrics(self.path) if (r["phase_index"], r["step"]) <= (phase, step)]
-        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        return kept
+        kept, skipped = [], set()
+        for line, record in _lines(self.path):
+            if (record["phase_index"], record["step"]) <= (phase, step):
+                kept.append(line)
+                skipped |= record.get("skipped", {}).keys()
+        write_whole(self.path, "".join(kept))
+        return skipped
 
     def append(self, record: dict) -> None:
         with self.path.open("a") as file:
@@ -79,12 +83,18 @@ class MetricsFile:
 
 def read_metrics(path: str | Path) -> Iterable[dict]:
     """Records of a metrics.jsonl; a last line that is not complete is left out."""
-    lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+    return (record for _, record in _lines(Path(path)))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """The whole lines of a file and what they say."""
+    if path.is_file():
+        with path.open() as file:
+            for line in file:
+                try:
+                    yield line.rstrip("\n") + "\n", json.loads(line)
+                except json.JSONDecodeError:
+                    return
 
 
 def flat(record: dict, prefix: str = "") -> dict[str, float]:

@@ -104,8 +104,7 @@ class Run:
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(recipe_to_yaml(self.recipe))
-            kept = self.metrics.rewind(checkpoint.phase if checkpoint else -1, checkpoint.step if checkpoint else 0)
-            self.named = {name for record in kept for name in record.get("skipped", ())}
+            self.named = self.metrics.rewind(*(checkpoint.phase, checkpoint.step) if checkpoint else (-1, 0))
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
                 prune_(self.folder / "checkpoints", self.recipe.training.keep_checkpoints)
@@ -226,7 +225,7 @@ class Run:
                 f"the checkpoint of step {step} of {phase.name} could not be written: {error}. "
                 f"The last one is {last[0] if last else 'none'}; make room and start again."
             ) from error
-        return open_checkpoint(path)
+        return open_checkpoint(path, verify=False)
 
     def export(self, phase: Phase, checkpoint: Checkpoint) -> None:
         """encoder-iterK/ after a phase that trains the encoder, final/ after the last phase."""
