@@ -1,6 +1,7 @@
 import io
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -118,3 +119,22 @@ def test_what_the_feature_extractor_refuses_is_a_bad_clip(extractor):
 def test_features_are_neither_padded_nor_cut(extractor):
     features = clip_features(encoded(sine(440, 8000, seconds=0.8), 8000, "WAV"), extractor)
     assert features.shape == (1 + (12800 - 400) // 160, 32)
+
+
+def test_of_a_long_file_no_more_is_read_than_the_part(tmp_path, monkeypatch):
+    long = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 60).astype("float32")
+    soundfile.write(tmp_path / "long.wav", long, 16000)
+    opened, read = fsspec.open, []
+
+    class Counting(io.FileIO):
+        def readinto(self, memory):
+            read.append(super().readinto(memory))
+            return read[-1]
+
+    monkeypatch.setattr(fsspec, "open", lambda path, mode: Counting(path, mode))
+    part = decode_audio(str(tmp_path / "long.wav"), 16000, part_seconds=1.0, rng=np.random.default_rng(1))
+    assert 0 < sum(read) < 200_000  # of 1.9 MB
+    monkeypatch.setattr(fsspec, "open", opened)
+    content = {"bytes": (tmp_path / "long.wav").read_bytes(), "path": None}
+    again = decode_audio(content, 16000, part_seconds=1.0, rng=np.random.default_rng(1))
+    assert len(part) == 16000 and np.array_equal(part, again)

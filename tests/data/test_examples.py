@@ -141,3 +141,37 @@ def test_a_column_may_be_empty_in_a_whole_file_of_the_cache(audio_folder, extrac
     (tmp_path / "sounds.csv").write_text("\n".join(["audio,half,note", *lines]))
     data = DataArguments(str(tmp_path), cache=True, cache_dir=str(tmp_path / "cache"), label_column="half")
     assert load_examples(data, extractor).labels.tolist() == [i % 2 for i in range(300)]
+
+
+def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CLIPS_PER_FILE", 4)
+    data, decoded, decode = DataArguments(parquet_folder, cache=True), [], modalities.clip_features
+
+    def killed_at(limit):
+        def decode_one(raw, *given):
+            decoded.append(raw["path"])
+            if len(decoded) == limit:
+                raise KeyboardInterrupt
+            return decode(raw, *given)
+
+        monkeypatch.setattr(modalities, "clip_features", decode_one)
+
+    whole = load_examples(replace(data, cache_dir=str(tmp_path / "whole")), extractor)
+    for limit in (11, 9, 0):  # behind 2 files, behind 2 more, the rest
+        decoded.clear()
+        killed_at(limit)
+        again = replace(data, cache_dir=str(tmp_path / "killed"))
+        if limit:
+            with pytest.raises(KeyboardInterrupt):
+                load_examples(again, extractor)
+    examples = load_examples(again, extractor)
+    assert len(decoded) == 8 and examples.clip_names == whole.clip_names
+    assert all(np.array_equal(a, b) for a, b in zip(examples.clips, whole.clips, strict=True))
+    (folder,) = (path for path in (tmp_path / "killed").iterdir() if path.is_dir())
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"0000{i}.arrow" for i in range(6)), "skipped.json"]
+
+
+def test_files_of_the_cache_of_long_clips_hold_fewer(parquet_folder, extractor, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BYTES_PER_FILE", 10_000)  # a clip has 31 frames of 32 numbers of 2 bytes
+    load_examples(DataArguments(parquet_folder, cache=True, cache_dir=str(tmp_path)), extractor)
+    assert len(list(tmp_path.glob("*/*.arrow"))) == 4

@@ -98,6 +98,15 @@ def test_files_that_vanish_and_links_to_nothing_are_passed_over(tmp_path):
     assert not look_at(str(tmp_path))[1]
 
 
+def test_clips_that_are_of_no_split_are_counted(tmp_path, caplog):
+    write(tmp_path, ["horn.wav", "dog/bark.wav", "train_horn.wav", "notes.txt", ".old.wav"])
+    assert len(load_builder(DataArguments(str(tmp_path))).config.data_files["train"]) == 1
+    assert "2 of the 3 clips in" in caplog.text and "speak of one (train); data.files='**/*.wav'" in caplog.text
+    caplog.clear()
+    load_builder(DataArguments(str(tmp_path), files="**/*.wav"))
+    assert not caplog.text
+
+
 def test_metadata_files_are_read_in_the_order_of_their_names(tmp_path, extractor):
     """The library keeps them in a set, whose order is another in every process."""
     for folder in "fdbace":

@@ -64,8 +64,11 @@ def test_a_file_goes_back_to_a_step(tmp_path):
     with file.path.open("a") as stream:
         stream.write('{"phase_index": 1, "st')  # the run was killed here
     assert list(read_metrics(file.path)) == records
-    file.rewind(1, 2)
+    assert file.rewind(1, 2) == set()
     assert [json.loads(line) for line in file.path.read_text().splitlines()] == records[:5]
+    file.append({"phase_index": 1, "step": 3, "skipped": {"a.wav": "too short", "b.wav": "empty"}})
+    file.append({"phase_index": 1, "step": 4, "skipped": {"c.wav": "empty"}})
+    assert file.rewind(1, 3) == {"a.wav", "b.wav"}
     file.rewind(-1, 0)
     assert file.path.read_text() == ""
 

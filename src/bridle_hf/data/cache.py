@@ -36,6 +36,7 @@ CLIP_COLUMNS = {
 FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
+PROGRESS = "progress.json"  # of an unfinished cache: whole files, and the examples and skipped clips behind them
 SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
 FORMAT = 2  # part of the fingerprint: raise it when the content of a cache changes
 
@@ -97,7 +98,8 @@ def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
     """Write every clip that `data` names, unless they are there, and return their folder: decoded clips or their files.
 
     The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
-    is written beside and renamed when whole; other processes of the machine wait for the one that writes.
+    is written beside and renamed when whole; other processes of the machine wait for the one that writes. Where that
+    was killed, the next one goes on behind its last whole file.
     """
     modality = modality_of(processor)
     settings = modality.kept_settings(data, processor)
@@ -108,8 +110,9 @@ def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
+            if not (unfinished / PROGRESS).exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
             every_clip = replace(data, exclude={}, label_column=None, fold_column=None)
             _write_files(open_source(every_clip, processor), data, unfinished, decoded)
             os.replace(unfinished, folder)
@@ -123,7 +126,11 @@ def cache_root(data: DataArguments) -> Path:
 
 
 def _write_files(source: Source, data: DataArguments, folder: Path, decoded: bool) -> None:
-    schema = None
+    done, schema = {"files": 0, "examples": 0, "skipped": {}}, None
+    if (folder / PROGRESS).exists():
+        done = json.loads((folder / PROGRESS).read_text())
+        logger.info("going on with the cache behind %d clips", done["examples"])
+    source.skipped |= done["skipped"]
     if source.dataset.features is not None:
         columns = {key: value for key, value in source.dataset.features.items() if key != source.input_column}
         columns |= CLIP_COLUMNS if decoded else {FILE: FILE_TYPE}
@@ -131,13 +138,21 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     rows = (
         {key: value for key, value in example.items() if key != source.input_column}
         | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
-        for example, clip in source.decode_all(data.num_workers, data.max_bad_share)
+        for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
-    for number, clips in enumerate(_portions(rows)):
+    for number, clips in enumerate(_portions(rows), done["files"]):
         table = pa.Table.from_pylist(clips, schema=schema)
-        with pa.ipc.new_stream(str(folder / f"{number:05d}.arrow"), table.schema) as file:
-            file.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
+        with open(folder / f"{number:05d}.arrow", "wb") as file:
+            with pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
+            os.fsync(file.fileno())
+        # Another time a bad shard may be read, and then the number of examples would not fit.
+        if not any(name.startswith("shard ") for name in source.skipped):
+            done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
+            (folder / f"{PROGRESS}.partial").write_text(json.dumps(done))
+            os.replace(folder / f"{PROGRESS}.partial", folder / PROGRESS)
     (folder / SKIPPED).write_text(json.dumps(source.skipped))
+    (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def _portions(rows: Iterator[dict]) -> Iterator[list[dict]]:

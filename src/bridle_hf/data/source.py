@@ -47,6 +47,7 @@ class Source:
             part where the whole is costly, and raises `BadClipError` for a clip to skip.
         of_files: whether an example names a file and holds nothing of it.
         skipped: the clips that could not be used when all of them were decoded: name -> reason.
+        behind: how many examples `decode_all` has behind it.
         rows: the examples that `exclude` keeps, at hand by number; None where they are to be read in order.
     """
 
@@ -57,6 +58,7 @@ class Source:
     description: str
     of_files: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
+    behind: int = 0
     rows: datasets.Dataset | None = None
 
     @property
@@ -120,20 +122,21 @@ class Source:
         parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, FILES_AT_ONCE)), []))
         return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
-    def decode_all(self, num_workers: int, max_bad_share: float) -> Iterator[tuple[dict, np.ndarray]]:
-        """Every example that `exclude` keeps, in order, with its decoded clip; `num_workers` threads decode ahead.
+    def decode_all(self, num_workers: int, max_bad_share: float, start: int = 0) -> Iterator[tuple[dict, np.ndarray]]:
+        """Every example that `exclude` keeps, in order from the `start`-th on, with its decoded clip; `num_workers`
+        threads decode ahead, and `behind` counts the examples up to the one that was given last.
 
         Threads do here what processes do elsewhere, since decoding and filter banks run outside Python's lock.
         Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
         """
-        examples = (example for example in self.read_all(max_bad_share) if self.keeps(example))
+        examples = islice(filter(self.keeps, self.read_all(max_bad_share)), start, None)
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
         total = splits[split].num_examples if split in splits and not self.exclude else None
-        bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total)
-        seen = bad = 0
+        bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start)
+        seen, bad, self.behind = 0, 0, start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
-                seen += 1
+                seen, self.behind = seen + 1, self.behind + 1
                 try:
                     features = future.result()
                 except BadClipError as error:
@@ -143,7 +146,7 @@ class Source:
                     check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
                 else:
                     yield example, features
-        if seen == bad:
+        if seen == bad and start == 0:
             raise ValueError(f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips).")
 
 
