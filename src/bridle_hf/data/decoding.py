@@ -108,7 +108,7 @@ def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:
     with soundfile.SoundFile(content) as file:
         start, length = choose(file.frames, file.samplerate)
         file.seek(start)
-        frames = max(1, BLOCK_SAMPLES // file.channels)
+        frames = max(1, min(length, BLOCK_SAMPLES // file.channels))
         blocks = (file.read(frames, dtype="float32", always_2d=True).mean(axis=1) for _ in count())
         return _collect(blocks, 0, length), file.samplerate
 
