@@ -63,7 +63,7 @@ def recipe(pretrained, data, folder, **training):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_lists_become_multi_hot_rows(data, extractor, in_memory, tmp_path):
     examples = load_examples(replace(data, in_memory=in_memory, cache_dir=str(tmp_path)), extractor)
-    assert examples.label_names == ["high", "low"] and examples.labels.dtype == np.int64
+    assert examples.label_names == ["high", "low"] and examples.labels.dtype == np.int8
     assert examples.labels.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 9
     assert [examples.labels_of(row) for row in range(4)] == [[], ["low"], ["high"], ["high", "low"]]
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.evaluation import windows
 from bridle_hf.evaluation.features import encoder_features, overlap_mean, write_features
 from bridle_hf.evaluation.tokens import write_codes
 from bridle_hf.evaluation.windows import window_starts, write_parquet
@@ -167,3 +168,12 @@ def test_codes_of_a_trained_tokenizer_come_from_windows_side_by_side(long_sounds
     mask = (torch.arange(48) < 42).long()[None]
     expected = torch.cat([tokenizer.encode(first)[0], tokenizer.encode(last, mask)[0]])
     assert np.array_equal(np.array(row["codes"]).reshape(-1, 2), expected)
+
+
+def test_groups_of_large_rows_are_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "BYTES_PER_GROUP", 10_000)
+    rows = ({"name": str(i), "features": np.full((10, 100), i, dtype=np.float32)} for i in range(7))  # 4,000 bytes each
+    assert write_parquet(tmp_path / "rows.parquet", rows) == 7
+    file = pq.ParquetFile(tmp_path / "rows.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 1]
+    assert file.read().column("name").to_pylist() == list("0123456")

@@ -140,7 +140,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
-    for number, clips in enumerate(_portions(rows), done["files"]):
+    for number, clips in enumerate(in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE), done["files"]):
         table = pa.Table.from_pylist(clips, schema=schema)
         with open(folder / f"{number:05d}.arrow", "wb") as file:
             with pa.ipc.new_stream(file, table.schema) as stream:
@@ -155,17 +155,23 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     (folder / PROGRESS).unlink(missing_ok=True)
 
 
-def _portions(rows: Iterator[dict]) -> Iterator[list[dict]]:
-    """Rows of a file each, as many as memory can well hold."""
+def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterator[list[dict]]:
+    """Lists of rows that end where they hold so many rows or, with the last, so many bytes."""
     portion, size = [], 0
     for row in rows:
         portion.append(row)
-        size += len(row.get("features", b""))
-        if len(portion) == CLIPS_PER_FILE or size >= BYTES_PER_FILE:
+        size += _bytes_of(row)
+        if len(portion) == most_rows or size >= most_bytes:
             yield portion
             portion, size = [], 0
     if portion:
         yield portion
+
+
+def _bytes_of(value) -> int:
+    if isinstance(value, dict):
+        return sum(map(_bytes_of, value.values()))
+    return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
 
 
 def _pack(clip: np.ndarray) -> dict:

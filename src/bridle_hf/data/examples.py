@@ -20,7 +20,7 @@ class Examples:
         modality: what the clips are.
         clips: one array a clip, as the modality decodes it.
         collate: makes model inputs of clips, see `data.collation`.
-        labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int64 where `label_column` holds lists; or None
+        labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int8 where `label_column` holds lists; or None
             without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
@@ -139,7 +139,7 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
         index, names = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
     if not several:
         return np.array([index[label] for (label,) in lists], dtype=np.int64), names
-    labels = np.zeros((len(lists), len(names)), dtype=np.int64)
+    labels = np.zeros((len(lists), len(names)), dtype=np.int8)
     for row, value in zip(labels, lists, strict=True):
         row[[index[label] for label in value]] = 1
     return labels, names

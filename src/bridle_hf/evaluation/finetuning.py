@@ -295,8 +295,11 @@ def balanced_weights(labels):
         float array (n,). A clip without a label is never drawn.
     """
     labels = np.asarray(labels)
-    hot = labels if labels.ndim > 1 else np.eye(labels.max() + 1, dtype=np.int64)[labels]  # (n, classes)
-    return hot @ (1 / hot.sum(axis=0).clip(min=1))
+    if labels.ndim == 1:
+        return (1 / np.bincount(labels).clip(min=1))[labels]
+    weights = 1 / labels.sum(axis=0).clip(min=1)  # (classes,)
+    # part by part: the product is taken of float64 numbers, eight times what the labels need
+    return np.concatenate([part @ weights for part in np.array_split(labels, -(-len(labels) // 4096))])
 
 
 class TrainingBatches:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..data.cache import open_clips
+from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
 from ..feature_extraction_bridle import HOP_SECONDS
 
-ROWS_PER_GROUP = 256
+ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
 
 def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int]:
@@ -97,11 +97,11 @@ def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = 
         rows: dicts with the same keys; arrays of up to two axes become lists.
         metadata: key -> text of the file's schema.
     """
-    path, stream, writer, count = Path(path), iter(rows), None, 0
+    path, writer, count = Path(path), None, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.unfinished")
     try:
-        for group in iter(lambda: list(islice(stream, ROWS_PER_GROUP)), []):
+        for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
             columns = {name: [_plain(row[name]) for row in group] for name in group[0]}
             schema = writer.schema if writer else None
             table = pa.table(columns, schema=schema)
