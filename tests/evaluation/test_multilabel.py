@@ -15,12 +15,12 @@ from transformers import pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.data import DataArguments, Examples, load_examples
+from bridle_hf.data.examples import balanced_weights
 from bridle_hf.evaluation.finetuning import (
     FinetuneRecipe,
     FinetuneTraining,
     FoldTrainer,
     TrainingBatches,
-    balanced_weights,
     finetune,
     score,
 )

@@ -143,3 +143,20 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
     for row, value in zip(labels, lists, strict=True):
         row[[index[label] for label in value]] = 1
     return labels, names
+
+
+def balanced_weights(labels):
+    """Weight of each clip in the balanced sampler: the sum over its labels of 1 / clips with that label.
+
+    Args:
+        labels: (n,) classes or (n, classes) multi-hot.
+
+    Returns:
+        float array (n,). A clip without a label is never drawn.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 1:
+        return (1 / np.bincount(labels).clip(min=1))[labels]
+    weights = 1 / labels.sum(axis=0).clip(min=1)  # (classes,)
+    # part by part: the product is taken of float64 numbers, eight times what the labels need
+    return np.concatenate([part @ weights for part in np.array_split(labels, -(-len(labels) // 4096))])

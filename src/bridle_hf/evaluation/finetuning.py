@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.augmentation import mixup
-from ..data.examples import load_examples
+from ..data.examples import balanced_weights, load_examples
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
 from ..training.arguments import config_keys, processor_keys
@@ -283,23 +283,6 @@ class FoldTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler or super()._get_train_sampler(train_dataset)
-
-
-def balanced_weights(labels):
-    """Weight of each clip in the balanced sampler: the sum over its labels of 1 / clips with that label.
-
-    Args:
-        labels: (n,) classes or (n, classes) multi-hot.
-
-    Returns:
-        float array (n,). A clip without a label is never drawn.
-    """
-    labels = np.asarray(labels)
-    if labels.ndim == 1:
-        return (1 / np.bincount(labels).clip(min=1))[labels]
-    weights = 1 / labels.sum(axis=0).clip(min=1)  # (classes,)
-    # part by part: the product is taken of float64 numbers, eight times what the labels need
-    return np.concatenate([part @ weights for part in np.array_split(labels, -(-len(labels) // 4096))])
 
 
 class TrainingBatches:
