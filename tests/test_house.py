@@ -28,6 +28,7 @@ FLOORS = [
         "checks_bridle",
         "codebook_bridle",
         "configuration_bridle",
+        "files",
         "losses_bridle",
         "masking_bridle",
         "outputs_bridle",

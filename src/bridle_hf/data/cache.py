@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
+from ..files import write_whole
 from .arguments import DataArguments
 from .modalities import modality_of
 from .opening import load_builder
@@ -52,9 +53,8 @@ def open_clips(data: DataArguments, processor) -> Source:
     files = str(folder / "*.arrow")
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     skipped = json.loads((folder / SKIPPED).read_text())
-    rows = _leave_out(table, data.exclude)
     return replace(
-        source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped, rows=rows
+        source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped, rows=table
     )
 
 
@@ -64,7 +64,7 @@ def open_shuffled(data: DataArguments, processor) -> Source:
     A folder is read in the order of its names, often class by class, and a buffer would mix neighbours alone.
     """
     source = open_clips(data, processor)
-    rows = source.rows
+    rows = source.rows and _leave_out(source.rows, data.exclude)
     if source.of_files and data.shuffle_buffer > 1:
         rows = source.list_files(data.max_bad_share)
     return replace(source, rows=rows if rows is not None and 1 < data.shuffle_buffer < len(rows) else None)
@@ -149,8 +149,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         # Another time a bad shard may be read, and then the number of examples would not fit.
         if not any(name.startswith("shard ") for name in source.skipped):
             done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
-            (folder / f"{PROGRESS}.partial").write_text(json.dumps(done))
-            os.replace(folder / f"{PROGRESS}.partial", folder / PROGRESS)
+            write_whole(folder / PROGRESS, json.dumps(done))
     (folder / SKIPPED).write_text(json.dumps(source.skipped))
     (folder / PROGRESS).unlink(missing_ok=True)
 

@@ -48,7 +48,7 @@ class Source:
         of_files: whether an example names a file and holds nothing of it.
         skipped: the clips that could not be used when all of them were decoded: name -> reason.
         behind: how many examples `decode_all` has behind it.
-        rows: the examples that `exclude` keeps, at hand by number; None where they are to be read in order.
+        rows: the examples at hand by number, to train on those that `exclude` keeps; None where they are read in order.
     """
 
     dataset: datasets.IterableDataset

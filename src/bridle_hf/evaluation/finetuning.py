@@ -21,8 +21,8 @@ from ..data.augmentation import mixup
 from ..data.examples import balanced_weights, load_examples
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
+from ..files import write_whole
 from ..training.arguments import config_keys, processor_keys
-from ..training.checkpoints import write_whole
 from ..training.memory import keep_freed_memory
 from ..training.parameters import parameter_groups
 from ..training.recipes import recipe_to_yaml

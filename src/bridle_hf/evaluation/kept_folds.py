@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..training.checkpoints import set_aside, write_whole
+from ..files import set_aside, write_whole
 from ..training.recipes import changed_keys
 
 logger = logging.getLogger(__name__)

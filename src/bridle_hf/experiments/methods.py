@@ -17,8 +17,8 @@ from safetensors.torch import save_model
 
 from ..configuration_bridle import BridleQuantizerConfig
 from ..evaluation.tables import markdown
+from ..files import write_whole
 from ..training.arguments import config_keys
-from ..training.checkpoints import write_whole
 from ..training.memory import keep_freed_memory
 from ..training.recipes import RecipeError, changed_keys, load_recipe
 from .loop import train

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..evaluation.codebooks import usage
-from .checkpoints import write_whole
+from ..files import write_whole
 from .phases import project, valid_patches
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
 from ..data.streaming import build_loader
+from ..files import set_aside
 from ..modeling_bridle import BridleForPreTraining
 from .arguments import PretrainRecipe
 from .checkpoints import (
@@ -28,7 +29,6 @@ from .checkpoints import (
     open_checkpoint,
     prune_,
     save_checkpoint,
-    set_aside,
     set_random_state_,
 )
 from .memory import keep_freed_memory
