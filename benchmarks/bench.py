@@ -24,7 +24,7 @@ from measuring import CLOCKS, Row, measure, table
 from models import TINY, classification_row, operators, peak_memory, phase_rows
 from quantizers import quantizer_rows
 
-from bridle_hf.training.memory import keep_freed_memory
+from bridle_hf.cli.process import keep_freed_memory
 
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bridle_hf import BridleConfig
 from bridle_hf.data import MODALITIES, DataArguments, build_processor
-from bridle_hf.data.synthetic.motion import write_video
+from bridle_hf.demo_data.motion import write_video
 
 
 def row(name: str, modality: str, encoded: bytes, alone: dict, **processor) -> Row:

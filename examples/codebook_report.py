@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from bridle_hf import BridleForPreTraining
+from bridle_hf.cli.checks import add_data_options, check_data, given_data, open_model, setting_up
 from bridle_hf.data import load_examples, load_processor
 from bridle_hf.data.source import read_sounds
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
-from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():

@@ -9,8 +9,8 @@ A method that has its results already is not run again, and one that was interru
 printed at the end, and popularity.svg, how unevenly the codes of each method are used.
 """
 
-from bridle_hf.experiments.autoencoding import AutoencodingRecipe
-from bridle_hf.experiments.methods import main
+from bridle_hf.cli.table import main
+from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe
 
 if __name__ == "__main__":
     main(AutoencodingRecipe, __doc__)

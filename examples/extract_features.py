@@ -14,9 +14,9 @@ import sys
 import torch
 
 from bridle_hf import BridleModel
+from bridle_hf.cli.checks import add_data_options, check_data, given_data, open_model, setting_up
 from bridle_hf.data import load_processor
 from bridle_hf.evaluation.features import STREAMED_POOLINGS, write_features
-from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():

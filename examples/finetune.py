@@ -14,9 +14,10 @@ import json
 import logging
 import sys
 
-from bridle_hf.evaluation.finetuning import FinetuneRecipe, finetune
+from bridle_hf.cli.checks import check_finetuning, setting_up
+from bridle_hf.cli.process import keep_freed_memory
+from bridle_hf.finetuning.finetune import FinetuneRecipe, finetune
 from bridle_hf.training import load_recipe
-from bridle_hf.training.setting_up import check_finetuning, setting_up
 
 
 def main():
@@ -29,6 +30,7 @@ def main():
     with setting_up(parser):
         recipe = load_recipe(arguments.recipe, arguments.overrides, FinetuneRecipe)
         check_finetuning(recipe)
+    keep_freed_memory()
     sys.stdout.write(json.dumps(finetune(recipe)) + "\n")
 
 

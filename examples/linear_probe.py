@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from bridle_hf import BridleConfig, BridleModel
+from bridle_hf.cli.checks import add_data_options, check_data, check_model, given_data, open_model, setting_up
 from bridle_hf.data import build_processor, load_examples, load_processor, modality_of
 from bridle_hf.evaluation.features import POOLINGS, encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
-from bridle_hf.training.setting_up import add_data_options, check_data, check_model, given_data, open_model, setting_up
 
 MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
 

@@ -14,9 +14,9 @@ from zlib import crc32
 import numpy as np
 
 from bridle_hf import BridleFeatureExtractor
+from bridle_hf.cli.checks import add_data_options, check_data, given_data, setting_up
 from bridle_hf.data.source import open_source
 from bridle_hf.feature_extraction_bridle import measure_mean_std
-from bridle_hf.training.setting_up import add_data_options, check_data, given_data, setting_up
 
 
 def window(featurize, example):

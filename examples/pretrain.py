@@ -12,8 +12,9 @@ import os
 
 from transformers.utils.logging import disable_progress_bar
 
+from bridle_hf.cli.checks import check_recipe, setting_up
+from bridle_hf.cli.process import keep_freed_memory, stop_signals
 from bridle_hf.training import load_recipe, pretrain
-from bridle_hf.training.setting_up import check_recipe, setting_up
 
 
 def main():
@@ -28,7 +29,8 @@ def main():
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         check_recipe(recipe)
     disable_progress_bar()  # of saving small files; the loop has its own
-    pretrain(recipe)
+    keep_freed_memory()
+    pretrain(recipe, stop=stop_signals())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from bridle_hf import BridleConfig, BridleForPreTraining, BridleModel
+from bridle_hf.cli.checks import check_data, check_recipe, setting_up
 from bridle_hf.data import load_examples
 from bridle_hf.evaluation.features import encoder_features
 from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
@@ -35,7 +36,6 @@ from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.evaluation.tables import markdown
 from bridle_hf.training import load_recipe
 from bridle_hf.training.metrics import read_metrics
-from bridle_hf.training.setting_up import check_data, check_recipe, setting_up
 
 HERE = Path(__file__).parent
 POOLINGS = ("mean", "mean_std")

@@ -17,9 +17,9 @@ import sys
 import torch
 
 from bridle_hf import BridleTokenizer
+from bridle_hf.cli.checks import add_data_options, check_data, given_data, open_model, setting_up
 from bridle_hf.data import load_processor
 from bridle_hf.evaluation.tokens import code_layout, write_codes
-from bridle_hf.training.setting_up import add_data_options, check_data, given_data, open_model, setting_up
 
 
 def main():

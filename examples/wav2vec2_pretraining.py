@@ -8,8 +8,8 @@ A method that has its results already is not run again, and one that was interru
 `output_dir` receives results.json and model.safetensors a method, and results.md, the table that is printed at the end.
 """
 
-from bridle_hf.experiments.methods import main
-from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.cli.table import main
+from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 
 if __name__ == "__main__":
     main(Wav2Vec2Recipe, __doc__)

@@ -28,10 +28,12 @@ FLOORS = [
         "checks_bridle",
         "codebook_bridle",
         "configuration_bridle",
+        "codebook_metrics",
         "files",
         "losses_bridle",
         "masking_bridle",
         "outputs_bridle",
+        "recipe_reader",
     },
     {"quantization_bridle", "regularization_bridle", "layers_bridle"},
     {"learned_quantization_bridle", "product_quantization_bridle", "swin_bridle"},
@@ -44,8 +46,13 @@ FLOORS = [
         "video_processing_bridle",
         "pipeline_bridle",
     },
-    {"data", "training", "evaluation", "experiments"},
+    {"demo_data"},
+    {"data"},
+    {"training"},
+    {"evaluation", "quantizer_experiments"},
+    {"finetuning"},
     {"hub"},
+    {"cli"},
     {""},  # the front page, `bridle_hf/__init__.py`
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -18,10 +18,10 @@ from picture_files import picture, png
 from sound_files import clip, flac
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
-from bridle_hf.evaluation.finetuning import FinetuneRecipe
-from bridle_hf.experiments.autoencoding import AutoencodingRecipe
-from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.hub import convert, key_maps, release, to_official
+from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe
+from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.training import load_recipe
 from bridle_hf.training.arguments import PretrainRecipe
 

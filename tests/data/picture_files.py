@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bridle_hf.data.synthetic.motion import write_video
+from bridle_hf.demo_data.motion import write_video
 
 LEVELS = 10 * np.arange(24)  # brightness of the picture or video of each index, and steps that survive a codec
 

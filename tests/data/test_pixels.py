@@ -10,7 +10,7 @@ from picture_files import counting_video, numbers, png
 from PIL import Image
 
 from bridle_hf.data import BadClipError, decode_image, decode_video
-from bridle_hf.data.synthetic.motion import write_video
+from bridle_hf.demo_data.motion import write_video
 
 
 def test_an_image_is_its_pixels(tmp_path):

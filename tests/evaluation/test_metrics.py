@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
+from bridle_hf.codebook_metrics import code_counts, usage
 from bridle_hf.evaluation import metrics
-from bridle_hf.evaluation.codebooks import code_counts, usage
 from bridle_hf.evaluation.metrics import METRICS, load_metric
 
 

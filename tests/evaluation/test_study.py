@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bridle_hf.data.synthetic.motion import write_video
+from bridle_hf.demo_data.motion import write_video
 
 SPECTROGRAM = "model.input_size=[48, 64]"
 TINY = [

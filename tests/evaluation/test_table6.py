@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from bridle_hf.evaluation.codebooks import ecu_table6, usage
+from bridle_hf.codebook_metrics import ecu_table6, usage
 
 ROW = re.compile(r"^\| [VR]Q.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) of (\d+) \| (\d+) \| ([\d.]+) \|$", re.MULTILINE)
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +23,12 @@ def records(folder: Path) -> list[dict]:
     """metrics.jsonl without what no two runs share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def stop_after(folder: Path, steps: int):
+    """The `stop` of a run that writes down every step: it asks to stop after so many of them."""
+    metrics = folder / "metrics.jsonl"
+    return nullcontext(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= steps - 1)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

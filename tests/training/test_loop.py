@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import differing, records, weights
+from runs import differing, records, stop_after, weights
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel
 from bridle_hf.training import load_recipe, loop, pretrain, replay
@@ -147,17 +147,10 @@ def test_a_run_stopped_then_killed_then_resumed_equals_one_left_alone(whole, tmp
         assert records(folder) == records(whole)
 
 
-def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(whole, tmp_path, train, monkeypatch):
+def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(whole, tmp_path, train):
     folder = tmp_path / "run"
 
-    def stop_in_phase_1(run, record):
-        run.metrics.append(record)
-        if record["total_step"] == 8:
-            run.stop.append("test")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", stop_in_phase_1)
-        assert train(folder) is False
+    assert train(folder, stop=stop_after(folder, 8)) is False
     newest = list_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == "phase-01-step-00000003"
     (newest / "model.safetensors").write_bytes(b"")

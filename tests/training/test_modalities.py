@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoImageProcessor, AutoModelForPreTraining, AutoVideoProcessor
 
-from bridle_hf.data import write_digit_set, write_motion_set
+from bridle_hf.demo_data import write_digit_set, write_motion_set
 from bridle_hf.training import RecipeError, load_recipe, pretrain
 
 SIZES = {

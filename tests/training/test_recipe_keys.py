@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from bridle_hf import BridleConfig, BridleFeatureExtractor
 from bridle_hf.configuration_bridle import BridleQuantizerConfig
 from bridle_hf.data import DataArguments
-from bridle_hf.evaluation.finetuning import FinetuneRecipe, FinetuneTraining
+from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining
 from bridle_hf.training.arguments import PhaseEntry, PretrainRecipe, TrainingArguments, processor_keys
 
 # the heading of each table and whose keys are in it

@@ -7,10 +7,11 @@ import random
 import resource
 import signal
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
-from runs import differing, fork, join, records, weights
+from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
 from bridle_hf.training import load_recipe, pretrain
@@ -34,8 +35,8 @@ MOMENTS = {
 }
 
 
-def train(recipe, *overrides):
-    pretrain(load_recipe(recipe, overrides))
+def train(recipe, *overrides, stop=None):
+    pretrain(load_recipe(recipe, overrides), stop=stop)
 
 
 def train_and_die(recipe, overrides, target: str, call: int, after: bool):
@@ -182,16 +183,9 @@ def test_epochs_are_no_shorter_on_more_processes(tmp_path, tiny_recipe):
 
 
 def train_some(recipe, overrides, steps):
-    """The run, asked to stop while it writes down some step: it stops after the next."""
-    log = Run.log
-
-    def stop(run, record):
-        log(run, record)
-        if record["total_step"] == steps:
-            run.stop.append("test")
-
-    with mock.patch.object(Run, "log", stop):
-        train(recipe, *overrides)
+    """The run, stopped after one step more than `steps`."""
+    (folder,) = (Path(each.removeprefix("output_dir=")) for each in overrides if each.startswith("output_dir="))
+    train(recipe, *overrides, stop=stop_after(folder, steps + 1))
 
 
 @pytest.mark.parametrize("change", ["data.num_workers=1", "training.batch_size=2", "data.shuffle_buffer=5"])

@@ -7,7 +7,6 @@ from .examples import Examples, load_examples
 from .modalities import MODALITIES, build_processor, load_processor, modality_of
 from .pixels import decode_image, decode_video
 from .streaming import ClipLoader, build_loader
-from .synthetic import write_digit_set, write_motion_set, write_sound_set
 
 __all__ = [
     "MODALITIES",
@@ -26,7 +25,4 @@ __all__ = [
     "modality_of",
     "roll_magnitude",
     "spec_augment",
-    "write_digit_set",
-    "write_motion_set",
-    "write_sound_set",
 ]

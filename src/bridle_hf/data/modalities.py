@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from ..configuration_bridle import BridleConfig
+from ..demo_data import write_digit_set, write_motion_set, write_sound_set
 from ..feature_extraction_bridle import BridleFeatureExtractor
 from ..image_processing_bridle import BridleImageProcessor
 from ..modeling_bridle import (
@@ -20,7 +21,6 @@ from .arguments import DataArguments
 from .collation import AudioCollator, PixelCollator, VideoCollator
 from .decoding import BadClipError, clip_features
 from .pixels import decode_image, decode_video
-from .synthetic import write_digit_set, write_motion_set, write_sound_set
 
 
 @dataclass(frozen=True)

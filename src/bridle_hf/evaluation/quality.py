@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..codebook_metrics import bag_of_codes_accuracy, churn, code_counts, mutual_information, residual_energy, usage
 from ..modeling_bridle import run
-from .codebooks import bag_of_codes_accuracy, churn, code_counts, mutual_information, residual_energy, usage
 from .features import batches, patch_validity
 
 

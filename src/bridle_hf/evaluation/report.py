@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..codebook_metrics import code_counts
 from ..modeling_bridle import BridleTokenizer
 from . import plots
-from .codebooks import code_counts
 from .listening import code_distances, excerpt, nearest_patches, player
 from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 

@@ -1,9 +1,10 @@
 """What a recipe may say: the dataclasses of a pretraining run."""
 
 import inspect
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BaseImageProcessor
@@ -11,15 +12,9 @@ from transformers import BaseImageProcessor
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES, build_processor
+from ..recipe_reader import config_keys, read_recipe
 
 Kind = Literal["encoder", "tokenizer", "joint"]
-
-
-def config_keys(cls: type) -> dict:
-    """Field names of a config class, each with the names below it where it is a config of its own. The config takes
-    unknown keys without a word (they become attributes), so they have to be caught here."""
-    below = cls.sub_configs
-    return {f.name: config_keys(below[f.name]) if f.name in below else None for f in fields(cls)}
 
 
 def processor_keys(recipe: dict) -> dict:
@@ -174,6 +169,11 @@ class PretrainRecipe:
             return self.data
         folder = MODALITIES[self.config().modality].write_set(Path(self.output_dir) / "synthetic")
         return replace(self.data, dataset=str(folder))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
+    """Reads a recipe of pretraining, or of another `cls`. See `read_recipe`."""
+    return read_recipe(cls, path, overrides)
 
 
 def _at_least_one(key: str, value: int) -> None:

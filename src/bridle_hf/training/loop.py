@@ -6,8 +6,8 @@ behind, so that a resumed run and a replayed step draw the same numbers.
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
@@ -22,18 +22,26 @@ from .memory import shared_with_workers
 from .metrics import codebook_metrics, mean_losses, stage_predictions
 from .parameters import parameter_groups
 from .phases import Phase
-from .run import Run, stop_signals, waiting_for_others
+from .run import Run, waiting_for_others
 from .seeds import seed_from
 from .steps import Step, draw_step, total_loss, weighted_losses
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(recipe: PretrainRecipe) -> bool:
+# What `pretrain` enters while it takes steps: it gives a function that tells whether to stop.
+Stop = AbstractContextManager[Callable[[], bool]]
+
+
+def pretrain(recipe: PretrainRecipe, stop: Stop | None = None) -> bool:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
+    Args:
+        stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
+            after the step at hand and a checkpoint. The `bridle` commands pass one that listens to SIGTERM and SIGINT.
+
     Returns:
-        True when the run is finished, False when SIGTERM or SIGINT ended it after a step and a checkpoint.
+        True when the run is finished, False when it was stopped.
 
     Raises:
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
@@ -51,16 +59,16 @@ def pretrain(recipe: PretrainRecipe) -> bool:
         run.begin(checkpoint)
         logger.info("%s", ", ".join(f"{phase.name}: {phase.steps} steps" for phase in run.schedule))
         # Until here, where a cache is written perhaps, a signal ends the process.
-        with stop_signals(run.stop), shared_with_workers():
+        with stop or nullcontext(lambda: False) as run.asked_to_stop, shared_with_workers():
             for phase in run.schedule[checkpoint.phase if checkpoint else 0 :]:
                 if checkpoint is None or (checkpoint.phase, checkpoint.step) < (phase.index, phase.steps):
                     checkpoint = train_phase(run, phase, checkpoint)
-                    if run.stop:
+                    if run.stopped:
                         logger.info("stopped after step %d of %s; resume=auto goes on", checkpoint.step, phase.name)
                         break
                 run.export(phase, checkpoint)
         run.end()
-        return not run.stop
+        return not run.stopped
 
 
 def train_phase(run: Run, phase: Phase, checkpoint: Checkpoint | None) -> Checkpoint:
@@ -190,12 +198,11 @@ class Verdict:
 
 def judge(run: Run, step: Step, taken: Taken) -> Verdict:
     """Waits for the passes of a step: the one time in a step that the host has to, since no bad step may be taken."""
-    asked = torch.full_like(taken.loss, bool(run.stop))
+    asked = torch.full_like(taken.loss, run.asked_to_stop())
     means = run.accelerator.reduce(torch.stack([taken.loss, asked]), "mean")
     loss, asked, norm, bad = torch.cat([means, torch.stack([taken.norm, step.bad])]).tolist()
     verdict = Verdict(loss, norm, stop=asked > 0)
-    if verdict.stop and not run.stop:
-        run.stop.append("another process")
+    run.stopped = verdict.stop
     # In fp16 the loss scaler looks after gradients that overflow.
     if bad:
         verdict.reason = "a batch holds NaN or inf"

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from ..evaluation.codebooks import usage
+from ..codebook_metrics import usage
 from ..files import write_whole
 from .phases import project, valid_patches
 

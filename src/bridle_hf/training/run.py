@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..codebook_bridle import world_size
 from ..data.streaming import build_loader
 from ..files import set_aside
 from ..modeling_bridle import BridleForPreTraining
+from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import PretrainRecipe
 from .checkpoints import (
     Checkpoint,
@@ -31,21 +31,20 @@ from .checkpoints import (
     save_checkpoint,
     set_random_state_,
 )
-from .memory import keep_freed_memory
 from .metrics import MetricsFile, flat
 from .phases import Phase, build_schedule
-from .recipes import changed_keys, recipe_to_yaml
 from .seeds import seed_from
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """What all phases of a run share. Its list `stop` is empty until the run is asked to stop."""
+    """What all phases of a run share."""
 
     def __init__(self, recipe: PretrainRecipe):
         training = recipe.training
-        self.recipe, self.stop = recipe, []
+        self.recipe, self.stopped = recipe, False
+        self.asked_to_stop = lambda: False
         self.folder = Path(recipe.output_dir)
         # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
         self.ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -58,8 +57,6 @@ class Run:
             kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=training.deadline))],
         )
         check_processes(self.accelerator)
-        if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
         self.schedule = build_schedule(recipe, self.accelerator.num_processes)
         self.processor = recipe.build_processor()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
@@ -299,16 +296,3 @@ def waiting_for_others(deadline: float) -> Iterator[None]:
                 f"what it said last tells why. Started again, the run goes on from its last checkpoint ({text})."
             ) from error
         raise
-
-
-@contextmanager
-def stop_signals(stop: list) -> Iterator[None]:
-    """SIGTERM and SIGINT are put into the list and do no more; a repeated signal changes nothing."""
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, lambda received, _: stop.append(received))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

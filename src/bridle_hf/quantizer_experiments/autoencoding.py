@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from ..build_quantizer_bridle import build_quantizer
-from ..evaluation.codebooks import code_counts, usage
+from ..codebook_metrics import code_counts, usage
 from .autoencoder import DiscreteAutoencoder
 from .fidelity import Fidelity
 from .loop import ordered_batches

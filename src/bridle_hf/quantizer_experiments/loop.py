@@ -20,10 +20,10 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..recipe_reader import changed_keys
 from ..training.checkpoints import drop_later_, find_checkpoint, save_checkpoint
 from ..training.parameters import parameter_groups
 from ..training.phases import cosine, start_codebooks_
-from ..training.recipes import changed_keys
 from ..training.seeds import seed_from
 
 logger = logging.getLogger(__name__)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bridle_hf.evaluation.finetuning import FinetuneRecipe
+from bridle_hf.finetuning.finetune import FinetuneRecipe
+from bridle_hf.recipe_reader import RecipeError, changed_keys, recipe_to_yaml
+from bridle_hf.training import load_recipe
 from bridle_hf.training.phases import build_schedule
-from bridle_hf.training.recipes import RecipeError, changed_keys, load_recipe, recipe_to_yaml
 
-RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 
 
 @dataclass

@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 
 from bridle_hf import BridleConfig
 from bridle_hf.data import DataArguments, build_processor, load_examples, write_digit_set, write_motion_set
-from bridle_hf.data.synthetic.digits import place_digit
-from bridle_hf.data.synthetic.motion import FRAMES, MOTIONS, SIZE, draw_video
+from bridle_hf.demo_data.digits import place_digit
+from bridle_hf.demo_data.motion import FRAMES, MOTIONS, SIZE, draw_video
 
 
 def processor(modality, **sizes):

@@ -6,10 +6,7 @@ import pytest
 from datasets import Dataset
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
-from bridle_hf.data import DataArguments, build_processor
-from bridle_hf.evaluation.finetuning import FinetuneRecipe
-from bridle_hf.training import load_recipe
-from bridle_hf.training.setting_up import (
+from bridle_hf.cli.checks import (
     check_data,
     check_finetuning,
     check_model,
@@ -17,6 +14,9 @@ from bridle_hf.training.setting_up import (
     open_model,
     setting_up,
 )
+from bridle_hf.data import DataArguments, build_processor
+from bridle_hf.finetuning.finetune import FinetuneRecipe
+from bridle_hf.training import load_recipe
 
 
 @pytest.fixture

@@ -21,14 +21,13 @@ from ..data.augmentation import mixup
 from ..data.examples import balanced_weights, load_examples
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.pixel_augmentation import cutmix, drawn_from
+from ..evaluation.metrics import load_metric
+from ..evaluation.probe import outer_folds
 from ..files import write_whole
-from ..training.arguments import config_keys, processor_keys
-from ..training.memory import keep_freed_memory
+from ..recipe_reader import config_keys, recipe_to_yaml
+from ..training.arguments import processor_keys
 from ..training.parameters import parameter_groups
-from ..training.recipes import recipe_to_yaml
-from .kept_folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
-from .metrics import load_metric
-from .probe import outer_folds
+from .folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +139,6 @@ def finetune(recipe):
             several labels under cross-entropy or without `fold_column` and `test_split`, and for another number of
             processes than a fold was begun with.
     """
-    if not torch.accelerator.is_available():
-        keep_freed_memory()
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
     modality = modality_of(processor).name
     if recipe.training.cutmix and modality == "audio":

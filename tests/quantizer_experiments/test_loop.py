@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bridle_hf import SmoothedQuantizer, VectorQuantizer
-from bridle_hf.experiments.loop import Steps, share_at
-from bridle_hf.experiments.methods import run_methods
-from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.quantizer_experiments.loop import Steps, share_at
+from bridle_hf.quantizer_experiments.methods import run_methods
+from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from bridle_hf.evaluation.codebooks import (
+from bridle_hf.codebook_metrics import (
     bag_of_codes_accuracy,
     churn,
     code_counts,

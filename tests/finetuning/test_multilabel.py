@@ -16,7 +16,9 @@ from transformers import pipeline
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.data import DataArguments, Examples, load_examples
 from bridle_hf.data.examples import balanced_weights
-from bridle_hf.evaluation.finetuning import (
+from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.evaluation.quality import tokenizer_quality
+from bridle_hf.finetuning.finetune import (
     FinetuneRecipe,
     FinetuneTraining,
     FoldTrainer,
@@ -24,8 +26,6 @@ from bridle_hf.evaluation.finetuning import (
     finetune,
     score,
 )
-from bridle_hf.evaluation.probe import linear_probe
-from bridle_hf.evaluation.quality import tokenizer_quality
 from bridle_hf.training import RecipeError, load_recipe
 
 LABELS = ([], ["low"], ["high"], ["high", "low"])
@@ -102,7 +102,7 @@ def test_a_balanced_epoch_hears_rare_labels_as_often(pretrained, chords, extract
 
     read = load_examples(data, extractor)
     read.labels[np.flatnonzero(read.labels[:, 0])[1:-4], 0] = 0  # "high" is rare now
-    monkeypatch.setattr("bridle_hf.evaluation.finetuning.load_examples", lambda *_: read)
+    monkeypatch.setattr("bridle_hf.finetuning.finetune.load_examples", lambda *_: read)
     monkeypatch.setattr(TrainingBatches, "__call__", count)
     made = recipe(pretrained, data, tmp_path, epochs=2, balanced=True, clips_per_epoch=400, batch_size=50)
     finetune(made)

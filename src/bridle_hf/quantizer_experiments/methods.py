@@ -1,26 +1,21 @@
 """A table of quantizers: the rows of a recipe, run one after the other."""
 
-import argparse
 import json
 import logging
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_model
 
 from ..configuration_bridle import BridleQuantizerConfig
-from ..evaluation.tables import markdown
 from ..files import write_whole
-from ..training.arguments import config_keys
-from ..training.memory import keep_freed_memory
-from ..training.recipes import RecipeError, changed_keys, load_recipe
+from ..recipe_reader import RecipeError, changed_keys, config_keys
 from .loop import train
 
 logger = logging.getLogger(__name__)
@@ -202,8 +197,6 @@ def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dic
         # Buffers are codebooks, which update_ keeps equal. A layer that is dropped at random has no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     found = []
     for method in recipe.methods:
         folder = Path(recipe.output_dir) / method.name
@@ -229,24 +222,3 @@ def run_method(recipe: TableRecipe, method: Method, folder: Path, accelerator: A
         logger.info("%s took %.1f minutes", method.name, minutes)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-
-
-def main(recipe_class: type[TableRecipe], description: str) -> None:
-    """The command line of a table: reads a recipe, runs its methods, writes and prints the table."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
-    parser.add_argument("--method", action="append", metavar="NAME", help="a row of the recipe to run; all without it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps=100")
-    arguments = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("bridle_hf").setLevel(logging.INFO)
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides, recipe_class)
-        results = run_methods(recipe, arguments.method)
-    except RecipeError as error:
-        parser.error(str(error))
-    if PartialState().is_main_process:
-        table = markdown([recipe.summary_row(each) for each in results])
-        (Path(recipe.output_dir) / "results.md").write_text(table)
-        recipe.draw(results)
-        sys.stdout.write(table)

@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from bridle_hf.data import DataArguments, load_examples, write_sound_set
-from bridle_hf.data.synthetic import sounds
+from bridle_hf.demo_data import sounds
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import set_aside, write_whole
-from ..training.recipes import changed_keys
+from ..recipe_reader import changed_keys
 
 logger = logging.getLogger(__name__)
 

@@ -12,21 +12,19 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from .arguments import PretrainRecipe
-
 
 class RecipeError(ValueError):
     """A recipe that cannot be read: names the key, what it got, what it takes and where it was written."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
+def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Reads a recipe file into `cls`.
 
     Args:
+        cls: dataclass to fill.
         path: YAML file. Its key `base` names another file, relative to this one, that it is laid over: sections are
             merged, lists and values replaced.
         overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value.
-        cls: dataclass to fill.
 
     Raises:
         RecipeError: unknown key, wrong type or missing value, named with the file or override it came from.
@@ -38,8 +36,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = Pre
 
 
 def recipe_to_yaml(recipe: Any) -> str:
-    """The recipe as YAML that `load_recipe` reads back: defaults and overrides included, nothing left to look up."""
+    """The recipe as YAML that `read_recipe` reads back: defaults and overrides included, nothing left to look up."""
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
+
+
+def config_keys(cls: type) -> dict:
+    """Field names of a transformers config class, each with the names below it where it is a config of its own.
+
+    A config takes unknown keys silently (they become attributes), so recipes check them against these names.
+    """
+    below = cls.sub_configs
+    return {f.name: config_keys(below[f.name]) if f.name in below else None for f in fields(cls)}
 
 
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
-from bridle_hf.experiments.wav2vec2 import Wav2Vec2Recipe, Wav2Vec2WithQuantizer, cut, draw_masks
+from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe, Wav2Vec2WithQuantizer, cut, draw_masks
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleConfig, BridleForPreTraining
 from bridle_hf.data import DataArguments, Examples, build_processor
-from bridle_hf.data.synthetic.motion import write_video
-from bridle_hf.evaluation.finetuning import FinetuneRecipe, FinetuneTraining, finetune, predict
+from bridle_hf.demo_data.motion import write_video
+from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, finetune, predict
 
 LAYERS = {
     "hidden_size": 24,

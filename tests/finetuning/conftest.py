@@ -1,0 +1,3 @@
+"""Fixtures that these tests share with those of evaluation."""
+
+from tones import one_thread, padded_examples, pretrained, to_wav, tone, tones  # noqa: F401
