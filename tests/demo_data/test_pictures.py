@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from bridle_hf import BridleConfig
-from bridle_hf.data import DataArguments, build_processor, load_examples, write_digit_set, write_motion_set
+from bridle_hf.data import DataArguments, build_processor, load_examples
+from bridle_hf.demo_data import write_digit_set, write_motion_set
 from bridle_hf.demo_data.digits import place_digit
 from bridle_hf.demo_data.motion import FRAMES, MOTIONS, SIZE, draw_video
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from bridle_hf.data import DataArguments, load_examples, write_sound_set
-from bridle_hf.demo_data import sounds
+from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.demo_data import sounds, write_sound_set
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
 from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.evaluation import finetuning
+from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import (
     FinetuneRecipe,
     FinetuneTraining,

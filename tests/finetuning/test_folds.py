@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
 from bridle_hf.data import DataArguments
-from bridle_hf.evaluation import finetuning
+from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, TrainingBatches, finetune
 
 HIDING = {"drop_path_rate": 0.3, "classifier_mask_ratio": [0.3, 0.3]}  # what draws random numbers in the model

@@ -11,7 +11,7 @@ from bridle_hf.recipe_reader import RecipeError, changed_keys, recipe_to_yaml
 from bridle_hf.training import load_recipe
 from bridle_hf.training.phases import build_schedule
 
-RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 
 
 @dataclass
