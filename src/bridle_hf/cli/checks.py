@@ -16,7 +16,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.source import open_source
-from ..training.arguments import PretrainRecipe
+from ..training.pretraining import PretrainRecipe
 
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (
