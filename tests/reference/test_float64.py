@@ -7,8 +7,8 @@ import torch
 
 from bridle_hf.codebook_bridle import Codebook, code_statistics
 from bridle_hf.codebook_metrics import usage
-from bridle_hf.masking_bridle import mask_from_noise, num_kept, structured_noise
 from bridle_hf.losses_bridle import cosine_loss, masked_cross_entropy
+from bridle_hf.masking_bridle import mask_from_noise, num_kept, structured_noise
 from bridle_hf.quantization_bridle import ResidualQuantizer, VectorQuantizer
 
 RNG = np.random.default_rng

@@ -123,10 +123,8 @@ class Phase(Task):
             values, valid = embeddings.mask_padding(values, attention_mask)
         drawn = {name: values} if valid is None else {name: values, "valid": valid}
         if "bridle" in self.trains:
-            rows = self.recipe.training.masks_per_sample * len(values)
-            # On the CPU, so that masks are the same for every kind of device.
-            generator = torch.Generator().manual_seed(seed_from(*place, 1))
-            noise = torch.rand(rows, prod(embeddings.grid(values)), generator=generator)
+            masks, patches = self.recipe.training.masks_per_sample, prod(embeddings.grid(values))
+            noise = draw_noise(values, masks, patches, seed_from(*place, 1))
             drawn["patch_mask"] = model.bridle.make_patch_mask(values, noise=noise, valid=valid)
         return drawn
 
@@ -148,6 +146,9 @@ class Phase(Task):
 
     def update_(self, model, statistics):
         model.tokenizer.update_(statistics)
+
+    def after_step_(self, model, batches, step, generator):
+        return {"codes_reset": 0}
 
     def measure(self, model, output, batch, accelerator):
         codebooks = code_usage(output.codes, batch.get("valid"), model.tokenizer.quantizer.codebook_size, accelerator)
@@ -249,7 +250,7 @@ class JointPhase(Phase):
 
     def after_step_(self, model, batches, step, generator):
         if self.losses_at(step) != "joint":
-            return {"codes_reset": 0}
+            return super().after_step_(model, batches, step, generator)
         every = self.tokenizer_update_every
         return {"codes_reset": reset_dead_codes_(model, batches, step // every, self.steps // every, generator)}
 
@@ -257,6 +258,11 @@ class JointPhase(Phase):
 KINDS = {"encoder": EncoderPhase, "tokenizer": TokenizerPhase, "joint": JointPhase}
 # Keys of a phase that stand for each other: what is said of one replaces what was said of all of them.
 LENGTHS = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+
+
+def draw_noise(values: torch.Tensor, masks: int, patches: int, seed: int) -> torch.Tensor:
+    """Uniform noise (masks * B, patches), drawn on the CPU so that masks are the same for every kind of device."""
+    return torch.rand(masks * len(values), patches, generator=torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
