@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sound_files import flac, write_parquet
 
-from bridle_hf.data import DataArguments, build_loader, cache, load_examples, modalities
+from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
 
 
 def features_of(examples):
@@ -69,7 +69,7 @@ def test_cache_holds_the_same_features_and_is_read_instead(parquet_folder, extra
     def refuse(*_):
         raise AssertionError("a clip was decoded although its features are kept")
 
-    monkeypatch.setattr(modalities, "clip_features", refuse)
+    monkeypatch.setattr(audio, "decode_audio", refuse)
     again = load_examples(cached, extractor)
     np.testing.assert_allclose(features_of(again), features_of(direct), atol=2e-3)  # half precision
     np.testing.assert_array_equal(mask_of(again), mask_of(direct))
@@ -145,7 +145,7 @@ def test_a_column_may_be_empty_in_a_whole_file_of_the_cache(audio_folder, extrac
 
 def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CLIPS_PER_FILE", 4)
-    data, decoded, decode = DataArguments(parquet_folder, cache=True), [], modalities.clip_features
+    data, decoded, decode = DataArguments(parquet_folder, cache=True), [], audio.decode_audio
 
     def killed_at(limit):
         def decode_one(raw, *given):
@@ -154,7 +154,7 @@ def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, 
                 raise KeyboardInterrupt
             return decode(raw, *given)
 
-        monkeypatch.setattr(modalities, "clip_features", decode_one)
+        monkeypatch.setattr(audio, "decode_audio", decode_one)
 
     whole = load_examples(replace(data, cache_dir=str(tmp_path / "whole")), extractor)
     for limit in (11, 9, 0):  # behind 2 files, behind 2 more, the rest

@@ -102,7 +102,7 @@ def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
     was killed, the next one goes on behind its last whole file.
     """
     modality = modality_of(processor)
-    settings = modality.kept_settings(data, processor)
+    settings = modality.cache_key(data, processor)
     files = load_builder(data).cache_dir
     identity = [FORMAT, modality.name, decoded, files, data.split, data.input_column, settings]
     folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ import numpy as np
 
 from .arguments import DataArguments
 from .cache import map_clips, open_clips
-from .decoding import BadClipError
+from .media import BadClipError
 from .modalities import Modality, modality_of
 
 
@@ -19,7 +19,7 @@ class Examples:
     Attributes:
         modality: what the clips are.
         clips: one array a clip, as the modality decodes it.
-        collate: makes model inputs of clips, see `data.collation`.
+        collate: makes model inputs of clips, see `Modality.collator`.
         labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int8 where `label_column` holds lists; or None
             without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
@@ -42,7 +42,7 @@ class Examples:
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
         """The model's inputs for some clips, without chance. `options` are the collator's."""
-        return self.collate.test([self.clips[row] for row in rows], **options)
+        return self.collate.plain([self.clips[row] for row in rows], **options)
 
     def labels_of(self, row: int) -> list[str]:
         """The names of a clip's labels."""

@@ -18,7 +18,7 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .decoding import BadClipError, decode_audio
+from .media import BadClipError
 from .modalities import modality_of
 from .opening import load_builder, open_stream
 
@@ -258,12 +258,17 @@ def find_column(features: dict, modality, description: str) -> str:
     )
 
 
-def read_sounds(data: DataArguments, processor, rows: set[int]) -> dict[int, np.ndarray]:
-    """The samples of some clips at the processor's rate, by their number in what `load_examples` reads from `data`."""
+def sound_reader(data: DataArguments, processor) -> Callable[[set[int]], dict[int, np.ndarray]] | None:
+    """A function that gives the waveforms of some samples by their number in what `load_examples` reads from `data`;
+    None for a modality that makes no sound."""
+    return None if modality_of(processor).waveform is None else partial(_read_sounds, data, processor)
+
+
+def _read_sounds(data: DataArguments, processor, rows: set[int]) -> dict[int, np.ndarray]:
     source, found = open_source(data, processor), {}
-    # decoded as the examples were, so that the same clips are skipped and the numbers agree
-    clips = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
-    for row, (example, _) in islice(clips, max(rows, default=-1) + 1):
+    # decoded as the examples were, so that the same samples are skipped and the numbers agree
+    samples = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
+    for row, (example, _) in islice(samples, max(rows, default=-1) + 1):
         if row in rows:
-            found[row] = decode_audio(example[source.input_column], processor.sampling_rate)
+            found[row] = modality_of(processor).waveform(example[source.input_column], processor)
     return found

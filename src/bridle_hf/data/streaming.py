@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
 from .cache import open_shuffled
-from .decoding import BadClipError
+from .media import BadClipError
 from .modalities import modality_of
 from .source import BadShardError, Source, check_bad_shards, check_bad_share
 

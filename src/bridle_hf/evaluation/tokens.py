@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 import torch
 
-from ..feature_extraction_bridle import HOP_SECONDS
+from ..data.modalities import MODALITIES
 from .windows import run_windows, write_parquet
 
 
@@ -16,15 +16,15 @@ def code_layout(config) -> dict:
     A code k of codebook m is the token m * codebook_size + k of one common vocabulary.
     """
     quantizer = config.quantizer_config
-    axes = {"audio": ["time", "frequency"], "image": ["row", "column"], "video": ["time", "row", "column"]}
+    modality = MODALITIES[config.modality]
     layout = {
-        "order": [*axes[config.modality], "codebook"],
+        "order": [*modality.axes, "codebook"],
         "patch_size": list(config.patch_size),
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
     }
-    if config.modality == "audio":
-        layout["seconds_per_patch"] = config.patch_size[0] * HOP_SECONDS
+    if (seconds := modality.seconds_per_patch(config)) is not None:
+        layout["seconds_per_patch"] = seconds
     return layout
 
 

@@ -13,7 +13,6 @@ import torch
 
 from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
-from ..feature_extraction_bridle import HOP_SECONDS
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
@@ -51,22 +50,22 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         time that it really has, and its result.
     """
     source, modality = open_clips(data, processor), modality_of(processor)
-    collator = modality.collator(data, processor)
+    collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
         for number, (example, clip) in enumerate(source.decode_all(data.num_workers, data.max_bad_share)):
             example = {name: value for name, value in example.items() if name in kept(source)}
-            if modality.name != "audio":
+            if size is None:
                 yield number, example, 0, None, clip
                 continue
-            for start in window_starts(len(clip), collator.max_frames, overlap, unit):
-                piece = clip[start : start + collator.max_frames]
+            for start in window_starts(len(clip), size, overlap, unit):
+                piece = clip[start : start + size]
                 yield number, example, start // unit, math.ceil(len(piece) / unit), piece
 
     def results() -> Iterator[tuple]:
         stream = windows()
         for batch in iter(lambda: list(islice(stream, batch_size)), []):
-            inputs = collator.test([piece for *_, piece in batch])
+            inputs = collator.plain([piece for *_, piece in batch])
             inputs = {name: torch.as_tensor(value, device=device) for name, value in inputs.items()}
             mask = inputs.pop("attention_mask", None)
             (values,) = inputs.values()
@@ -84,9 +83,9 @@ def kept(source) -> set[str]:
     return columns | {"clip_name"}
 
 
-def frame_starts(count: int, unit: int) -> np.ndarray:
-    """When each patch in time of a sound begins, in seconds."""
-    return (np.arange(count) * unit * HOP_SECONDS).astype(np.float32)
+def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
+    """Start of each of `count` patches in time, in seconds; `unit` frames per patch."""
+    return (np.arange(count) * unit * hop_seconds).astype(np.float32)
 
 
 def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:

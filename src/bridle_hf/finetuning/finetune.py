@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
+from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..data.augmentation import mixup
 from ..data.examples import balanced_weights, load_examples
+from ..data.mixing import cutmix, mixup
 from ..data.modalities import MODALITIES, load_processor, modality_of
-from ..data.pixel_augmentation import cutmix, drawn_from
+from ..data.pixels import drawn_from
 from ..evaluation.metrics import load_metric
 from ..evaluation.probe import outer_folds
 from ..files import write_whole
@@ -140,11 +141,11 @@ def finetune(recipe):
             processes than a fold was begun with.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
-    modality = modality_of(processor).name
-    if recipe.training.cutmix and modality == "audio":
-        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; sounds take 0, only pictures have boxes.")
-    if tuple(recipe.data.test_views) != (1, 1) and modality != "video":
-        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; only videos take more than [1, 1].")
+    modality = modality_of(processor)
+    if recipe.training.cutmix and not modality.has_boxes:
+        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
+    if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
+        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
     examples = load_examples(recipe.data, processor)
     if examples.labels.ndim > 1:
         if recipe.training.loss == "cross_entropy":
@@ -264,7 +265,8 @@ def build_classifier(recipe, source, label_names):
     config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: label for label, name in enumerate(label_names)}
-    classifier, single = MODALITIES[config.modality].classifier, recipe.training.loss == "cross_entropy"
+    classifier = getattr(modeling_bridle, MODALITIES[config.modality].classifier)
+    single = recipe.training.loss == "cross_entropy"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     if recipe.from_scratch:
         return classifier(config)
@@ -340,7 +342,7 @@ def predict(trainer, examples, rows, views=(1, 1)):
 
 
 def plain_batch(examples, views, rows):
-    """Row numbers to a batch without chance; see `VideoCollator.test` for `views`."""
+    """Row numbers to a batch without chance; see `VideoCollator.plain` for `views`."""
     options = {} if tuple(views) == (1, 1) else {"views": views}
     return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
 

@@ -167,7 +167,7 @@ class PretrainRecipe:
         """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
         if self.data.dataset != "synthetic":
             return self.data
-        folder = MODALITIES[self.config().modality].write_set(Path(self.output_dir) / "synthetic")
+        folder = MODALITIES[self.config().modality].write_demo_set(Path(self.output_dir) / "synthetic")
         return replace(self.data, dataset=str(folder))
 
 
