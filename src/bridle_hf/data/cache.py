@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import write_whole
+from ..files import whole_folder, write_whole
 from .arguments import DataArguments
 from .modalities import modality_of
 from .opening import load_builder
@@ -109,13 +108,9 @@ def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            unfinished = folder.with_suffix(".unfinished")
-            if not (unfinished / PROGRESS).exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
             every_clip = replace(data, exclude={}, label_column=None, fold_column=None)
-            _write_files(open_source(every_clip, processor), data, unfinished, decoded)
-            os.replace(unfinished, folder)
+            with whole_folder(folder, resume=PROGRESS) as partial_folder:
+                _write_files(open_source(every_clip, processor), data, partial_folder, decoded)
             logger.info("the clips of %s are kept in %s", data.dataset, folder)
     return folder
 
@@ -150,7 +145,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         if not any(name.startswith("shard ") for name in source.skipped):
             done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
-    (folder / SKIPPED).write_text(json.dumps(source.skipped))
+    write_whole(folder / SKIPPED, json.dumps(source.skipped))
     (folder / PROGRESS).unlink(missing_ok=True)
 
 

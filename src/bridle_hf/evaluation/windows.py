@@ -1,8 +1,8 @@
 """A dataset streamed through a model, long sounds in overlapping windows, and rows streamed to a parquet file."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
+from ..files import whole_file
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
@@ -98,21 +99,16 @@ def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = 
     """
     path, writer, count = Path(path), None, 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.unfinished")
-    try:
+    with whole_file(path) as partial, ExitStack() as opened:
         for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
             columns = {name: [_plain(row[name]) for row in group] for name in group[0]}
             schema = writer.schema if writer else None
             table = pa.table(columns, schema=schema)
             if writer is None:
                 table = table.replace_schema_metadata(metadata)
-                writer = pq.ParquetWriter(beside, table.schema)
+                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_table(table.cast(writer.schema))
             count += len(group)
-    finally:
-        if writer is not None:
-            writer.close()
-    os.replace(beside, path)
     return count
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
 from ..data.streaming import build_loader
-from ..files import set_aside
+from ..files import set_aside, write_whole
 from ..modeling_bridle import BridleForPreTraining
 from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import PretrainRecipe
@@ -100,7 +100,7 @@ class Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(recipe_to_yaml(self.recipe))
+            write_whole(self.folder / "recipe.yaml", recipe_to_yaml(self.recipe))
             self.named = self.metrics.rewind(*(checkpoint.phase, checkpoint.step) if checkpoint else (-1, 0))
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
