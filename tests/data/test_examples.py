@@ -7,6 +7,7 @@ import pytest
 from sound_files import flac, write_parquet
 
 from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
+from bridle_hf.data.source import open_source
 
 
 def features_of(examples):
@@ -81,13 +82,17 @@ def test_cache_holds_the_same_features_and_is_read_instead(parquet_folder, extra
 def test_cache_is_written_anew_when_something_changes(waveforms, extractor, tmp_path):
     dataset = write_parquet(tmp_path / "set", [flac(w) for w in waveforms[:4]], shards=1)
     data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
-    folder = cache.write_cache(data, extractor)
-    assert cache.write_cache(data, extractor) == folder
-    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=64)) == folder  # padding is not kept
-    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=32, mean=-6.0)) != folder
+
+    def write_cache(extractor):
+        return cache.write_cache(open_source(data, extractor), data, extractor)
+
+    folder = write_cache(extractor)
+    assert write_cache(extractor) == folder
+    assert write_cache(type(extractor)(num_mel_bins=32, max_length=64)) == folder  # padding is not kept
+    assert write_cache(type(extractor)(num_mel_bins=32, max_length=32, mean=-6.0)) != folder
     write_parquet(tmp_path / "set", [flac(w) for w in waveforms[4:8]], shards=1)
     os.utime(tmp_path / "set" / "train-00000-of-00001.parquet", (0, 0))
-    assert cache.write_cache(data, extractor) != folder
+    assert write_cache(extractor) != folder
     other = load_examples(data, extractor)
     np.testing.assert_allclose(features_of(other), expected_features(extractor, waveforms[4:8]), atol=0.02)
 
@@ -98,7 +103,7 @@ def test_interrupted_cache_is_not_taken_for_whole(waveforms, extractor, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            cache.write_cache(data, extractor)
+            load_examples(data, extractor)
     assert len(load_examples(data, extractor)) == 4
 
 

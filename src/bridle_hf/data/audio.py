@@ -21,7 +21,7 @@ from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
 from ..feature_extraction_bridle import HOP_SECONDS, WINDOW_SECONDS, BridleFeatureExtractor
 from .arguments import DataArguments
-from .media import BadClipError, open_file
+from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
 # What a file may ask for, whatever its header declares: a clip decoded as a whole has at most 35 minutes at 48 kHz
@@ -36,7 +36,7 @@ PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention
 
 
 def decode_audio(
-    audio: dict | str | None,
+    audio,
     sampling_rate: int,
     min_seconds: float = 0.0,
     part_seconds: float | None = None,
@@ -45,7 +45,8 @@ def decode_audio(
     """Decode one clip or a part of it, mix it to mono and resample it.
 
     Args:
-        audio: `{"bytes", "path"}` as an undecoded `datasets.Audio` column gives it, or a path or URL alone.
+        audio: `{"bytes", "path"}` as an undecoded `datasets.Audio` column gives it, or a path or URL alone; or decoded
+            already, `{"array", "sampling_rate"}` or a waveform (samples,) at the rate of the result.
         sampling_rate: rate of the result in Hz.
         min_seconds: shortest clip that is accepted.
         part_seconds: of a longer clip only a part of this length is decoded; `None` decodes all.
@@ -65,13 +66,18 @@ def decode_audio(
         spare = int((total - length) / (HOP_SECONDS * rate))
         return round(random_start(spare, rng) * HOP_SECONDS * rate), length
 
+    if is_array(audio):
+        audio = {"array": audio, "sampling_rate": sampling_rate}
     try:
-        with open_file(audio) as file:
-            try:
-                waveform, rate = _decode_with_soundfile(file, choose)
-            except soundfile.LibsndfileError as error:
-                file.seek(0)
-                waveform, rate = _decode_with_av(file, str(error), choose)
+        if isinstance(audio, dict) and audio.get("array") is not None:
+            waveform, rate = _part_of_array(**{key: audio[key] for key in ("array", "sampling_rate")}, choose=choose)
+        else:
+            with open_file(audio) as file:
+                try:
+                    waveform, rate = _decode_with_soundfile(file, choose)
+                except soundfile.LibsndfileError as error:
+                    file.seek(0)
+                    waveform, rate = _decode_with_av(file, str(error), choose)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
     if len(waveform) == 0 or len(waveform) < min_seconds * rate:
@@ -84,6 +90,16 @@ def decode_audio(
             raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
         waveform = _resampler(rate, sampling_rate)(torch.from_numpy(waveform)).numpy()
     return waveform
+
+
+def _part_of_array(array, sampling_rate: int, choose) -> tuple[np.ndarray, int]:
+    """As `_decode_with_soundfile`, of a mono waveform (samples,) of floats or int16."""
+    samples = np.asarray(array)
+    if samples.ndim != 1 or not (samples.dtype.kind == "f" or samples.dtype == np.int16):
+        raise BadClipError(f"is an array {samples.shape} of {samples.dtype}; it takes (samples,) of floats or int16")
+    start, length = choose(len(samples), sampling_rate)
+    part = samples[start : start + length].astype(np.float32)
+    return (part / 32768 if samples.dtype == np.int16 else part), sampling_rate
 
 
 def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:

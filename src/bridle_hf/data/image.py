@@ -10,16 +10,17 @@ from PIL import Image, ImageOps
 from ..demo_data import write_digit_set
 from ..image_processing_bridle import BridleImageProcessor
 from .arguments import DataArguments
-from .media import BadClipError, open_file
+from .media import BadClipError, is_array, open_file, pixels_of
 from .modality import Modality
 from .pixels import PixelCollator, channel_statistics, pixel_picture, pixel_sizes, square_means
 
 
-def decode_image(image: dict | str | None) -> np.ndarray:
+def decode_image(image) -> np.ndarray:
     """Decode one image, turned as its EXIF data says.
 
     Args:
-        image: `{"bytes", "path"}` as an undecoded `datasets.Image` column gives it, or a path or URL alone.
+        image: `{"bytes", "path"}` as an undecoded `datasets.Image` column gives it, or a path or URL alone; or decoded
+            already, a PIL image or an array as `pixels_of` takes it.
 
     Returns:
         uint8 (3, H, W).
@@ -27,11 +28,16 @@ def decode_image(image: dict | str | None) -> np.ndarray:
     Raises:
         BadClipError: where the image is missing, corrupt or cut off.
     """
+    if is_array(image):
+        return pixels_of(image, axes=3)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_file(image) as file:
-                picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))
+            if isinstance(image, Image.Image):
+                picture = image
+            else:
+                with open_file(image) as file:
+                    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))
             if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
                 picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB"))

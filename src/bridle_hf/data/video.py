@@ -9,18 +9,19 @@ from ..configuration_bridle import BridleConfig
 from ..demo_data import write_motion_set
 from ..video_processing_bridle import BridleVideoProcessor, clip_indices, require_av
 from .arguments import DataArguments
-from .media import BadClipError, open_file
+from .media import BadClipError, is_array, open_file, pixels_of
 from .modality import Modality
 from .pixels import PixelCollator, pixel_picture, pixel_sizes, square_means
 
 SLACK = 2  # frames by which a header or a mean frame rate may overstate a video's length
 
 
-def decode_video(video: dict | str | None, choose: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
+def decode_video(video, choose: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
     """Decode a video or some of its frames.
 
     Args:
-        video: `{"bytes", "path"}` as an undecoded `datasets.Video` column gives it, or a path or URL alone.
+        video: `{"bytes", "path"}` as an undecoded `datasets.Video` column gives it, or a path or URL alone; or decoded
+            already, an array as `pixels_of` takes it or a list of PIL images.
         choose: number of frames of the video -> indices of those that are wanted, ascending. Decoding starts at the
             key frame before the first of them and ends at the last; a file is not read as a whole. `None` is all.
 
@@ -31,6 +32,12 @@ def decode_video(video: dict | str | None, choose: Callable[[int], np.ndarray] |
         BadClipError: where the video is missing, corrupt, shorter than it says, or `choose` raises a `ValueError`.
         ImportError: PyAV, the extra `av`, is not installed.
     """
+    if is_array(video):
+        frames = pixels_of(np.stack([np.asarray(frame) for frame in video]) if isinstance(video, list) else video, 4)
+        try:
+            return frames if choose is None else frames[choose(len(frames))]
+        except ValueError as error:
+            raise BadClipError(str(error)) from error
     require_av()
     import av
 

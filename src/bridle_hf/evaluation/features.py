@@ -103,7 +103,9 @@ def patch_validity(model, values, attention_mask):
 
 
 @torch.no_grad()
-def write_features(path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32):
+def write_features(
+    path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None
+):
     """Embed every clip that `data` names and stream the features to a parquet file.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
@@ -121,6 +123,7 @@ def write_features(path, model, data, processor, layers=(None,), pooling="mean",
             share their place in time.
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
     Returns:
         the number of rows.
@@ -148,7 +151,8 @@ def write_features(path, model, data, processor, layers=(None,), pooling="mean",
         return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
 
     def rows():
-        for example, windows in run_windows(data, processor, unit, embed, overlap, batch_size, model.device):
+        parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset)
+        for example, windows in parts:
             if pooling == "cls":
                 merged = np.mean([part for *_, part in windows], axis=0)  # (layers, 1, D)
             else:

@@ -35,7 +35,7 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
     return [*range(0, last, hop), last]
 
 
-def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu"):
+def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None):
     """Every clip that `data` names through `run`, with a progress bar; bad clips are skipped as in training.
 
     Args:
@@ -45,12 +45,13 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         run: (values (B, ...), attention mask (B, T) or None) -> a sequence of B results.
         overlap (`float`): of the windows of a sound.
         batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
     Yields:
         (example, parts): the dataset's row, and for each window the number of its first patch in time, the patches in
         time that it really has, and its result.
     """
-    source, modality = open_clips(data, processor), modality_of(processor)
+    source, modality = open_clips(data, processor, dataset), modality_of(processor)
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:

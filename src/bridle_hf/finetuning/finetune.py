@@ -122,7 +122,7 @@ class FinetuneRecipe:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
 
 
-def finetune(recipe):
+def finetune(recipe, dataset=None, test_dataset=None):
     """Fine-tunes one model a fold on the other folds and tests it on that fold, after the last epoch.
 
     Started again, it passes over folds that are done and goes on with the unfinished one from its last checkpoint.
@@ -130,6 +130,8 @@ def finetune(recipe):
 
     Args:
         recipe (`FinetuneRecipe`)
+        dataset: a dataset in hand instead of `recipe.data.dataset`, see `load_examples`.
+        test_dataset: one to test on, instead of folds.
 
     Returns:
         dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
@@ -146,7 +148,7 @@ def finetune(recipe):
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
     if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
-    examples = load_examples(recipe.data, processor)
+    examples = load_examples(recipe.data, processor, dataset, test_dataset)
     if examples.labels.ndim > 1:
         if recipe.training.loss == "cross_entropy":
             raise ValueError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
@@ -158,7 +160,7 @@ def finetune(recipe):
     for fold in recipe.folds or examples.test_folds or there:
         if fold not in there:
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
-        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold))
+        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold), examples.fingerprint)
         if (before := kept.scores()) is not None:
             scores[fold] = before
             logger.info("fold %s was done before: %s", fold, before)
@@ -166,7 +168,7 @@ def finetune(recipe):
         of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
-            examples = load_examples(recipe.data, processor)
+            examples = load_examples(recipe.data, processor, dataset, test_dataset)
         scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
     names = list(next(iter(scores.values())))

@@ -33,10 +33,13 @@ logger = logging.getLogger(__name__)
 Stop = AbstractContextManager[Callable[[], bool]]
 
 
-def pretrain(recipe: PretrainRecipe, stop: Stop | None = None) -> bool:
+def pretrain(recipe: PretrainRecipe, dataset=None, stop: Stop | None = None) -> bool:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
     Args:
+        recipe: what to do.
+        dataset: a dataset in hand instead of `recipe.data.dataset`, in every process the same: a `datasets.Dataset` or
+            `IterableDataset`, a dictionary of them by split, or a list of arrays; see `data.in_hand.take_in_hand`.
         stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
             after the step at hand and a checkpoint. The `bridle` commands pass one that listens to SIGTERM and SIGINT.
 
@@ -51,7 +54,7 @@ def pretrain(recipe: PretrainRecipe, stop: Stop | None = None) -> bool:
             processes that do not know of each other.
     """
     with waiting_for_others(recipe.training.deadline):
-        run = Run(recipe)
+        run = Run(recipe, dataset)
         checkpoint = run.find_start()
         if run.is_finished(checkpoint):
             logger.info("this run is finished; its model is in %s", run.folder / "final")

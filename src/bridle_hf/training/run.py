@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 class Run:
     """What all phases of a run share."""
 
-    def __init__(self, recipe: PretrainRecipe):
+    def __init__(self, recipe: PretrainRecipe, dataset=None):
         training = recipe.training
-        self.recipe, self.stopped = recipe, False
+        self.recipe, self.dataset, self.stopped = recipe, dataset, False
         self.asked_to_stop = lambda: False
         self.folder = Path(recipe.output_dir)
         # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
@@ -131,6 +131,7 @@ class Run:
         return build_loader(
             self.recipe.open_data(),
             self.processor,
+            self.dataset,
             batch_size=self.recipe.training.batch_size,
             seed=self.data_seed,
             rank=accelerator.process_index,
