@@ -58,7 +58,7 @@ def run_on_fake_gpu(kind: str, modality: str = "audio", **config) -> None:
     model = BridleForPreTraining(config)
     if kind == "tokenizer":
         model.tokenizer.reset_()
-    KINDS[kind].set_modes_(model)
+    KINDS[kind]().set_modes_(model)
     values, valid = clips(config)
     mask = model.bridle.make_patch_mask(values, valid, torch.rand(2, prod(config.grid)))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -114,7 +114,7 @@ def test_a_model_built_on_a_device_is_all_there(layout):
     with torch.device("meta"):
         model = BridleForPreTraining(BridleConfig(**CLIPS["audio"], **SIZES, position_layout=layout))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    assert "tokenizer.cold_projection" in tensors
+    assert "tokenizer.cold_start.projection" in tensors
     assert not [name for name, tensor in tensors.items() if not tensor.is_meta]
 
 

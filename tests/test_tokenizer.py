@@ -141,7 +141,7 @@ def test_a_grid_that_does_not_fit_the_codes_is_named(modality, patches, grid, me
 
 
 def test_a_reset_keeps_stored_positions():
-    model = build(BridleForPreTraining, position_layout="table")
+    model = build(BridleForPreTraining, position_layout="table", cold_start=False)
     tables = [model.tokenizer.encoder.embeddings.positions.table, model.tokenizer.estimator.positions.table]
     for table in tables:
         table.normal_()

@@ -28,6 +28,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def this_process() -> tuple[int, int]:
+    """Rank of this process and the number of processes."""
+    return (dist.get_rank() if world_size() > 1 else 0), world_size()
+
+
 def is_first_process() -> bool:
     return world_size() == 1 or dist.get_rank() == 0
 

@@ -20,7 +20,7 @@ from bridle_hf.training.run import Run
 
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
 MOMENTS = {
-    "bridle_hf.training.loop.forward_backward": 12,
+    "bridle_hf.training.engine.forward_backward": 12,
     "bridle_hf.training.checkpoints._flush": 50,
     "bridle_hf.training.checkpoints._fingerprint": 30,
     "bridle_hf.training.checkpoints.save_file": 12,
@@ -177,7 +177,7 @@ def test_epochs_are_no_shorter_on_more_processes(tmp_path, tiny_recipe):
     join(fork(train_some, tiny_recipe, overrides, 8, errors=errors), errors)
     join(fork(train, tiny_recipe, *overrides, errors=errors, ranks=2), errors, exitcode=1)
     said = errors.read_text()
-    assert "encoder-iter1 is 6 steps long on 2 processes" in said and "is of 12 on 1" in said
+    assert "Cannot resume encoder-iter1: it has 6 steps with 2 processes" in said and "one of 12 steps with 1" in said
     join(fork(train, tiny_recipe, *overrides, "training.batch_size=2", errors=errors, ranks=2), errors)
     assert [record["step"] for record in records(folder)] == [*range(1, 13)]
 

@@ -17,7 +17,7 @@ from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.source import open_source
 from ..modeling_bridle import BridleForClassification, BridleModel
-from ..training.arguments import PretrainRecipe
+from ..training.pretraining import PretrainRecipe
 
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (

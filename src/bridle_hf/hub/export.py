@@ -70,6 +70,8 @@ def _weights(model) -> dict[str, torch.Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, BridlePositions) and module.layout not in ("table", "flat"):
             weights[f"{name}.table"] = POSITION_TABLES[module.layout](module.table_grid, module.width)
+    weights = {name.replace("cold_start.patch", "encoder.embeddings.patch"): tensor for name, tensor in weights.items()}
+    weights = {name.replace("cold_start.pos", "encoder.embeddings.pos"): tensor for name, tensor in weights.items()}
     if isinstance(model, BridleForPreTraining) and not model.tokenizer.quantizer.initialized:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("tokenizer.")}
     return {prefix_of(model) + name: tensor for name, tensor in weights.items()}

@@ -54,7 +54,7 @@ ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIT_BLOCK), "norm.*"
 VIDEO_ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIDEO_BLOCK), "norm.*": "layernorm.*"}
 QUANTIZE = {
     "quantize_layer.*.*": "quantize_layer.*.*",
-    "cold_start_encoder.weight": "cold_projection",
+    "cold_start_encoder.weight": "cold_start.projection",
 }
 QUANTIZERS = {
     "residual": {

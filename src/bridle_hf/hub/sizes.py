@@ -60,7 +60,7 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
         sizes["decoder_type"] = "swin" if tau else "plain"
         if tau:
             sizes["decoder_num_attention_heads"] = tau[0]
-    if shapes.count("tokenizer."):
+    if shapes.count("tokenizer.estimator."):
         sizes["estimator_hidden_size"] = shapes["tokenizer.estimator.embed.weight"][0]
         sizes["estimator_num_hidden_layers"] = shapes.count("tokenizer.estimator.layers.")
         if reference.shares_decoder_class:

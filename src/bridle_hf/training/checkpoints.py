@@ -4,7 +4,7 @@
         model.safetensors        weights and codebooks
         optimizer.safetensors    moments of AdamW by parameter name, its settings as JSON in the header
         rank-0.json, ...         of every process: position in the data, state of the random generators
-        state.json               phase, step, learning rate, number of processes, cold start
+        state.json               phase, step, learning rate, number of processes, minutes
         recipe.yaml              the recipe of the run
         manifest.json            size and sha256 of the files above
 
@@ -44,10 +44,10 @@ OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An intact checkpoint folder and the place in the schedule it was taken at: `step` steps of `phase` are done."""
+    """An intact checkpoint folder and the place in the run it was taken at: `step` steps of task `task` are done."""
 
     path: Path
-    phase: int
+    task: int
     step: int
     state: dict
 
@@ -68,11 +68,11 @@ class Checkpoint:
         set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(full_state_dict=True))
 
 
-def checkpoint_name(phase: int, step: int) -> str:
-    return f"phase-{phase:02d}-step-{step:08d}"
+def checkpoint_name(task: int, step: int) -> str:
+    return f"phase-{task:02d}-step-{step:08d}"
 
 
-def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state, data, recipe, keep) -> Path:
+def save_checkpoint(folder, accelerator, model, optimizer, *, task, step, state, data, recipe, keep) -> Path:
     """Writes a checkpoint, then removes the oldest. Every process must call it; processes share the file system.
 
     Args:
@@ -83,7 +83,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
         recipe: the recipe as YAML.
         keep: how many of the newest checkpoints stay.
     """
-    target = Path(folder) / checkpoint_name(phase, step)
+    target = Path(folder) / checkpoint_name(task, step)
     weights = get_model_state_dict(model, options=WHOLE)
     moments = get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE)
     with folder_written_beside(target, accelerator, manifest=True) as beside:
@@ -94,7 +94,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
             tensors = {f"{name}/{key}": v for name, values in moments["state"].items() for key, v in values.items()}
             groups = {"param_groups": json.dumps(moments["param_groups"])}
             save_file(contiguous(tensors), beside / "optimizer.safetensors", groups)
-            state = {"phase": phase, "step": step, "num_processes": accelerator.num_processes, **state}
+            state = {"phase": task, "step": step, "num_processes": accelerator.num_processes, **state}
             (beside / "state.json").write_text(json.dumps(state, indent=1))
             (beside / "recipe.yaml").write_text(recipe)
     if accelerator.is_main_process:
@@ -192,7 +192,7 @@ def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned. So
     are those that a killed process was writing or replacing."""
     for path in list_checkpoints(folder):
-        if path.name > checkpoint_name(checkpoint.phase, checkpoint.step):
+        if path.name > checkpoint_name(checkpoint.task, checkpoint.step):
             shutil.rmtree(path)
     for path in Path(folder).glob(".phase-*"):
         shutil.rmtree(path)
