@@ -48,9 +48,9 @@ from bridle_hf import (  # noqa: E402
     BridleModel,
     BridleTokenizer,
     BridleVideoProcessor,
+    modeling_bridle,
 )
 from bridle_hf.data import MODALITIES  # noqa: E402
-from bridle_hf.hub.reload import PROCESSORS  # noqa: E402
 
 PATCHES, KEPT, WIDTH, HEADS, LAYERS = 16, 3, 48, 4, 2
 TINY = {
@@ -175,7 +175,7 @@ def pipeline(task, model, example, **more):
 
 def remote_code(modality):
     """Every Auto class of a modality loads from the one checkpoint of `BridleForPreTraining`."""
-    head = MODALITIES[modality].classifier
+    head = getattr(modeling_bridle, MODALITIES[modality].classifier)
     return RemoteCodeSpec(
         name=f"Bridle{modality.title()}",
         config=BridleConfig,
@@ -187,7 +187,7 @@ def remote_code(modality):
             "AutoModelForAudioTokenization": BridleTokenizer,
             head.__name__.replace("Bridle", "AutoModel"): head,
         },
-        processors={PROCESSORS[modality]: (MODALITIES[modality].processor, processor_kwargs(modality))},
+        processors={MODALITIES[modality].auto_processor: (MODALITIES[modality].processor, processor_kwargs(modality))},
         forbidden=("bridle_hf",),  # the optional ones too: tests/hub/test_reload.py
     )
 

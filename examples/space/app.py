@@ -18,7 +18,7 @@ from transformers import AutoFeatureExtractor
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.cli.checks import open_model, setting_up
-from bridle_hf.data.decoding import BadClipError, decode_audio
+from bridle_hf.data import BadClipError, decode_audio
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
 

@@ -22,7 +22,7 @@ from bridle_hf.training.run import Run
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
 MOMENTS = {
     "bridle_hf.training.engine.forward_backward": 12,
-    "bridle_hf.training.checkpoints._flush": 50,
+    "bridle_hf.files._flush": 50,
     "bridle_hf.training.checkpoints._fingerprint": 30,
     "bridle_hf.training.checkpoints.save_file": 12,
     "bridle_hf.training.run.Run.save": 6,

@@ -16,6 +16,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.source import open_source
+from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
 
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
@@ -150,16 +151,16 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
     finally:
         logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:
-        part, takes = _part(cls.__name__, missing)
+        part, takes = _part(cls, missing)
         raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")
     return model
 
 
-def _part(name: str, missing: list[str]) -> tuple[str, str]:
+def _part(cls: type, missing: list[str]) -> tuple[str, str]:
     """What a model without these weights lacks, and what to give instead."""
-    if name.endswith("Classification"):
+    if issubclass(cls, BridleForClassification):
         return "classifier", CLASSIFIER
-    no_encoder = name == "BridleModel" or any(key.startswith("bridle.") for key in missing)
+    no_encoder = cls is BridleModel or any(key.startswith("bridle.") for key in missing)
     return "encoder" if no_encoder else "tokenizer", PRETRAINED
 
 

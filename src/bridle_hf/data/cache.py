@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,10 +20,9 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import write_whole
+from ..files import whole_folder, write_whole
 from .arguments import DataArguments
 from .modalities import modality_of
-from .opening import load_builder
 from .source import Source, decode_column, keeps, open_source
 
 logger = logging.getLogger(__name__)
@@ -42,43 +40,60 @@ SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decode
 FORMAT = 2  # part of the fingerprint: raise it when the content of a cache changes
 
 
-def open_clips(data: DataArguments, processor) -> Source:
-    """Open the clips that `data` names: from the cache, written first where needed, or else from their files."""
-    source = open_source(data, processor)
+def open_clips(data: DataArguments, processor, dataset=None) -> Source:
+    """Open the samples of `open_source`; with `data.cache` decoded from the cache, which is written if needed."""
+    source = open_source(data, processor, dataset)
     if not data.cache:
         return source
-    folder = write_cache(data, processor)
+    folder = write_cache(source, data, processor)
     table = _open_table(folder)
     # Without features each file would have those of its own rows, and a column that is empty there no type.
     files = str(folder / "*.arrow")
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     skipped = json.loads((folder / SKIPPED).read_text())
     return replace(
-        source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped, rows=table
+        source,
+        dataset=cached,
+        featurize=_unpack,
+        input_column=None,
+        of_files=False,
+        skipped=skipped,
+        rows=table,
+        arrays=None,
     )
 
 
-def open_shuffled(data: DataArguments, processor) -> Source:
-    """As `open_clips`, for training: with `rows` where these are to be had and more than a shuffle buffer holds.
+def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
+    """As `open_clips`, for training: with `rows` if the samples are indexable and more than a shuffle buffer holds.
 
-    A folder is read in the order of its names, often class by class, and a buffer would mix neighbours alone.
+    A folder is read in the order of its names, often class by class, and a buffer would only mix neighbours.
     """
-    source = open_clips(data, processor)
+    source = open_clips(data, processor, dataset)
     rows = source.rows and _leave_out(source.rows, data.exclude)
     if source.of_files and data.shuffle_buffer > 1:
         rows = source.list_files(data.max_bad_share)
     return replace(source, rows=rows if rows is not None and 1 < data.shuffle_buffer < len(rows) else None)
 
 
-def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
-    """The clips that `data` names, on disk and at hand by their number, and the function that makes an array of a row,
-    or with a generator of a random part of it where the whole is costly.
+def map_clips(
+    source: Source, data: DataArguments, processor, columns: list[str]
+) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[dict], dict]:
+    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None)`, which turns a
+    row into an array, and `columns` of each row with the types of all. With `rng`, long media are decoded only in a
+    random window.
 
-    With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
-    among them.
+    With `data.cache` the decoded samples are kept on disk, otherwise their files; of a dataset in hand nothing more is
+    kept. Each was decoded once, so that no bad one is among them.
     """
-    table = _leave_out(_open_table(write_cache(data, processor, decoded=data.cache)), data.exclude)
-    return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    if source.rows is not None and not data.cache:
+        rows, numbers, about = _leave_out(source.rows, data.exclude), [], []
+        for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
+            numbers.append(source.behind - 1)
+            about.append({column: example[column] for column in columns})
+        return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
+    table = _leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
+    decode = _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    return table, decode, table.select_columns(columns).to_list(), table.features
 
 
 def _open_table(folder: Path) -> datasets.Dataset:
@@ -94,29 +109,31 @@ def _leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Da
     return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
-def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
-    """Write every clip that `data` names, unless they are there, and return their folder: decoded clips or their files.
+def write_cache(source: Source, data: DataArguments, processor, decoded: bool = True) -> Path:
+    """Write every sample of a source, unless they are there, and return their folder: decoded samples or their files.
 
     The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
-    is written beside and renamed when whole; other processes of the machine wait for the one that writes. Where that
-    was killed, the next one goes on behind its last whole file.
+    appears when it is whole; other processes of the machine wait for the one that writes. Where that was killed, the
+    next one goes on behind its last whole file.
+
+    Raises:
+        ValueError: a stream that the caller built, which nothing identifies.
     """
+    if source.fingerprint is None:
+        raise ValueError(
+            f"{source.description} is an IterableDataset, which has no fingerprint that would identify a copy of it on "
+            f"disk; give a datasets.Dataset, or data.cache=false and data.in_memory=true."
+        )
     modality = modality_of(processor)
-    settings = modality.kept_settings(data, processor)
-    files = load_builder(data).cache_dir
-    identity = [FORMAT, modality.name, decoded, files, data.split, data.input_column, settings]
+    settings = modality.cache_key(data, processor)
+    identity = [FORMAT, modality.name, decoded, source.fingerprint, data.split, data.input_column, settings]
     folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            unfinished = folder.with_suffix(".unfinished")
-            if not (unfinished / PROGRESS).exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-            every_clip = replace(data, exclude={}, label_column=None, fold_column=None)
-            _write_files(open_source(every_clip, processor), data, unfinished, decoded)
-            os.replace(unfinished, folder)
-            logger.info("the clips of %s are kept in %s", data.dataset, folder)
+            with whole_folder(folder, resume=PROGRESS) as partial_folder:
+                _write_files(replace(source, exclude={}, skipped={}), data, partial_folder, decoded)
+            logger.info("the samples of %s are kept in %s", source.description, folder)
     return folder
 
 
@@ -137,7 +154,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         schema = datasets.Features(columns | {"clip_name": datasets.Value("string")}).arrow_schema
     rows = (
         {key: value for key, value in example.items() if key != source.input_column}
-        | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
+        | (_pack(clip) if decoded else {FILE: _file(source.raw(example))})
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
     for number, clips in enumerate(in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE), done["files"]):
@@ -150,7 +167,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         if not any(name.startswith("shard ") for name in source.skipped):
             done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
-    (folder / SKIPPED).write_text(json.dumps(source.skipped))
+    write_whole(folder / SKIPPED, json.dumps(source.skipped))
     (folder / PROGRESS).unlink(missing_ok=True)
 
 

@@ -1,15 +1,19 @@
 """Labelled sets for probes and fine-tuning: every clip at hand by its number."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
 from .cache import map_clips, open_clips
-from .decoding import BadClipError
+from .in_hand import hash_arrays
+from .media import BadClipError
 from .modalities import Modality, modality_of
+from .source import open_source
 
 
 @dataclass
@@ -19,13 +23,14 @@ class Examples:
     Attributes:
         modality: what the clips are.
         clips: one array a clip, as the modality decodes it.
-        collate: makes model inputs of clips, see `data.collation`.
+        collate: makes model inputs of clips, see `Modality.collator`.
         labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int8 where `label_column` holds lists; or None
             without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
         clip_names: name of each clip, for reports.
         test_folds: the folds to test on, where it is not all of them in turn.
+        fingerprint: identifies a dataset that the caller built; None for one with a name.
     """
 
     modality: Modality
@@ -36,13 +41,14 @@ class Examples:
     label_names: list[str] = field(default_factory=list)
     clip_names: list[str] = field(default_factory=list)
     test_folds: list[str] | None = None
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
         """The model's inputs for some clips, without chance. `options` are the collator's."""
-        return self.collate.test([self.clips[row] for row in rows], **options)
+        return self.collate.plain([self.clips[row] for row in rows], **options)
 
     def labels_of(self, row: int) -> list[str]:
         """The names of a clip's labels."""
@@ -84,42 +90,71 @@ class MappedClips(Sequence):
         return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
 
 
-def load_examples(data: DataArguments, processor) -> Examples:
-    """All clips that `data` names, in the dataset's order; those of `test_split` come last.
+def load_examples(data: DataArguments, processor, dataset=None, test_dataset=None) -> Examples:
+    """All samples that `data` selects, in the dataset's order; those to test on come last.
+
+    Args:
+        data: what to read and how.
+        processor: the model's preprocessor.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`; of a `DatasetDict` the splits that
+            `data` names are taken.
+        test_dataset: a dataset in hand to test on, instead of a `test_split`.
 
     Raises:
-        ValueError: for a missing column, an empty set, or labels of several types.
+        ValueError: for a missing column, an empty set, labels of several types, or nothing to test on.
     """
     modality = modality_of(processor)
-    clips, rows, splits = None, [], []
-    for split in (data.split, data.test_split):
-        if split is not None:
-            more, about, types = _read(replace(data, split=split), processor)
-            clips = more if clips is None else clips + more
-            rows += about
-            splits += [split] * len(about)
+    clips, rows, splits, marks = None, [], [], []
+    parts = _parts(data, dataset, test_dataset)
+    for split, part in parts:
+        more, about, types, mark = _read(replace(data, split=split), processor, part)
+        clips = more if clips is None else clips + more
+        rows += about
+        splits += [split] * len(about)
+        marks.append(mark)
     labels, label_names, folds = None, [], None
     if data.label_column:
         values = [row[data.label_column] for row in rows]
         labels, label_names = _encode(values, types.get(data.label_column), data.label_column)
-    if data.fold_column or data.test_split:
+    if data.fold_column or len(parts) > 1:
         folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
     names = [row["clip_name"] for row in rows]
-    tested = [data.test_split] if data.test_split else None
-    return Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+    tested = [parts[1][0]] if len(parts) > 1 else None
+    examples = Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+    if dataset is not None:
+        examples.fingerprint = " ".join(marks)
+    return examples
 
 
-def _read(data: DataArguments, processor) -> tuple[Sequence[np.ndarray], list[dict], dict]:
-    """The clips of one split, label, fold and name of each, and the types of the dataset's columns."""
+def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
+    """The splits to read, the one to test on last, each with the dataset in hand that has it."""
+    if test_dataset is None and data.test_split is None:
+        return [(data.split, dataset)]
+    if test_dataset is not None:
+        if dataset is None or data.fold_column:
+            raise ValueError("test_dataset is given; it takes a dataset to train on, too, and no data.fold_column.")
+    elif dataset is not None and not isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(
+            f"data.test_split is {data.test_split!r} and the given dataset is one split; it takes a DatasetDict, or a "
+            "test_dataset."
+        )
+    return [(data.split, dataset), (data.test_split or "test", dataset if test_dataset is None else test_dataset)]
+
+
+def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
+    """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint."""
     columns = [column for column in (data.label_column, data.fold_column, "clip_name") if column]
     if not data.in_memory:
-        table, decode = map_clips(data, processor)
-        return MappedClips(table, decode), table.select_columns(columns).to_list(), table.features
-    source, clips, rows = open_clips(data, processor), [], []
+        source = open_source(data, processor, dataset)
+        table, decode, about, types = map_clips(source, data, processor, columns)
+        return MappedClips(table, decode), about, types, source.fingerprint
+    source, clips, rows = open_clips(data, processor, dataset), [], []
     for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
         clips.append(clip)
         rows.append({column: example[column] for column in columns})
-    return clips, rows, source.dataset.features or {}
+    # a stream in hand has no fingerprint, but all of it is here
+    mark = source.fingerprint or hash_arrays(clips) + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return clips, rows, source.dataset.features or {}, mark
 
 
 def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,7 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
 from .cache import open_shuffled
-from .decoding import BadClipError
+from .media import BadClipError
 from .modalities import modality_of
 from .source import BadShardError, Source, check_bad_shards, check_bad_share
 
@@ -90,7 +89,7 @@ class ClipStream(IterableDataset):
             mine = self._rng(ROWS, at["epoch"]).permutation(len(rows))[consumer::consumers]
             for number in mine[at["index"] :].tolist():
                 at["index"] += 1
-                yield rows[number], self._rng(CLIP, at["epoch"], number)
+                yield self.source.named(rows[number], f"row {number}"), self._rng(CLIP, at["epoch"], number)
             at.update(epoch=at["epoch"] + 1, index=0)
         raise self._nothing_for(consumer, consumers)
 
@@ -189,7 +188,8 @@ class ClipLoader:
             "num_workers": num_workers,
             "shuffle_buffer": stream.data.shuffle_buffer,
             "num_shards": stream.source.num_shards,
-            "rows": None if stream.source.rows is None else _identity(stream.source.rows),
+            "rows": None if stream.source.rows is None else _identity(stream.source),
+            "dataset": stream.source.fingerprint if stream.source.given else None,
         }
         self.skipped: dict[str, str] = dict(stream.source.skipped)
 
@@ -228,9 +228,11 @@ class ClipLoader:
         self._loader.load_state_dict(state["loader"])
 
 
-def _identity(rows: datasets.Dataset) -> str:
-    """Tells sets of clips apart by their names and their order."""
-    digest = hashlib.sha256()
+def _identity(source: Source) -> str:
+    """Tells sets of samples apart by their names and their order; of a dataset in hand by its fingerprint."""
+    rows, digest = source.rows, hashlib.sha256()
+    if "clip_name" not in rows.column_names:
+        return f"{len(rows)} rows {rows._fingerprint}"
     for part in rows.select_columns("clip_name").iter(batch_size=10_000):
         digest.update("\0".join(part["clip_name"]).encode(errors="surrogateescape"))
     return f"{len(rows)} clips {digest.hexdigest()[:16]}"
@@ -255,14 +257,15 @@ def _end_when_the_run_says(signals: set[int]) -> None:
 
 
 def build_loader(
-    data: DataArguments, processor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    data: DataArguments, processor, dataset=None, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> ClipLoader:
     """Build the endless training loader of one process.
 
     Args:
         data: what to read and how.
         processor: a `BridleFeatureExtractor`, `BridleImageProcessor` or `BridleVideoProcessor`.
-        batch_size: clips in each batch of this process.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        batch_size: samples in each batch of this process.
         seed: with the same seed and layout, the batches are the same bit for bit.
         rank, world_size: this process and how many there are; their examples are disjoint and together complete.
 
@@ -270,5 +273,5 @@ def build_loader(
         ValueError: for a missing column or an empty dataset.
     """
     collate = modality_of(processor).collator(data, processor)
-    stream = ClipStream(open_shuffled(data, processor), collate, data, batch_size, seed, rank, world_size)
+    stream = ClipStream(open_shuffled(data, processor, dataset), collate, data, batch_size, seed, rank, world_size)
     return ClipLoader(stream, data.num_workers)

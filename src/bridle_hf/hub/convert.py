@@ -104,7 +104,7 @@ def _model_class(state, modality: str):
     if "encoder_decoder.mask_token" in state:
         return BridleForPreTraining
     has_head = any(name in state for name in ("head.weight", "classifier.weight"))
-    return MODALITIES[modality].classifier if has_head else BridleModel
+    return getattr(modeling_bridle, MODALITIES[modality].classifier) if has_head else BridleModel
 
 
 def _is_state_of(model, state: dict, source: str) -> bool:

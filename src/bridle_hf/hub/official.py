@@ -123,8 +123,9 @@ def _for_cold_start(found: dict) -> dict:
 def _ends_without_norm(found: dict, modality: str) -> bool:
     """Whether the norm is the head's: in fine-tuned files, and in transformers' VideoMAE where it is to be pooled."""
     parts = {".".join(name.split(".")[:2]) for name in found}
+    may_lack_norm = key_maps.REFERENCE_FORMATS[modality].may_lack_norm
     is_alone = not any(part.startswith("decoder.") for part in parts)
-    return "bridle.layernorm" not in parts and ("layernorm.weight" in parts or (is_alone and modality == "video"))
+    return "bridle.layernorm" not in parts and ("layernorm.weight" in parts or (is_alone and may_lack_norm))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,7 +286,8 @@ def fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConf
     """(value, reason) for a tensor that the file has no key for, `None` if there must be one."""
     if name.startswith("tokenizer.") and not has_tokenizer:
         return fresh, "fresh: the file holds no tokenizer"
-    if config.modality == "video" and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
+    shared = key_maps.REFERENCE_FORMATS[config.modality].shares_decoder_class
+    if shared and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
         return torch.zeros_like(fresh), "zero: the reference has no bias here"
     if name.endswith(".initialized"):
         return torch.ones_like(fresh), "one: the file holds codebooks"

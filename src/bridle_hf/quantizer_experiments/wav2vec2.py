@@ -13,7 +13,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
-from ..data.decoding import decode_audio
+from ..data.audio import decode_audio
 from ..losses_bridle import LossSum
 from .batches import ordered_batches
 from .table import DatasetArguments, Method, RowOutput, TableRecipe, open_split

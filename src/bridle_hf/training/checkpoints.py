@@ -15,11 +15,10 @@ and step are the whole state of the scheduler.
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+
+from ..files import partial_of, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -104,43 +105,22 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, task, step, state,
 
 @contextmanager
 def folder_written_beside(target: Path, accelerator, manifest: bool = False) -> Iterator[Path]:
-    """A folder to write into that takes the place of `target`, flushed to disk, once the block ends without an error.
+    """`whole_folder` for all processes: a folder to write into that takes the place of `target` once the block ends
+    without an error.
 
     Every process must enter it. `manifest` adds size and sha256 of every file. After an error (a full disk) nothing is
     left of it.
     """
-    beside = target.with_name(f".{target.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        yield beside
+    partial, main = partial_of(target), accelerator.is_main_process
+    with whole_folder(target) if main else nullcontext():
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _put_in_place(beside, target, manifest)
-    except BaseException:
-        if accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
-        raise
+        yield partial
+        accelerator.wait_for_everyone()
+        if main and manifest:
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            entries = {str(path.relative_to(partial)): _fingerprint(path) for path in files}
+            (partial / MANIFEST).write_text(json.dumps(entries, indent=1))
     accelerator.wait_for_everyone()
-
-
-def _put_in_place(beside: Path, target: Path, manifest: bool) -> None:
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    if manifest:
-        entries = {str(path.relative_to(beside)): _fingerprint(path) for path in files}
-        (beside / MANIFEST).write_text(json.dumps(entries, indent=1))
-        files.append(beside / MANIFEST)
-    for path in (*files, beside):
-        _flush(path)
-    retired = target.with_name(f".{target.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
-        os.replace(target, retired)
-    os.replace(beside, target)
-    _flush(target.parent)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -233,10 +213,3 @@ def _from_hex(text: str) -> torch.Tensor:
 def _fingerprint(path: Path) -> dict:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """To disk, so that a power cut cannot leave a renamed folder of empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -81,7 +81,7 @@ class PretrainRecipe(Sections):
         """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
         if self.data.dataset != "synthetic":
             return self.data
-        folder = MODALITIES[self.config().modality].write_set(Path(self.output_dir) / "synthetic")
+        folder = MODALITIES[self.config().modality].write_demo_set(Path(self.output_dir) / "synthetic")
         return replace(self.data, dataset=str(folder))
 
 
@@ -99,10 +99,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = Pre
     return read_recipe(cls, path, overrides)
 
 
-def pretrain(recipe: PretrainRecipe, stop: Stop | None = None) -> bool:
+def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) -> bool:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
     Args:
+        recipe: what to do.
+        dataset: a dataset in hand instead of `recipe.data.dataset`, in every process the same: a `datasets.Dataset` or
+            `IterableDataset`, a dictionary of them by split, or a list of arrays; see `data.in_hand.take_in_hand`.
         stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
             after the step at hand and a checkpoint. The commands pass one that listens to SIGTERM and SIGINT.
 
@@ -124,6 +127,7 @@ def pretrain(recipe: PretrainRecipe, stop: Stop | None = None) -> bool:
         return build_loader(
             recipe.open_data(),
             processor,
+            dataset,
             batch_size=settings.batch_size,
             seed=seed,
             rank=rank,
