@@ -43,6 +43,21 @@ def test_a_companion_built_for_another_torch_is_named_with_the_cure(package, cur
     assert cure in message
 
 
+def test_models_and_processors_do_without_what_the_extras_install():
+    program = """
+import sys
+extras = ("accelerate", "datasets", "evaluate", "sklearn", "scipy", "soundfile", "threadpoolctl", "torchdata")
+sys.modules.update(dict.fromkeys((*extras, "torchaudio", "av", "matplotlib")))
+import torch
+import bridle_hf
+config = bridle_hf.BridleConfig(modality="audio", hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
+inputs = bridle_hf.BridleFeatureExtractor()(torch.ones(16000), sampling_rate=16000, return_tensors="pt")
+bridle_hf.BridleModel(config).eval()(**inputs)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("auto", "modality", "name"),
     [
