@@ -14,7 +14,6 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .build_quantizer_bridle import build_quantizer
 from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
@@ -38,7 +37,7 @@ from .losses_bridle import (
 )
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
 from .outputs_bridle import BridleForPreTrainingOutput, BridleTokenizerOutput
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import QuantizerOutput, build_quantizer
 from .swin_bridle import BridleWindowAttention, BridleWindows, swin_layers
 
 logger = logging.get_logger(__name__)

@@ -54,7 +54,7 @@ def test_a_header_that_promises_gigabytes_costs_nothing():
 def test_a_header_that_promises_hours_of_low_rate_is_refused(monkeypatch):
     content = wav(clip(0), declared_rate=100)  # 53 seconds, and 850,000 samples at 16 kHz
     assert len(decode_audio({"bytes": content, "path": None}, RATE)) == len(clip(0)) * 160
-    monkeypatch.setattr("bridle_hf.data.decoding.MAX_SAMPLES", 500_000)
+    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 500_000)
     with pytest.raises(BadClipError, match="sampling rate of 100 Hz"):
         decode_audio({"bytes": content, "path": None}, RATE)
 

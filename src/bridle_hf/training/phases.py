@@ -330,7 +330,7 @@ def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 def residual_energy(model: torch.nn.Module, codes: torch.Tensor, batch: dict, accelerator: Accelerator) -> list[float]:
     """Share of the energy of a batch's tokens that is left after each codebook; empty where none are subtracted."""
     quantizer, valid = model.tokenizer.quantizer, batch.get("valid")
-    if not getattr(quantizer, "codebooks", ()):
+    if not quantizer.codebooks:
         return []
     codes = codes.flatten(0, 1) if valid is None else codes[valid.to(codes.device)]  # (n, M)
     with accelerator.autocast():
