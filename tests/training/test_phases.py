@@ -7,7 +7,8 @@ import torch
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.training import load_recipe
-from bridle_hf.training.phases import EncoderPhase, JointPhase, build_schedule, initialize_codebooks_, project
+from bridle_hf.training.codebooks import initialize_codebooks_, project
+from bridle_hf.training.phases import EncoderPhase, JointPhase, build_schedule
 
 
 @pytest.fixture
