@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_model
 
 from ..configuration_bridle import BridleQuantizerConfig
+from ..data.source import keeps
 from ..files import write_whole
 from ..recipe_reader import RecipeError, changed_keys, config_keys
 from .loop import train
@@ -28,6 +29,7 @@ class DatasetArguments:
     Attributes:
         dataset: folder or Hub id; name: its configuration; column: the one that holds the clips.
         train_split, test_split: splits, or parts of them such as "train[:80%]".
+        exclude: column -> values; examples that hold one of them are left out, as in `data.DataArguments`.
     """
 
     dataset: str
@@ -36,6 +38,7 @@ class DatasetArguments:
     train_split: str = "train"
     test_split: str = "validation"
     num_workers: int = 0
+    exclude: dict[str, list] = field(default_factory=dict)
 
 
 def quantizer_keys(_) -> dict:
@@ -70,14 +73,20 @@ class Method:
 
 
 def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
-    """The clips of a split.
+    """The clips of a split that `data.exclude` keeps.
 
     Raises:
-        ValueError: `data.column` is not among its columns.
+        ValueError: `data.column` or a column of `data.exclude` is not among its columns.
     """
     clips = datasets.load_dataset(data.dataset, data.name, split=data.train_split if train else data.test_split)
     if data.column not in clips.column_names:
         raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(clips.column_names)}.")
+    for column in data.exclude:
+        if column not in clips.column_names:
+            raise ValueError(f"data.exclude names {column!r}; {data.dataset} has {', '.join(clips.column_names)}.")
+    if data.exclude:
+        columns = clips.select_columns(list(data.exclude))
+        clips = clips.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
     return clips.select_columns([data.column])
 
 
