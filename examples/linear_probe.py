@@ -1,8 +1,9 @@
 """Linear probe of a frozen encoder: logistic regression on pooled features, five folds, nested search of C.
 
-    python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR --label-column target --fold-column fold
-    python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR ... --baseline random --pooling mean_std
-    python examples/linear_probe.py --model runs/cifar10_tiny/final --dataset DIR --label-column label --test-split test
+    python examples/linear_probe.py --model runs/mine/final --dataset DIR --label-column target --fold-column fold
+    python examples/linear_probe.py --model runs/mine/final --dataset DIR ... --baseline random --pooling mean_std
+    python examples/linear_probe.py --model runs/cifar10_tiny/final --dataset uoft-cs/cifar10 --label-column label \
+        --test-split test
 
 Baselines under the same protocol: `random`, the model's architecture with random weights; and features without any
 encoder. For audio `logmel`, mean and standard deviation of the log-mel bins, and `logmel-delta`, with mean absolute

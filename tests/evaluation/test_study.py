@@ -88,7 +88,7 @@ def test_a_study_fine_tunes_anew_what_is_of_another_recipe(repository, tones, pr
 
     monkeypatch.setitem(finetune_rows.__globals__, "run_all", run_here)
     given = SimpleNamespace(seeds=[0], inductive=False, finetune=str(tmp_path / "finetune.yaml"))
-    recipe = SimpleNamespace(output_dir=str(tmp_path), data=SimpleNamespace(dataset=str(tones)))
+    recipe = SimpleNamespace(output_dir=str(tmp_path), data=SimpleNamespace(dataset=str(tones), exclude={}))
     for layer_decay in (0.75, 0.75, 0.5):  # from random weights it is always null
         settings["training"] = {"epochs": 1, "layer_decay": layer_decay}
         (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(settings))
@@ -98,10 +98,10 @@ def test_a_study_fine_tunes_anew_what_is_of_another_recipe(repository, tones, pr
 
 
 def test_inductive_runs_do_not_see_the_test_fold(study, tmp_path):
-    _, results = study("--inductive", "--jobs", "2", "phases=[{kind: encoder}]")
+    _, results = study("--inductive", "--jobs", "2", "phases=[{kind: encoder}]", "data.exclude={sound: [none]}")
     for fold in (1, 2, 3):
         recipe = yaml.safe_load((tmp_path / "runs" / f"seed-0-fold-{fold}" / "recipe.yaml").read_text())
-        assert recipe["data"]["exclude"] == {"fold": [fold]}
+        assert recipe["data"]["exclude"] == {"sound": ["none"], "fold": [fold]}
     trained = [row for row in results["encoders"] if row["encoder"] == "iteration 1"]
     assert all(set(row["per_fold"]) == {"1", "2", "3"} and len(row["correct"]) == 24 for row in trained)
 
