@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -60,8 +60,18 @@ def machine(threads: int, clock: str) -> dict:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-    versions = {name: version(name) for name in PACKAGES}
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "clock": clock} | versions
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "clock": clock} | versions()
+
+
+def versions() -> dict[str, str]:
+    """Those of `PACKAGES`; a peer that is not installed has no rows."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def main(arguments: list[str] | None = None) -> dict:

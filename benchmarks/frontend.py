@@ -1,15 +1,20 @@
 """The audio front-end beside torchaudio, transformers' AST extractor, kaldi-native-fbank, and FFT + mel product."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import kaldi_native_fbank
 import torch
-import torchaudio
 from measuring import Row, random
 from transformers import ASTFeatureExtractor
 
 from bridle_hf import BridleFeatureExtractor
 from bridle_hf.feature_extraction_bridle import frame_count, kaldi_fbank
+
+try:
+    import torchaudio
+except ModuleNotFoundError:
+    torchaudio = None
 
 RATE, MEL = 16_000, 128
 
@@ -18,8 +23,6 @@ def fbank_rows(clips: int = 8, seconds: float = 10.0) -> Iterator[Row]:
     """Log-mel features of clips: ours in one call of the extractor, or clip by clip as torchaudio does it."""
     waveforms = random(clips, int(seconds * RATE)) / 10
     arrays = list(waveforms.numpy())
-    options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "num_mel_bins": MEL, "dither": 0.0}
-    kaldi = torchaudio.compliance.kaldi.fbank
     frames, filters = random(frame_count(waveforms.shape[1]), 512), random(257, MEL)
     ast = ASTFeatureExtractor()
     extractor = BridleFeatureExtractor(max_length=frame_count(waveforms.shape[1]) // 16 * 16)
@@ -32,11 +35,16 @@ def fbank_rows(clips: int = 8, seconds: float = 10.0) -> Iterator[Row]:
         fbank.input_finished()
         return [fbank.get_frame(i) for i in range(fbank.num_frames_ready)]
 
+    peers = {}
+    if torchaudio is not None:
+        options = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "num_mel_bins": MEL}
+        kaldi = partial(torchaudio.compliance.kaldi.fbank, sample_frequency=RATE, dither=0.0, **options)
+        peers["torchaudio"] = lambda: [kaldi(waveform[None]) for waveform in waveforms]
     yield Row(
         f"fbank, {clips} clips of {seconds:g} s",
         lambda: [kaldi_fbank(waveform) for waveform in waveforms],
-        {
-            "torchaudio": lambda: [kaldi(w[None], sample_frequency=RATE, **options) for w in waveforms],
+        peers
+        | {
             "kaldi-native-fbank": lambda: [kaldi_native(array) for array in arrays],
             "floor: FFT + mel product": lambda: [torch.fft.rfft(frames).real @ filters for _ in range(clips)],
         },

@@ -43,6 +43,16 @@ def cifar10_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def torchaudio():
+    """What our features and resampling are compared with. It loads only beside the torch it was built for."""
+    try:
+        import torchaudio
+    except Exception as error:
+        pytest.skip(f"torchaudio does not load: {error}")
+    return torchaudio
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root."""
     return ROOT

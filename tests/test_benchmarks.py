@@ -23,7 +23,8 @@ def test_a_small_run_fills_table_json_and_plot(tmp_path):
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["machine"]["threads"] == 1 and report["machine"]["torch"]
     peers = {name for row in report["rows"] for name in row["others"]}
-    assert {"torchaudio", "kaldi-native-fbank", "transformers AST", "vector-quantize-pytorch"} < peers
+    assert {"kaldi-native-fbank", "transformers AST", "vector-quantize-pytorch"} < peers
+    assert ("torchaudio" in peers) == (report["machine"]["torchaudio"] != "not installed")
     for row in report["rows"]:
         assert row["ours_ms"] > 0 and f"| {row['name']} |" in said
         for other in row["others"].values():
@@ -58,8 +59,9 @@ def test_peak_memory_is_that_of_the_steps_alone(monkeypatch):
     from bench import SMALL_PHASES
     from models import peak_memory
 
-    ballast = np.ones(3 << 27)  # 3.2 GB
-    assert 0.1 < peak_memory(SMALL_PHASES, 2, recompute=False) < 3 < ballast.nbytes / 1e9
+    ballast = np.ones(50_000_000)  # 400 MB
+    here = int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e6
+    assert 0.1 < peak_memory(SMALL_PHASES, 2, recompute=False) < here - ballast.nbytes / 2e9
 
 
 def test_a_plan_adds_up(monkeypatch, capsys):

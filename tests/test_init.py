@@ -1,5 +1,9 @@
 """What `import bridle_hf` gives: the public names, and transformers' Auto classes that find them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import transformers
 
@@ -18,6 +22,40 @@ TINY = {
 def test_every_public_name_is_there():
     missing = [name for name in bridle_hf.__all__ if not hasattr(bridle_hf, name)]
     assert not missing and sorted(bridle_hf.__all__) == bridle_hf.__all__
+
+
+def import_beside(folder, package: str) -> subprocess.CompletedProcess:
+    """Import bridle_hf in a new process that finds a `package` built for another torch."""
+    (folder / f"{package}.py").write_text("raise RuntimeError('undefined symbol')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    return subprocess.run([sys.executable, "-c", "import bridle_hf"], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("package", "cure"),
+    [("torchvision", "pip install --force-reinstall torch torchvision"), ("torchaudio", "pip uninstall torchaudio")],
+)
+def test_a_companion_built_for_another_torch_is_named_with_the_cure(package, cure, tmp_path):
+    result = import_beside(tmp_path, package)
+    assert result.returncode != 0
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"ImportError: {package} does not load beside the torch installed (undefined symbol)")
+    assert cure in message
+
+
+def test_models_and_processors_do_without_what_the_extras_install():
+    program = """
+import sys
+extras = ("accelerate", "datasets", "evaluate", "sklearn", "scipy", "soundfile", "threadpoolctl", "torchdata")
+sys.modules.update(dict.fromkeys((*extras, "torchaudio", "av", "matplotlib")))
+import torch
+import bridle_hf
+config = bridle_hf.BridleConfig(modality="audio", hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
+inputs = bridle_hf.BridleFeatureExtractor()(torch.ones(16000), sampling_rate=16000, return_tensors="pt")
+bridle_hf.BridleModel(config).eval()(**inputs)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

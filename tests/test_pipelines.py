@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
-import torchaudio
 from PIL import Image
 from transformers import pipeline
 
@@ -106,14 +106,14 @@ def test_samples_come_by_either_name_and_at_any_rate(name, encoder, clip):
     torch.testing.assert_close(extract(given, return_tensors=True), expected)
     assert sorted(given) == sorted([name, "path", "sampling_rate"])  # left as it was
     fast = np.tile(clip, 3)
-    resampled = torchaudio.functional.resample(torch.from_numpy(fast), 44100, 16000)
-    expected = extract(resampled.numpy(), pool=True)
+    expected = extract(soxr.resample(fast, 44100, 16000), pool=True)
     assert np.shape(expected) == (1, 24)
     samples = (fast * 32768).round().astype(np.int16)
     for same, tolerance in (
         (fast, 1e-6),
         (torch.from_numpy(fast), 1e-6),
         (fast.astype(np.float64), 1e-5),
+        (fast[None, ::-1][:, ::-1], 1e-6),
         (samples, 0.05),
     ):
         got = extract({name: same, "sampling_rate": 44100}, pool=True)
@@ -129,9 +129,29 @@ def test_a_dict_without_samples_or_rate_is_named(encoder, clip):
             extract(inputs)
 
 
-def test_without_torchaudio_another_rate_is_named(encoder, clip, monkeypatch):
+@pytest.mark.parametrize("rate", [0, -16000, 5, 10**9, float("nan"), float("inf")])
+def test_a_rate_that_cannot_be_is_named(rate, encoder, clip):
     extract = pipeline("audio-feature-extraction", model=encoder[0])
-    monkeypatch.setattr(bridle_hf.pipeline_bridle, "is_torchaudio_available", lambda: False)
+    with pytest.raises(ValueError, match=f"sampling_rate is {rate}.*resample them first"):
+        extract({"raw": clip, "sampling_rate": rate})
+
+
+def test_samples_that_cannot_be_resampled_are_named(encoder, clip):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    for samples, message in (
+        (np.stack([clip, clip]), "shape .2, 6000.; a clip is mono"),
+        (clip.astype(np.int32), "dtype int32"),
+        (clip[:0], "is empty"),
+        (clip[:1], "is empty"),  # at 16 kHz
+        (np.full(44100, np.nan), "NaN or inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract({"raw": samples, "sampling_rate": 44100})
+
+
+def test_without_soxr_another_rate_is_named(encoder, clip, monkeypatch):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    monkeypatch.setattr(bridle_hf.pipeline_bridle, "soxr", None)
     with pytest.raises(ValueError, match="sampling_rate is 8000.*resample them first"):
         extract({"raw": clip, "sampling_rate": 8000})
 

@@ -1,6 +1,23 @@
 """BRIDLE: self-supervised pretraining with residual quantization, in the HuggingFace ecosystem (arXiv 2502.02118)."""
 
-from . import _compat  # noqa: F401  (first: it says in one sentence why the imports below would fail)
+# First of all: built for another torch these fail in many ways, and with them transformers' modules for images and
+# sounds, with an error that names neither cause nor cure.
+try:
+    import torchvision  # noqa: F401
+except Exception as error:
+    raise ImportError(
+        f"torchvision does not load beside the torch installed ({error}): install both again from one index, "
+        "`pip install --force-reinstall torch torchvision`."
+    ) from error
+try:
+    import torchaudio  # noqa: F401
+except ModuleNotFoundError:
+    pass  # bridle_hf does without it
+except Exception as error:
+    raise ImportError(
+        f"torchaudio does not load beside the torch installed ({error}), and bridle_hf does without it: "
+        "`pip uninstall torchaudio`."
+    ) from error
 
 # isort: split
 

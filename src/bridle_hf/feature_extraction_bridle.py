@@ -20,6 +20,7 @@ PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm, in every dtype
 INT16_SCALE = 32768.0
+MAX_RATE_RATIO = 1000  # between the rate of a recording and the one it is resampled to: beyond, the header is broken
 LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
 
 
@@ -224,7 +225,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
 
     def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
         """Log-mel values (frames, mel) of one clip, before normalisation."""
-        clip = _as_waveform(raw_clip, name)
+        clip = as_waveform(raw_clip, name)
         frames = frame_count(len(clip), self.sampling_rate)
         window, hop = _window_and_hop(self.sampling_rate)
         if frames < self.pad_to_multiple_of:
@@ -310,7 +311,7 @@ def _split(raw_speech: Any) -> list:
     return list(raw_speech)
 
 
-def _as_waveform(clip: Any, name: str) -> torch.Tensor:
+def as_waveform(clip: Any, name: str) -> torch.Tensor:
     """One clip as a float32 tensor (samples,) in [-1, 1]."""
     if not isinstance(clip, torch.Tensor):
         array = np.asarray(clip)

@@ -1,13 +1,15 @@
 """Feature-extraction pipelines for sounds and videos; for images transformers has one of its own."""
 
-import numpy as np
 import torch
 from transformers import Pipeline
 from transformers.pipelines.audio_utils import ffmpeg_read
-from transformers.utils import is_torchaudio_available
 
-if is_torchaudio_available():
-    from torchaudio.functional import resample
+from .feature_extraction_bridle import MAX_RATE_RATIO, as_waveform
+
+try:  # of all imports of a model's code the Hub lets only guarded ones be missing
+    import soxr
+except ImportError:
+    soxr = None
 
 
 class BridleFeatureExtractionPipeline(Pipeline):
@@ -50,7 +52,7 @@ class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
     file.
 
     Files are read by the program `ffmpeg`, as transformers' audio pipelines do. Samples of another rate are resampled
-    by torchaudio, and refused where that is not installed.
+    by soxr, and refused where that is not installed.
 
     Raises:
         ValueError: a dict without samples or rate, or what the extractor refuses.
@@ -70,18 +72,14 @@ class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
         return self.feature_extractor(inputs, sampling_rate=rate, return_tensors="pt").to(self.dtype)
 
     def samples_of(self, inputs):
-        """Samples and their rate, the extractor's where torchaudio is installed."""
+        """Samples and their rate, the extractor's where soxr is installed."""
         samples, rate = inputs.get("raw", inputs.get("array")), inputs.get("sampling_rate")
         wanted = self.feature_extractor.sampling_rate
         if samples is None or rate is None:
             raise ValueError(f"inputs has the keys {list(inputs)}; a dict takes 'raw' or 'array', and 'sampling_rate'.")
-        if rate == wanted or not is_torchaudio_available():
-            return samples, rate
-        if not isinstance(samples, torch.Tensor):
-            samples = torch.from_numpy(np.array(samples))  # a copy: torch takes no reversed or read-only memory
-        if samples.dtype == torch.int16:
-            samples = samples / 32768
-        return resample(samples, rate, wanted), wanted
+        if soxr is None or rate == wanted or not wanted / MAX_RATE_RATIO <= rate <= wanted * MAX_RATE_RATIO:
+            return samples, rate  # the extractor refuses another rate
+        return soxr.resample(as_waveform(samples, "inputs").detach().cpu().numpy(), rate, wanted), wanted
 
 
 class BridleVideoFeatureExtractionPipeline(BridleFeatureExtractionPipeline):

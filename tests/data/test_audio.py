@@ -5,6 +5,7 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from bridle_hf.data import BadClipError, DataArguments, decode_audio
 from bridle_hf.data.audio import audio_features
@@ -68,10 +69,28 @@ def test_video_without_sound_is_a_bad_clip():
         decode_audio({"bytes": buffer.getvalue(), "path": "silent.mp4"}, 16000)
 
 
-def test_resampling_keeps_the_waveform():
-    waveform = decode_audio(encoded(sine(440, 44100), 44100, "WAV", subtype="FLOAT"), 16000)
-    assert len(waveform) == 16000
-    np.testing.assert_allclose(waveform[200:-200], sine(440, 16000)[200:-200], atol=2e-3)
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 44101, 48000, 96000])
+def test_resampling_keeps_frequency_amplitude_phase_and_length(rate):
+    for hertz in (100, 440, 3000):
+        waveform = decode_audio(encoded(sine(hertz, rate), rate, "WAV", subtype="FLOAT"), 16000)
+        assert waveform.dtype == np.float32 and len(waveform) == 16000
+        np.testing.assert_allclose(waveform[500:-500], sine(hertz, 16000)[500:-500], atol=2e-5)
+
+
+def test_resampling_keeps_high_notes_and_folds_none_back():
+    high = decode_audio(encoded(sine(7200, 44100), 44100, "WAV", subtype="FLOAT"), 16000)
+    np.testing.assert_allclose(high[500:-500], sine(7200, 16000)[500:-500], atol=2e-3)
+    above = decode_audio(encoded(sine(9000, 44100), 44100, "WAV", subtype="FLOAT"), 16000)
+    assert np.abs(above[500:-500]).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_resampling_agrees_with_torchaudio(rate, torchaudio):
+    mixture = sum(sine(hertz, rate) / 4 for hertz in (100, 440, 997, 1500))
+    expected = torchaudio.functional.resample(torch.from_numpy(mixture), rate, 16000).numpy()
+    waveform = decode_audio(encoded(mixture, rate, "WAV", subtype="FLOAT"), 16000)
+    assert len(waveform) == len(expected)
+    np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=1e-3)
 
 
 def test_channels_are_averaged():

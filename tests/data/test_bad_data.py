@@ -30,7 +30,7 @@ def peak_memory(function) -> int:
         (wav(np.zeros(0, np.float32)), "too short: 0.000 s"),
         (wav(np.full(8000, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite"),
         (wav(np.full(8000, np.inf, np.float32), subtype="FLOAT"), "NaN or infinite"),
-        (wav(clip(0), declared_rate=44_101), "sampling rate of 44101 Hz"),
+        (wav(clip(0), declared_rate=1), "sampling rate of 1 Hz, of which no 16000 Hz can be made"),
         (wav(clip(0), declared_rate=2**31 - 1), "sampling rate of 2147483647 Hz"),
     ],
 )
@@ -49,6 +49,14 @@ def test_stereo_of_any_depth_is_mixed_down(subtype):
 def test_a_header_that_promises_gigabytes_costs_nothing():
     content = wav(clip(0), data_bytes=2**32 - 64)
     assert peak_memory(lambda: decode_audio({"bytes": content, "path": None}, RATE)) < 50e6
+
+
+def test_a_header_that_promises_hours_of_low_rate_is_refused(monkeypatch):
+    content = wav(clip(0), declared_rate=100)  # 53 seconds, and 850,000 samples at 16 kHz
+    assert len(decode_audio({"bytes": content, "path": None}, RATE)) == len(clip(0)) * 160
+    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 500_000)
+    with pytest.raises(BadClipError, match="sampling rate of 100 Hz"):
+        decode_audio({"bytes": content, "path": None}, RATE)
 
 
 def test_what_is_too_long_as_a_whole_is_refused(monkeypatch):

@@ -1,4 +1,4 @@
-"""Saved folders in an interpreter that has neither this package nor torchaudio, datasets or accelerate."""
+"""Saved folders in an interpreter that has neither this package nor soxr, torchaudio, datasets or accelerate."""
 
 import json
 import subprocess

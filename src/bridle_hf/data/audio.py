@@ -6,28 +6,24 @@ frames is a roll of the waveform by hops, and a gain of the waveform adds a cons
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import chain, count
-from math import gcd
 from typing import BinaryIO
 
 import datasets
 import numpy as np
 import soundfile
-import torch
-import torchaudio
+import soxr
 
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
-from ..feature_extraction_bridle import HOP_SECONDS, WINDOW_SECONDS, BridleFeatureExtractor
+from ..feature_extraction_bridle import HOP_SECONDS, MAX_RATE_RATIO, WINDOW_SECONDS, BridleFeatureExtractor
 from .arguments import DataArguments
 from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
 # What a file may ask for, whatever its header declares: a clip decoded as a whole has at most 35 minutes at 48 kHz
-# (400 MB), and a resampler's kernel at most 160 MB, which rules out rates that share no factor with the wanted one.
+# (400 MB), before it is resampled and after.
 MAX_SAMPLES = 100_000_000
-MAX_KERNEL = 20_000_000
 BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
 
 FLOOR = float(np.log(np.finfo(np.float32).eps))  # what Kaldi's filter bank gives for digital silence
@@ -85,10 +81,10 @@ def decode_audio(
     if not np.isfinite(waveform).all():
         raise BadClipError("holds NaN or infinite samples")
     if rate != sampling_rate:
-        common = gcd(rate, sampling_rate)
-        if rate // common * (sampling_rate // common) > MAX_KERNEL:
+        ratio = sampling_rate / rate
+        if not 1 / MAX_RATE_RATIO <= ratio <= MAX_RATE_RATIO or len(waveform) * ratio > MAX_SAMPLES:
             raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
-        waveform = _resampler(rate, sampling_rate)(torch.from_numpy(waveform)).numpy()
+        waveform = soxr.resample(waveform, rate, sampling_rate)
     return waveform
 
 
@@ -156,12 +152,6 @@ def _decode_with_av(content: BinaryIO, reason: str, choose) -> tuple[np.ndarray,
             return _collect((frame.to_ndarray().mean(axis=0) for frame in frames), start, length), rate
     except (av.FFmpegError, IndexError, ValueError) as error:  # no audio stream, or no frame in it
         raise BadClipError(f"cannot be decoded: {error}") from error
-
-
-@lru_cache(maxsize=16)
-def _resampler(rate: int, sampling_rate: int) -> torchaudio.transforms.Resample:
-    """One resampler a pair of rates: it keeps its kernel, which takes longer to compute than to apply."""
-    return torchaudio.transforms.Resample(rate, sampling_rate)
 
 
 def window_frames(data: DataArguments, processor) -> int:

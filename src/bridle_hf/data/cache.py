@@ -37,7 +37,7 @@ CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 PROGRESS = "progress.json"  # of an unfinished cache: whole files, and the examples and skipped clips behind them
 SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
-FORMAT = 2  # part of the fingerprint: raise it when the content of a cache changes
+FORMAT = 3  # part of the fingerprint: raise it when the content of a cache changes
 
 
 def open_clips(data: DataArguments, processor, dataset=None) -> Source:

@@ -8,7 +8,7 @@ outputs mean that the folder is whole. It must not import anything of the packag
 
 import sys
 
-FORBIDDEN = ("bridle_hf", "torchaudio", "datasets", "accelerate")
+FORBIDDEN = ("bridle_hf", "soxr", "torchaudio", "datasets", "accelerate")
 
 
 def forbid():
