@@ -67,7 +67,7 @@ class Listener:
         values, mask = inputs["input_values"], inputs["attention_mask"]
         codes = self.model.tokenizer.encode(values, mask)[0].numpy()
         valid = patch_validity(self.model.bridle, values, mask)[0].numpy()
-        grid = self.model.bridle.embeddings.patch_embeddings.grid(values)
+        grid = self.model.bridle.patch_layer.grid(values)
         figure = plots.codes_over_picture(values[0].numpy(), codes, valid, grid)
         return f'<div style="{STYLE}">{plots.to_svg(figure, "codes", "The sound and its codes")}</div>'
 

@@ -14,7 +14,6 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .build_quantizer_bridle import build_quantizer
 from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
@@ -27,18 +26,10 @@ from .layers_bridle import (
     padding_mask,
     take,
 )
-from .losses_bridle import (
-    LossSum,
-    cosine_loss,
-    count_real,
-    masked_cross_entropy,
-    masked_mean,
-    objective,
-    phase_weights,
-)
+from .losses_bridle import LossSum, cosine_loss, masked_cross_entropy, masked_mean, objective, phase_weights
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
 from .outputs_bridle import BridleForPreTrainingOutput, BridleTokenizerOutput
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import QuantizerOutput, build_quantizer
 from .swin_bridle import BridleWindowAttention, BridleWindows, swin_layers
 
 logger = logging.get_logger(__name__)
@@ -104,10 +95,6 @@ class BridleEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def patch_validity(self, values, attention_mask):
-        """(B, N) True for patches with any real frame; `None` where all are real."""
-        return self.patch_embeddings.real_patches(values, attention_mask)
-
     def forward(self, values, patch_mask: PatchMask | None = None):
         """(B, ...), padding zero -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
         grid = self.patch_embeddings.grid(values)
@@ -150,6 +137,11 @@ class BridleModel(BridlePreTrainedModel):
         self.layernorm = norm if use_final_norm else nn.Identity()
         self.post_init()
 
+    @property
+    def patch_layer(self) -> BridlePatchEmbeddings:
+        """Cuts inputs into patches, and knows their grid."""
+        return self.embeddings.patch_embeddings
+
     def make_patch_mask(
         self, values, attention_mask=None, noise=None, bool_masked_pos=None, valid=None
     ) -> PatchMask | None:
@@ -165,7 +157,7 @@ class BridleModel(BridlePreTrainedModel):
         if len(chosen) == 2:
             raise ValueError("`noise` and `bool_masked_pos` are both given; a mask takes one of them.")
         name, given = chosen.popitem()
-        grid = self.embeddings.patch_embeddings.grid(values)
+        grid = self.patch_layer.grid(values)
         patches = prod(grid)
         if given.dim() != 2 or given.shape[1] != patches or given.shape[0] % values.shape[0]:
             raise ValueError(
@@ -173,7 +165,7 @@ class BridleModel(BridlePreTrainedModel):
                 "one row per sample, or a multiple of rows for several masks per sample."
             )
         if attention_mask is not None:
-            valid = self.embeddings.patch_embeddings.real_patches(values, attention_mask)
+            valid = self.patch_layer.real_patches(values, attention_mask)
         if valid is not None:
             valid = valid.repeat(given.shape[0] // values.shape[0], 1)
         if bool_masked_pos is not None:
@@ -213,7 +205,7 @@ class BridleModel(BridlePreTrainedModel):
         """
         values = pick_input(self, input_values, pixel_values)
         if attention_mask is not None:
-            values, valid = self.embeddings.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
         if patch_mask is None:
             patch_mask = self.make_patch_mask(values, None, noise, bool_masked_pos, valid)
         hidden_states = self.embeddings(values, patch_mask)
@@ -395,7 +387,8 @@ class BridleTokenizer(BridlePreTrainedModel):
         self.post_init()
 
     @property
-    def patch_embeddings(self) -> BridlePatchEmbeddings:
+    def patch_layer(self) -> BridlePatchEmbeddings:
+        """Cuts inputs into patches, and knows their grid."""
         return (self.cold_start or self.encoder.embeddings).patch_embeddings
 
     def project(self, values, attention_mask=None, valid=None) -> torch.Tensor:
@@ -405,7 +398,7 @@ class BridleTokenizer(BridlePreTrainedModel):
             attention_mask, valid (*optional*): as in `BridleModel`.
         """
         if attention_mask is not None:
-            values, valid = self.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
         if self.cold_start is not None:
             return self.cold_start(values)
         hidden_states = run(self.encoder, values, valid=valid).last_hidden_state
@@ -457,7 +450,7 @@ class BridleTokenizer(BridlePreTrainedModel):
     def quantize(self, values, attention_mask=None, valid=None) -> QuantizerOutput:
         """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
         if attention_mask is not None:
-            values, valid = self.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
         return self.quantizer(self.project(values, valid=valid), mask=valid)
 
     @can_return_tuple
@@ -471,9 +464,9 @@ class BridleTokenizer(BridlePreTrainedModel):
     ) -> BridleTokenizerOutput:
         values = pick_input(self, input_values, pixel_values)
         if attention_mask is not None:
-            values, valid = self.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
         output = self.quantize(values, valid=valid)
-        features = self._features(output.quantized, self.patch_embeddings.grid(values), valid)
+        features = self._features(output.quantized, self.patch_layer.grid(values), valid)
         return BridleTokenizerOutput(
             loss=output.loss, features=features, codes=output.codes, losses=output.losses, quantizer_stats=output.stats
         )
@@ -497,7 +490,7 @@ class BridleTokenizer(BridlePreTrainedModel):
             setattr(self, name, getattr(fresh, name).to(device).train(training))
 
     def get_input_embeddings(self):
-        return self.patch_embeddings
+        return self.patch_layer
 
 
 class BridleForPreTraining(BridlePreTrainedModel):
@@ -543,7 +536,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         weights = phase_weights(self.config, phase)
         values = pick_input(self, input_values, pixel_values)
         if attention_mask is not None:
-            values, valid = self.bridle.embeddings.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
         losses, fields = {}, {}
         if phase != "encoder":
             fields |= self._tokenizer_losses(losses, values, valid)
@@ -557,7 +550,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         return BridleForPreTrainingOutput(loss=objective(losses, weights), losses=losses, **fields)
 
     def _encoder_losses(self, losses, values, valid, patch_mask, codes, **kwargs):
-        grid = self.bridle.embeddings.patch_embeddings.grid(values)
+        grid = self.bridle.patch_layer.grid(values)
         broken = None
         if codes is None:
             with torch.no_grad(), evaluating(self.tokenizer):
@@ -590,13 +583,12 @@ class BridleForPreTraining(BridlePreTrainedModel):
             teacher = run(self.bridle, values, valid=valid).last_hidden_state
         teacher = teacher[:, int(self.config.use_cls_token) :]  # (B, N, D)
         student = run(self.tokenizer, values, valid=valid)
-        count = count_real(student.codes, valid)
-        losses |= {name: LossSum.of_mean(loss, count) for name, loss in student.losses.items()}
         losses["cosine"] = cosine_loss(student.features, teacher, valid)
+        losses |= {name: LossSum.of_mean(loss, losses["cosine"].count) for name, loss in student.losses.items()}
         return {"codes": student.codes, "quantizer_stats": student.quantizer_stats}
 
     def _default_noise(self, values):
-        patches = prod(self.bridle.embeddings.patch_embeddings.grid(values))
+        patches = prod(self.bridle.patch_layer.grid(values))
         if self.training:
             return torch.rand(values.shape[0], patches, device=values.device)
         noise = torch.rand(1, patches, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
@@ -620,7 +612,7 @@ class BridleForClassification(BridlePreTrainedModel):
     def _classify(self, values, attention_mask, labels, **kwargs):
         values, valid = pick_input(self, values, values), None
         if attention_mask is not None:
-            values, valid = self.bridle.embeddings.patch_embeddings.mask_padding(values, attention_mask)
+            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
         patch_mask = None
         if self.training and any(self.config.classifier_mask_ratio):
             patch_mask = self._training_mask(values, valid)
@@ -633,7 +625,7 @@ class BridleForClassification(BridlePreTrainedModel):
 
     def _training_mask(self, values, valid):
         """Hide a share of the rows and columns (the paper's 2D masking), in a padded clip the share of its own."""
-        grid = self.bridle.embeddings.patch_embeddings.grid(values)
+        grid = self.bridle.patch_layer.grid(values)
         ratio = self.config.classifier_mask_ratio
         if len(ratio) != len(grid):
             raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")

@@ -14,6 +14,7 @@ import pytest
 from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
+from bridle_hf.cli.process import stop_signals
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
@@ -36,7 +37,7 @@ MOMENTS = {
 
 
 def train(recipe, *overrides, stop=None):
-    pretrain(load_recipe(recipe, overrides), stop=stop)
+    pretrain(load_recipe(recipe, overrides), stop=stop or stop_signals())
 
 
 def train_and_die(recipe, overrides, target: str, call: int, after: bool):

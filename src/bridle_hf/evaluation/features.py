@@ -95,9 +95,9 @@ def check_layers(config, layers):
 
 def patch_validity(model, values, attention_mask):
     """(B, N) bool: which patches of `values` hold at least one frame that is no padding; all without a mask."""
-    valid = model.embeddings.patch_validity(values, attention_mask)
+    valid = model.patch_layer.real_patches(values, attention_mask)
     if valid is None:  # no patch is padding
-        grid = model.embeddings.patch_embeddings.grid(values)
+        grid = model.patch_layer.grid(values)
         return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
     return valid
 
@@ -146,7 +146,7 @@ def write_features(
         tokens = torch.stack(tokens, dim=1).float()  # (B, layers, prefix + N, D)
         if pooling == "cls":
             return tokens[:, :, :1].cpu().numpy()
-        grid = model.embeddings.patch_embeddings.grid(values)
+        grid = model.patch_layer.grid(values)
         in_time = grid[0] if modality.has_time else 1
         return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
 

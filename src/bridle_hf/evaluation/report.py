@@ -155,7 +155,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     """
     config = model.config
     tokenizers = {"cold start": cold_start_tokenizer(config, examples).to(model.device)}
-    if config.cold_start:
+    if model.tokenizer.cold_start is not None:
         tokenizers = {"cold start": model.tokenizer}
     else:
         tokenizers["trained"] = model.tokenizer
@@ -220,7 +220,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     ]
     for row in np.unique(np.linspace(0, len(codes) - 1, clips).round().astype(int)):
         values = examples.batch([row])[model.main_input_name]
-        grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(values))
+        grid = model.bridle.patch_layer.grid(torch.as_tensor(values))
         drawing = plots.codes_over_picture(*examples.modality.picture(values[0], codes[row], valid[row], grid))
         label = ", ".join(examples.labels_of(row))
         caption = (

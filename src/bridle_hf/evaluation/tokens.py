@@ -48,7 +48,7 @@ def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
         the number of rows.
     """
     config = tokenizer.eval().config
-    patches = tokenizer.encoder.embeddings.patch_embeddings
+    patches = tokenizer.patch_layer
 
     def run(values, mask):
         grid = patches.grid(values)

@@ -20,10 +20,10 @@ from ..losses_bridle import LossSum
 from ..quantization_bridle import QuantizerOutput
 from ..recipe_reader import RecipeError, changed_keys, config_keys
 from ..training.arguments import OptimizationArguments
+from ..training.codebooks import start_codebooks_
 from ..training.engine import train
 from ..training.metrics import code_usage
 from ..training.parameters import parameter_groups
-from ..training.phases import start_codebooks_
 from ..training.run import Run, build_accelerator
 from ..training.seeds import seed_from
 from ..training.task import Task, cosine

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
-from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
 from ..data.audio import decode_audio
 from ..losses_bridle import LossSum
+from ..quantization_bridle import build_quantizer
 from .batches import ordered_batches
 from .table import DatasetArguments, Method, RowOutput, TableRecipe, open_split
 

@@ -13,8 +13,6 @@ A new kind of phase is a class here, with its own settings, in `KINDS`; and its 
 those there do not do.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,19 +20,16 @@ from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.fsdp import FSDPModule
 
-from ..codebook_bridle import all_reduce_sum_
-from ..layers_bridle import evaluating
 from ..losses_bridle import phase_weights
 from ..modeling_bridle import BridleForPreTraining
 from .checkpoints import folder_written_beside
+from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
 from .metrics import code_usage, stage_predictions
 from .seeds import seed_from
 from .task import Task, cosine
 
 PARTS = ("bridle", "decoder", "tokenizer")
-EMPTY_BATCHES = 100  # consecutive batches of padding only, after which the search for tokens ends
 
 
 @dataclass(kw_only=True)
@@ -116,23 +111,21 @@ class Phase(Task):
         return phase_weights(model.config, self.losses_at(step))
 
     def draw(self, model, batches, place):
-        batch, embeddings, name = next(batches), model.bridle.embeddings.patch_embeddings, model.main_input_name
+        batch, patches, name = next(batches), model.bridle.patch_layer, model.main_input_name
         values, attention_mask = batch[name], batch.get("attention_mask")
         valid = None
         if attention_mask is not None and not attention_mask.all():
-            values, valid = embeddings.mask_padding(values, attention_mask)
+            values, valid = patches.mask_padding(values, attention_mask)
         drawn = {name: values} if valid is None else {name: values, "valid": valid}
         if "bridle" in self.trains:
-            rows = self.recipe.training.masks_per_sample * len(values)
-            # On the CPU, so that masks are the same for every kind of device.
-            generator = torch.Generator().manual_seed(seed_from(*place, 1))
-            noise = torch.rand(rows, prod(embeddings.grid(values)), generator=generator)
+            masks = self.recipe.training.masks_per_sample
+            noise = draw_noise(values, masks, prod(patches.grid(values)), seed_from(*place, 1))
             drawn["patch_mask"] = model.bridle.make_patch_mask(values, noise=noise, valid=valid)
         return drawn
 
     def counts(self, model, batch):
         values, valid, mask = batch[model.main_input_name], batch.get("valid"), batch.get("patch_mask")
-        patches = prod(model.bridle.embeddings.patch_embeddings.grid(values))
+        patches = prod(model.bridle.patch_layer.grid(values))
         tokens = float(len(values) * patches if valid is None else valid.sum())
         found = {"codebook": tokens, "cosine": tokens}
         if mask is not None:
@@ -148,6 +141,9 @@ class Phase(Task):
 
     def update_(self, model, statistics):
         model.tokenizer.update_(statistics)
+
+    def after_step_(self, model, batches, step, generator):
+        return {"codes_reset": 0}
 
     def measure(self, model, output, batch, accelerator):
         codebooks = code_usage(output.codes, batch.get("valid"), model.tokenizer.quantizer.codebook_size, accelerator)
@@ -249,7 +245,7 @@ class JointPhase(Phase):
 
     def after_step_(self, model, batches, step, generator):
         if self.losses_at(step) != "joint":
-            return {"codes_reset": 0}
+            return super().after_step_(model, batches, step, generator)
         every = self.tokenizer_update_every
         return {"codes_reset": reset_dead_codes_(model, batches, step // every, self.steps // every, generator)}
 
@@ -259,96 +255,9 @@ KINDS = {"encoder": EncoderPhase, "tokenizer": TokenizerPhase, "joint": JointPha
 LENGTHS = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Codebooks
-# ---------------------------------------------------------------------------------------------------------------------
-def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """Starts the tokenizer's codebooks from the tokens of the first batches."""
-    embeddings, name = model.bridle.embeddings.patch_embeddings, model.main_input_name
-
-    def vectors():
-        for batch in batches:
-            values, valid = embeddings.mask_padding(batch[name], batch.get("attention_mask"))
-            yield project(model, {name: values} | ({} if valid is None else {"valid": valid}))
-
-    start_codebooks_(model.tokenizer.quantizer, vectors(), generator)
-
-
-@torch.no_grad()
-def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor], generator: torch.Generator) -> None:
-    """k-means (or what `codebook_init` says) on the first of `vectors`, (..., d) each: as many over all processes as
-    the quantizer asks for. Learned codebooks ask for none and take none.
-
-    Raises:
-        ValueError: batch after batch of all processes is nothing but padding.
-    """
-    tokens, found, empty = [], 0, 0
-    while found < quantizer.init_sample_size:
-        tokens.append(next(vectors).flatten(0, -2))
-        more = int(all_reduce_sum_(torch.tensor(len(tokens[-1]), device=tokens[-1].device)))
-        found, empty = found + more, 0 if more else empty + 1
-        if empty == EMPTY_BATCHES:
-            raise ValueError(f"{EMPTY_BATCHES} batches in a row hold nothing but padding: no token for the codebooks.")
-    if tokens:
-        quantizer.initialize_(torch.cat(tokens), generator=generator)
-
-
-def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generator: torch.Generator) -> int:
-    """Moves codes that are hardly used to tokens of this step, when `quantizer_config.reset` says so.
-
-    Periodic resets end half-way, so that the codes the encoder is to predict have settled by the end of the phase.
-    """
-    config = model.config.quantizer_config
-    due = {
-        "never": False,
-        "first_batch": step == 0,
-        "periodic": (step + 1) % config.reset_interval == 0 and step < steps // 2,
-    }[config.reset]
-    if not due:
-        return 0
-    tokens = torch.cat([project(model, batch) for batch in batches])
-    tokens = tokens[torch.isfinite(tokens).all(-1)]  # what is not finite makes the next step's loss NaN
-    return model.tokenizer.quantizer.reset_dead_codes_(tokens, generator=generator)
-
-
-@torch.no_grad()
-def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """What the quantizer receives for a batch of `Phase.draw`, without padding: (tokens, d)."""
-    values, valid = batch[model.main_input_name].to(model.device), batch.get("valid")
-    with gathered(model), evaluating(model.tokenizer):
-        tokens = model.tokenizer.project(values, valid=None if valid is None else valid.to(model.device))  # (B, N, d)
-    return tokens.flatten(0, 1) if valid is None else tokens[valid.to(model.device)]
-
-
-@torch.no_grad()
-def residual_energy(model: torch.nn.Module, codes: torch.Tensor, batch: dict, accelerator: Accelerator) -> list[float]:
-    """Share of the energy of a batch's tokens that is left after each codebook; empty where none are subtracted."""
-    quantizer, valid = model.tokenizer.quantizer, batch.get("valid")
-    if not getattr(quantizer, "codebooks", ()):
-        return []
-    codes = codes.flatten(0, 1) if valid is None else codes[valid.to(codes.device)]  # (n, M)
-    with accelerator.autocast():
-        tokens = project(model, batch)
-    left = quantizer.flatten(tokens)  # (n, d)
-    energy = [left.square().sum()]
-    for stage, book in enumerate(quantizer.codebooks):
-        left = left - book.embed[codes[:, stage]]
-        energy.append(left.square().sum())
-    energy = accelerator.reduce(torch.stack(energy), "sum")
-    return (energy[1:] / energy[0]).tolist()
-
-
-@contextmanager
-def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Has the parameters at hand that FSDP2 keeps in shards outside the model's forward."""
-    sharded = isinstance(model, FSDPModule)
-    if sharded:
-        model.unshard()
-    try:
-        yield
-    finally:
-        if sharded:
-            model.reshard()
+def draw_noise(values: torch.Tensor, masks: int, patches: int, seed: int) -> torch.Tensor:
+    """Uniform noise (masks * B, patches), drawn on the CPU so that masks are the same for every kind of device."""
+    return torch.rand(masks * len(values), patches, generator=torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
