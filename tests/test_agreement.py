@@ -6,8 +6,13 @@ import vector_quantize_pytorch as other
 from torch.nn import functional as F
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from bridle_hf import RandomProjectionQuantizer, ResidualQuantizer, SimVQQuantizer, VectorQuantizer
-from bridle_hf.gradient_quantization_bridle import rotate
+from bridle_hf import (
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    SimVQQuantizer,
+    VectorQuantizer,
+)
+from bridle_hf.learned_quantization_bridle import rotate
 
 DIM, CODES = 8, 16
 EMA = {"kmeans_init": False, "threshold_ema_dead_code": 0, "decay": 0.9, "eps": 1e-5}

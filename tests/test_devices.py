@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from bridle_hf import BridleConfig, BridleForPreTraining
+from bridle_hf.quantization_bridle import QUANTIZERS as REGISTRY
 from bridle_hf.training.phases import KINDS
 
 SIZES = {
@@ -25,15 +26,13 @@ CLIPS = {
 QUANTIZERS = {
     "rq": {},
     "official": {"ema_mode": "official", "normalize": "per_stage"},
-    "vq": {"type": "vector"},
     "soft codes": {"soft_codes": 3},
     "knn": {"type": "smoothed", "regularizer": "knn_ce"},
     "gumbel": {"type": "smoothed", "gumbel": "hard", "regularizer": "perplexity"},
     "rotation": {"type": "gradient", "estimator": "rotation"},
-    "simvq": {"type": "simvq"},
     "product": {"type": "product", "inner": "smoothed"},
     "smoothed rq": {"inner": "smoothed"},
-}
+} | {name: {"type": name} for name in REGISTRY}
 
 
 @pytest.fixture(scope="module", autouse=True)

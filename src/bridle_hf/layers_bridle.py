@@ -147,7 +147,10 @@ class BridlePatchEmbeddings(nn.Module):
 
 
 def in_precision_of(linear: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    """Values as a linear layer takes them. A weight in 8 or 4 bits does not tell, the bias beside it may."""
+    """Values in the dtype that a linear layer computes in.
+
+    8- and 4-bit weights do not reveal the compute dtype; fall back to the bias.
+    """
     for tensor in (linear.weight, linear.bias):  # methods in some quantized layers
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.itemsize > 1:
             return values.to(tensor.dtype)

@@ -15,7 +15,6 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .build_quantizer_bridle import build_quantizer
 from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
@@ -29,7 +28,7 @@ from .layers_bridle import (
 from .losses_bridle import cosine_loss, masked_cross_entropy, masked_mean
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
 from .outputs_bridle import BridleForPreTrainingOutput, BridleTokenizerOutput
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import QuantizerOutput, build_quantizer
 from .swin_bridle import BridleWindowAttention, BridleWindows, swin_layers
 
 logger = logging.get_logger(__name__)
@@ -445,9 +444,9 @@ class BridleTokenizer(BridlePreTrainedModel):
 class BridleForPreTraining(BridlePreTrainedModel):
     """Encoder, decoder and tokenizer with the losses of the three kinds of phase.
 
-    The codebooks of a new model are not set (`model.tokenizer.quantizer.initialized`), and what it learns from them is
-    little: call `model.tokenizer.quantizer.initialize_` on what `model.tokenizer.project` makes of a sample first, as
-    the phases of `training` do. No forward looks for it: on a GPU every step would wait for the answer.
+    Initialise the codebooks of a new model before training, as the phases of `training` do: call
+    `model.tokenizer.quantizer.initialize_(model.tokenizer.project(sample))`. `forward` does not check
+    `quantizer.initialized`, to avoid a device sync per step.
     """
 
     def __init__(self, config: BridleConfig):

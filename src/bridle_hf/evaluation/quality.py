@@ -60,7 +60,7 @@ def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
         Empty where the quantizer does not subtract.
     """
     quantizer = tokenizer.quantizer
-    if not hasattr(quantizer, "codebooks"):
+    if not quantizer.codebooks:
         return {}
     tokenizer.eval()
     books = np.stack([book.embed.double().cpu().numpy() for book in quantizer.codebooks])  # (M, K, d)

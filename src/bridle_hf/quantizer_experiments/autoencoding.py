@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
+from ..quantization_bridle import build_quantizer
 from .autoencoder import DiscreteAutoencoder
 from .fidelity import Fidelity
 from .loop import ordered_batches
@@ -146,7 +146,7 @@ def evaluate(model: DiscreteAutoencoder, images: Iterable[torch.Tensor], device,
     counts = code_counts(codes, model.quantizer.codebook_size)  # (M, K)
     used = usage(counts)
     spread = torch.cat(spread).numpy() if spread else np.ones(1)
-    book = getattr(model.quantizer, "codebooks", [None])[0]
+    book = next(iter(model.quantizer.codebooks), None)
     return {
         "code_use": used["cur"].tolist(),
         "perplexity": used["perplexity"].tolist(),

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
-from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
 from ..data.decoding import decode_audio
+from ..quantization_bridle import build_quantizer
 from .loop import ordered_batches
 from .methods import DatasetArguments, Method, TableRecipe, open_split
 

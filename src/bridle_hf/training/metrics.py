@@ -43,7 +43,7 @@ def codebook_metrics(model, output, batch: dict, accelerator: Accelerator) -> di
     measured = usage(accelerator.reduce(counts, "sum").cpu().numpy())
     metrics = {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}
     quantizer = model.tokenizer.quantizer
-    if hasattr(quantizer, "codebooks"):
+    if quantizer.codebooks:
         with accelerator.autocast():
             tokens = project(model, batch)
         left = quantizer.flatten(tokens)  # (n, d)
