@@ -60,7 +60,7 @@ def test_a_compiled_step_has_the_gradients_of_an_eager_one(step, modality):
 def test_every_quantizer_is_one_graph(name):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    config = bridle_hf.BridleQuantizerConfig(type=name, codebook_size=12, codebook_dim=8)
+    config = bridle_hf.BridleQuantizerConfig(type=name, codebook_size=12, codebook_dim=8, levels=(4, 3))
     quantizer, weight = bridle_hf.build_quantizer(config).train(), torch.randn(50, 8)
     found = []
     for call in (quantizer, torch.compile(quantizer, fullgraph=True, backend="aot_eager")):

@@ -84,6 +84,9 @@ def test_quantizer_defaults_are_the_papers():
         ({"type": "product"}, (2, 320), 0.25),
         ({"type": "product", "inner": "simvq"}, (2, 320), 1.0),
         ({"type": "random_projection"}, (4, 256), 0.25),
+        ({"type": "fsq"}, (1, 1000), 0.25),
+        ({"type": "fsq", "levels": (8, 6, 5)}, (1, 240), 0.25),
+        ({"type": "product", "inner": "fsq", "levels": (5, 4)}, (2, 20), 0.25),
     ],
 )
 def test_sizes_and_weights_left_out_are_those_of_the_type(options, sizes, weight, tmp_path):
@@ -215,6 +218,11 @@ WRONG_QUANTIZER = [
     ({"num_neighbors": 0}, "`num_neighbors` is 0"),
     ({"num_vertices": 257}, "`num_vertices` is 257; it takes 1 to 256, `codebook_size`"),
     ({"id2label": []}, r"`id2label` is \[\]; it takes a dict"),
+    ({"levels": (8, 2)}, r"`levels` is \(8, 2\); it takes whole numbers from 3 to 1000, one per dimension"),
+    ({"type": "fsq", "levels": ()}, r"`levels` is \(\); it takes whole numbers"),
+    ({"type": "fsq", "codebook_size": 512}, r"`codebook_size` is 512; 'fsq' has 1000, the product of `levels` \(8, 5"),
+    ({"type": "fsq", "num_codebooks": 4}, "'fsq' takes 1. For several: type 'product' with inner 'fsq'"),
+    ({"inner": "fsq"}, "`inner` is 'fsq'; type 'residual' takes 'vector' or .* may stand inside type 'product'"),
 ]
 CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
 

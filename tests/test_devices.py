@@ -77,7 +77,7 @@ def clips(config: BridleConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_passes_of_a_step_stay_on_the_gpu(quantizer, kind):
-    config = {"codebook_dim": 16, "codebook_size": 16} | QUANTIZERS[quantizer]
+    config = {"codebook_dim": 16, "codebook_size": 16, "levels": (4, 4)} | QUANTIZERS[quantizer]
     run_on_fake_gpu(kind, quantizer_config=config, cold_start=False)
 
 

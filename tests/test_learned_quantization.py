@@ -7,6 +7,7 @@ from drawn import CODES, DIM, seeded, vectors
 from torch.nn import functional as F
 
 from bridle_hf import (
+    FSQQuantizer,
     GradientQuantizer,
     SimVQQuantizer,
     SmoothedQuantizer,
@@ -246,6 +247,86 @@ def test_knn_keeps_codes_in_use(regularizer, least, most):
         optimizer.step()
         quantizer.update_(out.stats)
     assert least <= len(used) / 32 <= most
+
+
+# --- finite scalar quantization -------------------------------------------------------------------
+def fsq_in_float64(quantizer, z):
+    """Codes, quantized vectors and the Jacobian dq / dz of rows z by the paper's formulas, level by level."""
+    p_in, b_in = (x.detach().double().numpy() for x in quantizer.project_in.parameters())
+    p_out, b_out = (x.detach().double().numpy() for x in quantizer.project_out.parameters())
+    x = z.detach().double().numpy() @ p_in.T + b_in
+    code, place, steps, slopes = 0, 1, [], []
+    for i, count in enumerate(quantizer.start_levels):
+        half, shift = (count - 1) * 1.001 / 2, 0.0 if count % 2 else 0.5
+        bounded = half * np.tanh(x[:, i] + np.arctanh(shift / half)) - shift
+        steps.append(np.round(bounded) / (count // 2))
+        slopes.append(half * (1 - np.tanh(x[:, i] + np.arctanh(shift / half)) ** 2) / (count // 2))
+        code, place = code + place * (np.round(bounded) + count // 2), place * count
+    jacobian = np.einsum("oi,ni,id->nod", p_out, np.stack(slopes, 1), p_in)
+    return code, np.stack(steps, 1) @ p_out.T + b_out, jacobian
+
+
+@pytest.mark.parametrize("levels", [(3,), (4, 3), (8, 5, 5, 5), (8, 8, 8, 6, 5)])
+def test_fsq_equals_float64(levels):
+    quantizer = seeded(FSQQuantizer, DIM, levels)
+    z = (3 * vectors(200)).requires_grad_()
+    codes, quantized, jacobian = fsq_in_float64(quantizer, z)
+    out = quantizer(z)
+    assert quantizer.codebook_size == np.prod(levels) and out.loss == 0 and out.stats is None
+    np.testing.assert_array_equal(out.codes[:, 0].numpy(), codes)
+    assert len(out.codes.unique()) > min(3, quantizer.codebook_size - 1)
+    np.testing.assert_allclose(out.quantized.detach().numpy(), quantized, atol=1e-5)
+    for i in range(DIM):
+        (gradient,) = torch.autograd.grad(out.quantized[:, i].sum(), z, retain_graph=True)
+        np.testing.assert_allclose(gradient.numpy(), jacobian[:, i], atol=1e-5)
+
+
+def test_every_fsq_code_is_reached_and_comes_back():
+    levels = (8, 5, 4, 3)
+    quantizer = seeded(FSQQuantizer, 4, levels)
+    with torch.no_grad():
+        for linear in (quantizer.project_in, quantizer.project_out):
+            linear.weight.copy_(torch.eye(4))
+            linear.bias.zero_()
+    codes = torch.arange(8 * 5 * 4 * 3)[:, None]
+    vectors = quantizer.decode(codes)
+    digits = torch.cartesian_prod(*(torch.arange(count) for count in reversed(levels))).flip(-1)  # the first fastest
+    half = torch.tensor([4, 2, 2, 1])
+    assert torch.equal(vectors, (digits - half) / half)
+    # a vector that tanh takes to the middle of the step of each level
+    wide = (torch.tensor(levels) - 1) * 1.001 / 2
+    offset = torch.tensor([0.5, 0.0, 0.5, 0.0])
+    z = ((digits - half + offset) / wide).atanh() - (offset / wide).atanh()
+    assert torch.equal(quantizer.encode(z), codes) and torch.equal(quantizer(z).quantized, vectors)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 999, 1000])
+def test_the_outer_levels_are_reached_and_none_beyond_them(count):
+    quantizer = seeded(FSQQuantizer, 1, (count,))
+    with torch.no_grad():
+        quantizer.project_in.weight.fill_(1)
+        quantizer.project_in.bias.zero_()
+    assert quantizer.encode(torch.tensor([[-1e4], [1e4]])).tolist() == [[0], [count - 1]]
+
+
+def test_fsq_learns_from_the_task_alone_and_uses_its_codes():
+    quantizer = seeded(FSQQuantizer, 4, (5, 5, 5))
+    z = vectors(400, dim=4)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    errors = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = F.mse_loss(quantizer(z).quantized, z)
+        loss.backward()
+        optimizer.step()
+        errors.append(loss.item())
+    assert errors[-1] < 0.5 * errors[0] and quantizer.encode(z).unique().numel() > 60
+
+
+@pytest.mark.parametrize("levels", [(), (8, 2), (1001,)])
+def test_levels_are_checked(levels):
+    with pytest.raises(ValueError, match="`levels` is .*; it takes whole numbers from 3 to 1000, one per dimension"):
+        FSQQuantizer(DIM, levels)
 
 
 # --- bad options ----------------------------------------------------------------------------------

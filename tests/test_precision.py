@@ -76,7 +76,7 @@ QUANTIZERS = {
     "gumbel": {"type": "smoothed", "gumbel": "hard", "regularizer": "perplexity"},
     "smoothed in product": {"type": "product", "inner": "smoothed"},
 } | {name: {"type": name} for name in REGISTRY}
-SMALL = {"codebook_size": 8, "codebook_dim": 8}
+SMALL = {"codebook_size": 8, "codebook_dim": 8, "levels": (8,)}
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])

@@ -29,7 +29,7 @@ KINDS += [
     {"type": "smoothed", "regularizer": regularizer, "gumbel": gumbel}
     for regularizer, gumbel in (("knn_l2", "soft"), ("perplexity", "hard"), ("none", "none"))
 ]
-SIZES = {"codebook_size": CODES, "codebook_dim": DIM}
+SIZES = {"codebook_size": CODES, "codebook_dim": DIM, "levels": (4, 3)}  # the levels of FSQ have CODES combinations
 
 
 def config_of(options, **more):
@@ -215,11 +215,13 @@ NAMES = {
 }
 WHOLE = {
     "random_projection": {"projection", "embed"},
+    "fsq": {"levels", "project_in.weight", "project_in.bias", "project_out.weight", "project_out.bias"},
 }
 LEARNED = {
     "gradient": {"embed"},
     "simvq": {"weight"},
     "smoothed": {"embed", "log_t"},
+    "fsq": {"weight", "bias"},
 }
 
 
@@ -262,6 +264,7 @@ OPTIONS = {
     "num_neighbors num_vertices commitment_weight normalize",
     "random_projection": "num_codebooks codebook_size projection_dim",
     "product": "groups",
+    "fsq": "levels",
 }
 
 
@@ -292,6 +295,8 @@ def test_build_quantizer_reads_every_field():
     assert type(smoothed) is ProductQuantizer and len(smoothed.groups) == 2 and book.embed.shape == (6, 4)
     said["start_temperature"] = said.pop("temperature")
     assert {name: getattr(book, name) for name in said} == said
+    fsq = build_quantizer(BridleQuantizerConfig(type="fsq", codebook_dim=8, levels=(5, 4)))
+    assert fsq.project_in.weight.shape == (2, 8) and fsq.levels.tolist() == [5, 4]
 
 
 def test_build_quantizer_reads_every_field_of_ema_codebooks():

@@ -23,6 +23,7 @@ from .feature_extraction_bridle import BridleFeatureExtractor
 from .hub.official import load_official
 from .image_processing_bridle import BridleImageProcessor
 from .learned_quantization_bridle import (
+    FSQQuantizer,
     GradientQuantizer,
     SimVQQuantizer,
     SmoothedQuantizer,
@@ -62,6 +63,7 @@ __all__ = [
     "BridleQuantizerConfig",
     "BridleTokenizer",
     "BridleVideoProcessor",
+    "FSQQuantizer",
     "GradientQuantizer",
     "ProductQuantizer",
     "QuantizerOutput",

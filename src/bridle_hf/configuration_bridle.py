@@ -13,6 +13,7 @@ from .learned_quantization_bridle import (
     GUMBELS,
     REGULARIZERS,
     TEMPERATURES,
+    check_levels,
 )
 from .quantization_bridle import (
     CODEBOOK_INITS,
@@ -131,11 +132,12 @@ class BridleQuantizerConfig(PreTrainedConfig):
 
     Args:
         type (`str`): one codebook: `"vector"` (EMA, the baseline), `"gradient"` (codes are parameters), `"simvq"`
-            (frozen codes times a learned map) or `"smoothed"` (softmax over the codes). Several of them: `"residual"`
-            (RQ, the paper's) or `"product"` (on slices of the vector). Or `"random_projection"` (frozen, BEST-RQ).
-        inner (`str`): type of the codebooks inside `"residual"` and `"product"`.
+            (frozen codes times a learned map), `"smoothed"` (softmax over the codes) or `"fsq"` (rounded numbers, no
+            codebook). Several of them: `"residual"` (RQ, the paper's) or `"product"` (on slices of the vector). Or
+            `"random_projection"` (frozen, as in BEST-RQ).
+        inner (`str`): type of the codebooks inside `"residual"` and `"product"`; `"fsq"` in `"product"` only.
         num_codebooks (`int`): M, codes per patch; 1 for the types of one codebook.
-        codebook_size (`int`): K, codes per codebook.
+        codebook_size (`int`): K, codes per codebook. `"fsq"` has `prod(levels)`.
         codebook_dim (`int`): d, the width of a code.
         normalize (`str`): `"once"` scales z to unit length before the first stage, `"per_stage"` searches with the unit
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
@@ -157,6 +159,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
         regularizer (`str`): of `"smoothed"`: `"knn_ce"`, `"knn_l2"`, `"perplexity"` or `"none"`.
         regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms the
             neighbours per vertex, and the number of vertices drawn per step (all when left out).
+        levels (`tuple[int]`): of `"fsq"`: the number of values of each dimension.
         preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode` and `reset` are when left out.
     """
 
@@ -189,6 +192,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     regularizer_weight: float | int = 1.0
     num_neighbors: int = 1
     num_vertices: int | None = None
+    levels: list[int] | tuple[int, ...] = (8, 5, 5, 5)
     preset: str = "default"
 
     def __post_init__(self, **kwargs):
@@ -201,7 +205,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
         if self.num_codebooks is None:
             self.num_codebooks = sizes.num_codebooks
         if self.codebook_size is None:
-            self.codebook_size = sizes.codebook_size
+            self.codebook_size = prod(self.levels) if self.codebook_type == "fsq" else sizes.codebook_size
         if self.commitment_weight is None:
             weight = arguments(codebook.inner_class).get("commitment_weight")
             self.commitment_weight = 0.25 if weight is None else weight.default
@@ -247,6 +251,12 @@ class BridleQuantizerConfig(PreTrainedConfig):
         check_range("soft_codes", self.soft_codes, 0, self.codebook_size, "`codebook_size`")
         if self.num_vertices is not None:
             check_range("num_vertices", self.num_vertices, 1, self.codebook_size, "`codebook_size`")
+        check_levels(self.levels)
+        if self.codebook_type == "fsq" and self.codebook_size != prod(self.levels):
+            raise ValueError(
+                f"`codebook_size` is {self.codebook_size}; 'fsq' has {prod(self.levels)}, the product of `levels` "
+                f"{tuple(self.levels)}, and needs no `codebook_size`."
+            )
 
 
 @strict

@@ -1,11 +1,11 @@
-"""Quantizers that an optimizer trains: hard codes (VQ-VAE, SimVQ), smoothed codes with their regularisers.
+"""Quantizers that an optimizer trains: hard codes (VQ-VAE, SimVQ), smoothed codes with their regularisers, FSQ.
 
 `GradientQuantizer` is the VQ of VQ-VAE (arXiv 1711.00937), `SimVQQuantizer` learns one linear map of frozen codes
-(arXiv 2411.02038), the rotation is arXiv 2410.06424, `SmoothedQuantizer` and its regularisers are T. Morita (2026).
-Equation numbers are Morita's.
+(arXiv 2411.02038), the rotation is arXiv 2410.06424, `SmoothedQuantizer` and its regularisers are T. Morita (2026), and
+`FSQQuantizer` is arXiv 2309.15505. Equation numbers are Morita's.
 """
 
-from math import log
+from math import log, prod
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .codebook_bridle import (
     check_choice,
+    check_codes,
     check_range,
     flatten_rows,
     float32_island,
@@ -22,7 +23,7 @@ from .codebook_bridle import (
     straight_through,
     to_default_,
 )
-from .quantization_bridle import QuantizerOutput, StagedQuantizer, register
+from .quantization_bridle import Quantizer, QuantizerOutput, StagedQuantizer, register
 
 DISTANCES = ("euclidean", "cosine")
 ESTIMATORS = ("ste", "rotation")
@@ -497,3 +498,95 @@ def check_assignments(p, mask):
         raise ValueError(f"`p` is {tuple(p.shape)} {p.dtype}; it takes floating point (N, K).")
     if mask is not None and mask.shape != p.shape[:1]:
         raise ValueError(f"`mask` is {tuple(mask.shape)}; it takes {tuple(p.shape[:1])}, one per assignment.")
+
+
+# --- Finite scalar quantization ---------------------------------------------------------------------------------------
+def check_levels(levels):
+    """Raise a `ValueError` for levels that `FSQQuantizer` does not take."""
+    if not levels or min(levels) < 3 or max(levels) > 1000:
+        raise ValueError(f"`levels` is {tuple(levels)}; it takes whole numbers from 3 to 1000, one per dimension.")
+
+
+@register("fsq")
+class FSQQuantizer(Quantizer):
+    """Finite scalar quantization (FSQ, arXiv 2309.15505): rounds a few bounded numbers; there is no codebook to search.
+
+    A learned linear map takes z to one number x_i per level L_i. tanh bounds x_i to L_i whole numbers, from
+    -floor(L_i / 2) on (if L_i is even, half a step lower than symmetric), and rounding passes the gradient straight
+    through. A second linear map takes the whole numbers, divided by floor(L_i / 2), to q (..., d). The code writes them
+    in mixed radix, the first level counting fastest: M = 1, K = prod(levels). The loss is 0; the gradient of the task
+    through q trains both maps.
+
+    Args:
+        dim: d.
+        levels: L_1, L_2, ..., each from 3 to 1000. The paper takes (8, 6, 5) for K near 2^8, (8, 5, 5, 5) for 2^10,
+            (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14 and (8, 8, 8, 5, 5, 5) for 2^16.
+    """
+
+    learned = True
+    # tanh reaches its ends at infinity only: its range is a little wider than the levels, by less than half a step.
+    margin = 1e-3
+
+    def __init__(self, dim, levels=(8, 5, 5, 5)):
+        check_levels(levels)
+        super().__init__(dim, 1, prod(levels))
+        self.start_levels = tuple(levels)
+        # explicit dtypes, which survive loading in bfloat16
+        self.register_buffer("levels", torch.empty(len(levels), dtype=torch.float32))
+        self.project_in = nn.Linear(dim, len(levels), dtype=torch.float32)
+        self.project_out = nn.Linear(len(levels), dim, dtype=torch.float32)
+        to_default_(self)
+
+    def default_state(self):
+        """Name -> tensor of what is not trained, on the CPU. Deterministic."""
+        return {"levels": torch.tensor(self.start_levels, dtype=torch.float32, device="cpu")}
+
+    def extra_repr(self):
+        return f"levels={self.start_levels}"
+
+    def bound(self, rows):
+        """Rows (n, d) as numbers (n, len(levels)) that round to -floor(L / 2), ..., ceil(L / 2) - 1."""
+        numbers = self.project_in(rows)
+        numbers = numbers.masked_fill(~numbers.isfinite(), torch.nan)  # tanh would hide an inf
+        half = (self.levels - 1) * (1 + self.margin) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        return (numbers + (offset / half).atanh()).tanh() * half - offset
+
+    def place_values(self):
+        """What one step of each level adds to the code: (len(levels),) int64."""
+        levels = self.levels.long()
+        return levels.cumprod(0) // levels
+
+    def codes_of(self, whole):
+        """Codes (n,) int64 of whole numbers (n, len(levels)); NaN counts as 0."""
+        digits = (whole.nan_to_num() + self.levels // 2).long()
+        return (digits * self.place_values()).sum(-1)
+
+    def vectors_of(self, whole):
+        """Vectors (n, d) of whole numbers (n, len(levels))."""
+        return self.project_out(whole / (self.levels // 2))
+
+    @torch.no_grad()
+    def assign(self, z):
+        with float32_island(z):
+            rows, _ = flatten_rows(z, self.dim)
+            return self.codes_of(self.bound(rows).round()).reshape(*z.shape[:-1], 1)
+
+    def decode(self, codes):
+        check_codes(codes, self.num_codebooks, self.codebook_size)
+        with float32_island(codes):
+            digits = codes.reshape(-1, 1) // self.place_values() % self.levels.long()
+            return self.vectors_of(digits - self.levels // 2).reshape(*codes.shape[:-1], self.dim)
+
+    def forward(self, z, mask=None):
+        with float32_island(z):
+            rows, _ = flatten_rows(z, self.dim, mask)
+            bounded = self.bound(rows)
+            whole = straight_through(bounded, bounded.round())
+            zero = rows.new_zeros(())
+            return QuantizerOutput(
+                quantized=self.vectors_of(whole).reshape(*z.shape[:-1], self.dim),
+                codes=self.codes_of(whole.detach()).reshape(*z.shape[:-1], 1),
+                loss=zero,
+                losses={"codebook": zero},
+            )
