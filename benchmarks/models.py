@@ -52,7 +52,7 @@ class Training:
         self.model, self.kind, self.device = BridleForPreTraining(config).to(device), kind, device
         if kind == "tokenizer" or not cold_start:
             self.model.tokenizer.reset_()
-        KINDS[kind].set_modes_(self.model)
+        KINDS[kind]().set_modes_(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
         frames, size = config.input_size[:-2], config.input_size[-2:]

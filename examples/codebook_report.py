@@ -8,7 +8,6 @@ With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels 
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from bridle_hf import BridleForPreTraining
 from bridle_hf.cli.checks import add_data_options, check_data, given_data, open_model, setting_up
 from bridle_hf.data import load_examples, load_processor
-from bridle_hf.data.source import read_sounds
+from bridle_hf.data.source import sound_reader
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.training.metrics import read_metrics
 
@@ -43,7 +42,6 @@ def main():
         check_data(data, processor, "--dataset")
         results = json.loads(Path(arguments.results).read_text()) if arguments.results else ()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    sounds = partial(read_sounds, data, processor) if model.config.modality == "audio" else None
     codebook_report(
         arguments.output,
         model,
@@ -52,7 +50,7 @@ def main():
         records=list(read_metrics(run / "metrics.jsonl")),
         results=results,
         clips=arguments.clips,
-        sounds=sounds,
+        sounds=sound_reader(data, processor),
     )
 
 

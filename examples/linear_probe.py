@@ -20,12 +20,12 @@ import torch
 
 from bridle_hf import BridleConfig, BridleModel
 from bridle_hf.cli.checks import add_data_options, check_data, check_model, given_data, open_model, setting_up
-from bridle_hf.data import build_processor, load_examples, load_processor, modality_of
+from bridle_hf.data import MODALITIES, build_processor, load_examples, load_processor, modality_of
+from bridle_hf.evaluation.baselines import baseline_features
 from bridle_hf.evaluation.features import POOLINGS, encoder_features
-from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 
-MODALITY_OF = {name: modality for modality, features in HANDMADE.items() for name in features}
+MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
 
 
 def parse_arguments():
@@ -60,7 +60,7 @@ def open_given(arguments, source, data):
         processor = load_processor(source)
     else:
         processor = build_processor(BridleConfig(modality=MODALITY_OF[arguments.baseline]))
-    takes = "random", *HANDMADE[modality_of(processor).name]
+    takes = "random", *modality_of(processor).baselines
     if arguments.baseline not in (None, *takes):
         raise ValueError(
             f"--baseline is {arguments.baseline!r}; --model is of another modality, and takes {', '.join(takes)}."
@@ -72,7 +72,7 @@ def open_given(arguments, source, data):
 def features_of(arguments, source, model, examples, seed):
     """(n, features) of the frozen model, or of the baseline."""
     if arguments.baseline in MODALITY_OF:
-        return handmade_features(examples, HANDMADE[examples.modality.name][arguments.baseline])
+        return baseline_features(examples, examples.modality.baselines[arguments.baseline])
     if arguments.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))

@@ -6,8 +6,9 @@
     python examples/study.py --recipe examples/recipes/image/cifar10_tiny.yaml --test-split test
     python examples/study.py --recipe ... --inductive      # one pretraining a fold, without the clips of that fold
 
-Beside each pretrained encoder stand the same architecture with random weights and hand-made features, all under one
-protocol: frozen features, logistic regression, folds as given or one test split, C searched inside the training part.
+Beside each pretrained encoder stand the same architecture with random weights and baselines without an encoder, all
+under one protocol: frozen features, logistic regression, folds as given or one test split, C searched inside the
+training part.
 Then the tokens of the first run are measured, at the cold start and trained. `output_dir` receives a folder per run,
 results.json, results.md and report.html; an interrupted study goes on where it was. The tables are printed at the end.
 """
@@ -29,8 +30,8 @@ import torch
 from bridle_hf import BridleConfig, BridleForPreTraining, BridleModel
 from bridle_hf.cli.checks import check_data, check_recipe, setting_up
 from bridle_hf.data import load_examples
+from bridle_hf.evaluation.baselines import baseline_features
 from bridle_hf.evaluation.features import encoder_features
-from bridle_hf.evaluation.handmade import HANDMADE, handmade_features
 from bridle_hf.evaluation.probe import linear_probe
 from bridle_hf.evaluation.report import codebook_report
 from bridle_hf.evaluation.tables import markdown
@@ -78,7 +79,7 @@ def main():
     run_all(arguments.jobs, [pretrain_command(arguments, recipe, run) for run in runs], [run["folder"] for run in runs])
     if stopped := [str(run["folder"]) for run in runs if not (run["folder"] / "final").is_dir()]:
         parser.exit(1, f"{', '.join(stopped)} stopped before the end; the same command goes on\n")
-    rows = handmade_rows(examples) + encoder_rows(runs, examples)
+    rows = baseline_rows(examples) + encoder_rows(runs, examples)
     if arguments.finetune:
         rows += finetune_rows(arguments, recipe)
     summary = summarise(rows)
@@ -124,10 +125,10 @@ def run_all(jobs, commands, folders):
         list(pool.map(run, commands, folders))
 
 
-def handmade_rows(examples):
+def baseline_rows(examples):
     rows = []
-    for name, describe in HANDMADE[examples.modality.name].items():
-        features = handmade_features(examples, describe)
+    for name, describe in examples.modality.baselines.items():
+        features = baseline_features(examples, describe)
         result = linear_probe(features, examples.labels, examples.folds, test_folds=examples.test_folds)
         rows.append(row(name, "", None, [result]))
     return rows

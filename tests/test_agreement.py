@@ -6,8 +6,14 @@ import vector_quantize_pytorch as other
 from torch.nn import functional as F
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from bridle_hf import RandomProjectionQuantizer, ResidualQuantizer, SimVQQuantizer, VectorQuantizer
-from bridle_hf.gradient_quantization_bridle import rotate
+from bridle_hf import (
+    FSQQuantizer,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    SimVQQuantizer,
+    VectorQuantizer,
+)
+from bridle_hf.learned_quantization_bridle import rotate
 
 DIM, CODES = 8, 16
 EMA = {"kmeans_init": False, "threshold_ema_dead_code": 0, "decay": 0.9, "eps": 1e-5}
@@ -100,3 +106,21 @@ def test_random_projection():
     theirs.vq._codebook.embed.data.copy_(ours.embed)
     z = vectors(2, 50, seed=6) * 3 + 1
     assert torch.equal(ours.encode(z)[..., 0], theirs(z))
+
+
+@pytest.mark.parametrize("levels", [(3,), (5, 5), (8, 6, 5), (8, 5, 5, 5), (8, 8, 8, 5, 5, 5)])
+def test_fsq(levels):
+    ours, theirs = FSQQuantizer(DIM, levels), other.FSQ(list(levels), dim=DIM)
+    for name in ("project_in", "project_out"):
+        getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
+    z, weight = (4 * vectors(3, 200, seed=7)).requires_grad_(), vectors(3, 200, seed=8)
+    out, (quantized, index) = ours(z), theirs(z)
+    assert torch.equal(out.codes[..., 0], index.long()) and len(index.unique()) > ours.codebook_size**0.5
+    torch.testing.assert_close(out.quantized, quantized)
+    every = torch.arange(ours.codebook_size)
+    torch.testing.assert_close(ours.decode(every[:, None]), theirs.indices_to_codes(every))
+    gradients = [
+        torch.autograd.grad((value * weight).sum(), [z, *(p for p in module.parameters())])
+        for value, module in ((out.quantized, ours), (quantized, theirs))
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)

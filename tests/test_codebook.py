@@ -13,6 +13,7 @@ from bridle_hf.codebook_bridle import (
     gather_rows,
     kmeans,
     nearest_codes,
+    straight_through,
     sum_of_codes,
 )
 
@@ -225,5 +226,13 @@ def test_collectives_alone_change_nothing():
 
 
 def test_unknown_rule_is_named():
-    with pytest.raises(ValueError, match="rule is 'mean', must be one of counts, blend, blend_unit"):
+    with pytest.raises(ValueError, match="`rule` is 'mean'; it takes one of 'counts', 'blend', 'blend_unit'"):
         Codebook(4, 5, rule="mean")
+
+
+def test_straight_through_gives_the_value_to_the_bit_and_the_gradient_to_the_source():
+    generator = torch.Generator().manual_seed(0)
+    source, value = torch.randn(50, 8, generator=generator, requires_grad=True), torch.randn(50, 8) * 1e-4
+    assert torch.equal(straight_through(source, value), value)
+    (gradient,) = torch.autograd.grad((straight_through(source, value) * 3).sum(), source)
+    assert torch.equal(gradient, torch.full_like(source, 3))

@@ -73,6 +73,32 @@ def test_quantizer_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize(
+    ("options", "sizes", "weight"),
+    [
+        ({"type": "residual"}, (4, 256), 0.25),
+        ({"type": "residual", "inner": "smoothed"}, (4, 256), 0.0),
+        ({"type": "vector"}, (1, 1024), 0.25),
+        ({"type": "gradient"}, (1, 1024), 1.0),
+        ({"type": "simvq"}, (1, 1024), 1.0),
+        ({"type": "smoothed"}, (1, 1024), 0.0),
+        ({"type": "product"}, (2, 320), 0.25),
+        ({"type": "product", "inner": "simvq"}, (2, 320), 1.0),
+        ({"type": "random_projection"}, (4, 256), 0.25),
+        ({"type": "fsq"}, (1, 1000), 0.25),
+        ({"type": "fsq", "levels": (8, 6, 5)}, (1, 240), 0.25),
+        ({"type": "product", "inner": "fsq", "levels": (5, 4)}, (2, 20), 0.25),
+    ],
+)
+def test_sizes_and_weights_left_out_are_those_of_the_type(options, sizes, weight, tmp_path):
+    config = BridleQuantizerConfig(**options)
+    assert (config.num_codebooks, config.codebook_size) == sizes
+    assert config.commitment_weight == weight
+    config.save_pretrained(tmp_path)
+    loaded = BridleQuantizerConfig.from_pretrained(tmp_path)
+    assert loaded.to_json_string(use_diff=False) == config.to_json_string(use_diff=False)
+
+
+@pytest.mark.parametrize(
     ("modality", "official"),
     [
         ("audio", {"position_layout": "wrapped", "decoder_type": "swin", "use_cls_token": True}),
@@ -167,15 +193,15 @@ WRONG = [
     ({"pooling": "cls", "use_cls_token": False}, "`pooling` is 'cls' but `use_cls_token` is False"),
 ]
 WRONG_QUANTIZER = [
-    ({"type": "lattice"}, "`type` is 'lattice'; it takes one of 'residual', 'vector', 'gradient', 'simvq'"),
+    ({"type": "lattice"}, "`type` is 'lattice'; it takes one of 'residual', 'vector', 'product', 'random_projection'"),
     ({"ema_mode": "no"}, "`ema_mode` is 'no'"),
     ({"normalize": "twice"}, "`normalize` is 'twice'"),
     ({"codebook_init": "zeros"}, "`codebook_init` is 'zeros'"),
     ({"reset": "always"}, "`reset` is 'always'"),
     ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number of at least 1"),
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
-    ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes a number between 0 and 1"),
-    ({"soft_codes": 300}, "`soft_codes` is 300"),
+    ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes 0 to 1"),
+    ({"soft_codes": 300}, "`soft_codes` is 300; it takes 0 to 256, `codebook_size`"),
     ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'gradient', 'simvq', 'smoothed'"),
     ({"distance": "l1"}, "`distance` is 'l1'"),
     ({"estimator": "soft"}, "`estimator` is 'soft'"),
@@ -187,11 +213,16 @@ WRONG_QUANTIZER = [
     ({"type": "smoothed", "num_codebooks": 2}, "'smoothed' takes 1. For several: type 'residual' or 'product'"),
     ({"type": "product", "num_codebooks": 3}, "`codebook_dim` is 256; .* takes a multiple of `num_codebooks`, 3"),
     ({"type": "simvq", "preset": "official"}, "`normalize` is 'per_stage'; 'simvq' takes 'once' or 'none'"),
-    ({"temperature": 0.001}, "`temperature` is 0.001; it takes a number from 0.01 to 1"),
+    ({"temperature": 0.001}, "`temperature` is 0.001; it takes 0.01 to 1"),
     ({"gumbel_schedule": (2.0, 0.5)}, r"`gumbel_schedule` is \(2.0, 0.5\); it takes start, end and decay"),
     ({"num_neighbors": 0}, "`num_neighbors` is 0"),
-    ({"num_vertices": 257}, "`num_vertices` is 257; it takes 1 to `codebook_size`"),
+    ({"num_vertices": 257}, "`num_vertices` is 257; it takes 1 to 256, `codebook_size`"),
     ({"id2label": []}, r"`id2label` is \[\]; it takes a dict"),
+    ({"levels": (8, 2)}, r"`levels` is \(8, 2\); it takes whole numbers from 3 to 1000, one per dimension"),
+    ({"type": "fsq", "levels": ()}, r"`levels` is \(\); it takes whole numbers"),
+    ({"type": "fsq", "codebook_size": 512}, r"`codebook_size` is 512; 'fsq' has 1000, the product of `levels` \(8, 5"),
+    ({"type": "fsq", "num_codebooks": 4}, "'fsq' takes 1. For several: type 'product' with inner 'fsq'"),
+    ({"inner": "fsq"}, "`inner` is 'fsq'; type 'residual' takes 'vector' or .* may stand inside type 'product'"),
 ]
 CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
 

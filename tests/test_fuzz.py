@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleImageProcessor, BridleVideoProcessor, load_official
-from bridle_hf.data.decoding import BadClipError, decode_audio
-from bridle_hf.data.pixels import decode_image
+from bridle_hf.data import BadClipError, decode_audio, decode_image
 from bridle_hf.training import RecipeError, load_recipe
 
 DEPTHS = [

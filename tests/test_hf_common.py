@@ -32,9 +32,9 @@ from bridle_hf import (
     BridleModel,
     BridleTokenizer,
     BridleVideoProcessor,
+    modeling_bridle,
 )
 from bridle_hf.data import MODALITIES
-from bridle_hf.hub.reload import PROCESSORS
 
 pytestmark = pytest.mark.slow  # a minute, and the archive has to be fetched
 if not sdist_is_there() and os.environ.get("CI") != "true":
@@ -168,7 +168,7 @@ def pipeline(task, model, example, **more):
 
 def remote_code(modality):
     """Every Auto class of a modality loads from the one checkpoint of `BridleForPreTraining`."""
-    head = MODALITIES[modality].classifier
+    head = getattr(modeling_bridle, MODALITIES[modality].classifier)
     return RemoteCodeSpec(
         name=f"Bridle{modality.title()}",
         config=BridleConfig,
@@ -180,7 +180,7 @@ def remote_code(modality):
             "AutoModelForAudioTokenization": BridleTokenizer,
             head.__name__.replace("Bridle", "AutoModel"): head,
         },
-        processors={PROCESSORS[modality]: (MODALITIES[modality].processor, processor_kwargs(modality))},
+        processors={MODALITIES[modality].auto_processor: (MODALITIES[modality].processor, processor_kwargs(modality))},
         forbidden=("bridle_hf",),  # the optional ones too: tests/hub/test_reload.py
     )
 

@@ -26,7 +26,6 @@ FLOORS = [
     {
         "checks_bridle",
         "codebook_bridle",
-        "configuration_bridle",
         "codebook_metrics",
         "files",
         "losses_bridle",
@@ -34,10 +33,9 @@ FLOORS = [
         "outputs_bridle",
         "recipe_reader",
     },
-    {"quantization_bridle", "regularization_bridle", "layers_bridle"},
-    {"learned_quantization_bridle", "product_quantization_bridle", "swin_bridle"},
-    {"gradient_quantization_bridle", "smoothed_quantization_bridle"},
-    {"build_quantizer_bridle"},
+    {"quantization_bridle", "layers_bridle"},
+    {"learned_quantization_bridle", "swin_bridle"},
+    {"configuration_bridle"},
     {
         "modeling_bridle",
         "feature_extraction_bridle",
@@ -131,6 +129,43 @@ def absolute_paths(text: str) -> list[str]:
     return re.findall(r"(?<![\w.}/)-])/(?:work|home|root|tmp|opt|mnt|Users|farm|data)/[\w./-]*|[A-Z]:\\\\\w+", text)
 
 
+MODALITY_NAMES = {"audio", "image", "video"}
+
+
+def modality_tests(source: str) -> list[str]:
+    """Decisions by the name of a modality or of a head: comparisons, tables and look-ups keyed by it, endings."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        constants = []
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+            constants = operands + [e for each in operands for e in getattr(each, "elts", ())]
+        elif isinstance(node, ast.Dict):
+            constants = node.keys
+        elif isinstance(node, ast.Subscript):
+            constants = [node.slice]
+        elif isinstance(node, ast.match_case):
+            constants = [each.value for each in ast.walk(node.pattern) if isinstance(each, ast.MatchValue)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "get":
+                constants = node.args[:1]
+            elif node.func.attr in ("endswith", "startswith"):
+                found += [ast.unparse(node) for each in node.args if "Classification" in ast.unparse(each)]
+        names = {each.value for each in constants if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+        if names & MODALITY_NAMES:
+            found.append(ast.unparse(node))
+    return found
+
+
+def reachable(start: set[str], graph: dict[str, set[str]]) -> set[str]:
+    """The modules that some import, directly or not."""
+    found, new = set(), set(start)
+    while new:
+        found |= new
+        new = {name for each in new for name in graph.get(each, ())} - found
+    return found
+
+
 def test_imports_are_read_in_every_form():
     source = (
         "import torch.nn\nfrom . import a\nfrom .b import c\nfrom ..d import e\ndef f():\n    from bridle_hf.g import h"
@@ -159,6 +194,27 @@ def test_rules_catch_what_breaks_them():
     assert not absolute_paths("../shared/data/esc10 and audio/mnt/x, https://a.b/data/x")
 
 
+def test_decisions_by_a_modalitys_name_are_found():
+    decided = """
+if config.modality == "audio": pass
+if modality in ("image", "video"): pass
+sizes = {"audio": 1}
+row = TABLE["video"]
+row = TABLE.get("image")
+if name.endswith("Classification"): pass
+match modality:
+    case "audio" | "image": pass
+"""
+    assert len(modality_tests(decided)) == 7
+    assert not modality_tests(
+        'def f(modality="audio"): return MODALITIES[modality]\nFormat("video", names)\ntask == "audio-x"'
+    )
+
+
+def test_modules_are_followed_through_others():
+    assert reachable({"a"}, {"a": {"b"}, "b": {"c", "a"}, "d": {"e"}}) == {"a", "b", "c"}
+
+
 def offenders(paths: list[Path], rule) -> dict[str, list]:
     """What breaks a rule, by file."""
     found = {str(path.relative_to(ROOT)): rule(path) for path in paths}
@@ -170,16 +226,38 @@ def test_imports_point_down():
     assert not offenders(SOURCES, lambda p: upward_imports(p.read_text(), module_name(p), p.stem == "__init__"))
 
 
-def test_imports_have_no_cycle():
+def import_graph() -> dict[str, set[str]]:
+    """Module of the house -> those it imports; a package's `__init__` only gathers the names of its own files."""
     graph = {}
     for path in SOURCES:
-        # a package's `__init__` only gathers the names of its own files: no link of a cycle
         found = [] if path.stem == "__init__" else imports(path.read_text(), module_name(path))
         graph[module_name(path)] = {name for name, kind in found if kind != "outside"}
-    graph = {name: targets & set(graph) for name, targets in graph.items()}
+    return {name: targets & set(graph) for name, targets in graph.items()}
+
+
+def test_imports_have_no_cycle():
+    graph = import_graph()
     while leaves := {name for name, targets in graph.items() if not targets}:
         graph = {name: targets - leaves for name, targets in graph.items() if name not in leaves}
     assert not graph, f"these modules import each other: {sorted(graph)}"
+
+
+def test_reading_data_imports_no_model():
+    """Workers of a loader that are not forked import what `data` imports."""
+    graph = import_graph()
+    readers = {name for name in graph if name.split(".")[0] in ("data", "demo_data")}
+    # Quantizers come with the config, whose choices are theirs.
+    models = {name for name in graph if name in ("modeling_bridle", "layers_bridle", "swin_bridle")}
+    assert readers and models and not reachable(readers, graph) & models
+
+
+def test_only_the_table_of_modalities_knows_their_names():
+    """Outside `data/` and the files that travel; two tables of the Hub are keyed by them, each in one place."""
+    tables = {PACKAGE / "hub" / "key_maps.py", PACKAGE / "hub" / "reload.py"}
+    free = {"data", "demo_data"}
+    bound = [p for p in SOURCES if p not in {*TRAVELLING, *tables} and p.relative_to(PACKAGE).parts[0] not in free]
+    assert not offenders(bound + sorted((ROOT / "examples").rglob("*.py")), lambda p: modality_tests(p.read_text()))
+    assert all(len(modality_tests(path.read_text())) == 1 for path in tables)
 
 
 def test_travelling_files_import_only_siblings_and_what_the_hub_has():
@@ -187,9 +265,9 @@ def test_travelling_files_import_only_siblings_and_what_the_hub_has():
 
 
 def test_files_can_be_read_in_one_sitting():
-    ceilings = {"modeling_bridle.py": 700}
+    ceilings = dict.fromkeys(TRAVELLING, 600) | {PACKAGE / "modeling_bridle.py": 700}
     lengths = {p: len(p.read_text().splitlines()) for p in PYTHON}
-    assert not offenders(PYTHON, lambda p: [lengths[p]] if lengths[p] > ceilings.get(p.name, 400) else [])
+    assert not offenders(PYTHON, lambda p: [lengths[p]] if lengths[p] > ceilings.get(p, 400) else [])
 
 
 def test_sources_neither_print_nor_unpickle():

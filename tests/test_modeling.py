@@ -129,7 +129,7 @@ def test_noise_drops_patches_and_shares_a_sample_between_masks():
         shared = model(values, noise=noise).last_hidden_state
         apart = [model(values, noise=noise[i : i + 2]).last_hidden_state for i in (0, 2, 4)]
         everything = model.embeddings(values)
-        kept = model.embeddings(values, None, model.make_patch_mask(values, noise=noise[:2]))
+        kept = model.embeddings(values, model.make_patch_mask(values, noise=noise[:2]))
     assert shared.shape == (6, 1 + 8, 24)
     torch.testing.assert_close(shared, torch.cat(apart))
     for row in range(2):
@@ -235,7 +235,7 @@ def test_training_mask_leaves_padding_out():
     config = tiny(num_labels=3, classifier_mask_ratio=(0.25, 0.5))
     model = build(BridleForAudioClassification, config).train()
     _, batch, attention_mask = padded_pair(16, 32)
-    plan = model._training_mask(batch, attention_mask)
+    plan = model._training_mask(batch, model.bridle.patch_layer.real_patches(batch, attention_mask))
     assert plan.kept_valid.sum(1).tolist() == [3, 6]  # 6 of 16 patches, 3 of the 8 real ones
     assert plan.kept[0][plan.kept_valid[0]].max() < 8
     assert torch.isfinite(model(batch, attention_mask=attention_mask).logits).all()

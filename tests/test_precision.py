@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bridle_hf.modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer, run
+from bridle_hf.quantization_bridle import QUANTIZERS as REGISTRY
 
 SIZES = {
     "audio": {"input_size": (32, 8), "patch_size": (4, 4)},
@@ -67,25 +68,22 @@ def test_dynamically_quantized_layers_stay_close():
 
 
 QUANTIZERS = {
-    "residual": {},
     "soft codes": {"soft_codes": 3},
     "official": {"ema_mode": "official", "normalize": "per_stage"},
-    "vector": {"type": "vector"},
-    "gradient": {"type": "gradient"},
     "rotation": {"type": "gradient", "estimator": "rotation", "distance": "cosine"},
-    "simvq": {"inner": "simvq"},
-    "smoothed": {"inner": "smoothed"},
+    "simvq in residual": {"inner": "simvq"},
+    "smoothed in residual": {"inner": "smoothed"},
     "gumbel": {"type": "smoothed", "gumbel": "hard", "regularizer": "perplexity"},
-    "product": {"type": "product", "num_codebooks": 2, "inner": "smoothed"},
-    "random projection": {"type": "random_projection", "num_codebooks": 2},
-}
+    "smoothed in product": {"type": "product", "inner": "smoothed"},
+} | {name: {"type": name} for name in REGISTRY}
+SMALL = {"codebook_size": 8, "codebook_dim": 8, "levels": (8,)}
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("cold_start", [True, False])
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_models_of_every_quantizer_run_in_every_precision(name, cold_start, precision):
-    options = {"codebook_size": 8, "codebook_dim": 8} | QUANTIZERS[name]
+    options = SMALL | QUANTIZERS[name]
     model = build(BridleForPreTraining, cold_start=cold_start, quantizer_config=options)
     quantizer = copy.deepcopy(model.tokenizer.quantizer)
     vectors = torch.randn(50, 8)
@@ -106,16 +104,19 @@ def test_models_of_every_quantizer_run_in_every_precision(name, cold_start, prec
 
 def test_codes_follow_their_module_to_another_device():
     for name, options in QUANTIZERS.items():
-        model = build(BridleTokenizer, quantizer_config={"codebook_size": 8, "codebook_dim": 8} | options)
+        model = build(BridleTokenizer, quantizer_config=SMALL | options)
         for tensor in model.quantizer.to("meta", torch.bfloat16).state_dict().values():
             assert tensor.is_meta and tensor.dtype == torch.float32, name
 
 
-@pytest.mark.parametrize("name", ["residual", "smoothed"])
-def test_codes_of_a_model_saved_in_half_precision_are_the_same(name, tmp_path):
-    options = {"codebook_size": 8, "codebook_dim": 8} | QUANTIZERS[name]
+@pytest.mark.parametrize("name", REGISTRY)
+def test_codes_of_a_model_saved_or_loaded_in_half_precision_are_the_same(name, tmp_path):
+    options = SMALL | QUANTIZERS[name]
     model = build(BridleTokenizer, cold_start=False, quantizer_config=options)
     before = copy.deepcopy(model.quantizer.state_dict())
     model.half().save_pretrained(tmp_path)
-    loaded = BridleTokenizer.from_pretrained(tmp_path).quantizer.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in before.items())
+    for dtype in (None, torch.bfloat16):
+        loaded = BridleTokenizer.from_pretrained(tmp_path, dtype=dtype)
+        state = loaded.quantizer.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in before.items())
+    assert loaded.quantize_layer[0].weight.dtype == torch.bfloat16

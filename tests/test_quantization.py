@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from types import SimpleNamespace
 
 import float64
 import numpy as np
@@ -10,18 +9,26 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from drawn import seeded
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bridle_hf import RandomProjectionQuantizer, ResidualQuantizer, VectorQuantizer, build_quantizer
+from bridle_hf import (
+    GradientQuantizer,
+    ProductQuantizer,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    SmoothedQuantizer,
+    VectorQuantizer,
+)
 from bridle_hf.codebook_bridle import SEARCHED_ON_CPU
 
 DIM, BOOKS, CODES = 8, 3, 16
 
 
-def vectors(*shape, seed=0):
-    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed))
+def vectors(*shape, seed=0, dim=DIM):
+    return torch.randn(*shape, dim, generator=torch.Generator().manual_seed(seed))
 
 
 def ready(cls=ResidualQuantizer, *sizes, seed=0, **options):
@@ -243,41 +250,29 @@ def test_codes_are_the_same_in_batch_and_alone(normalize):
     assert torch.equal(torch.stack([quantizer.encode(one) for one in z[0]]), together[0])
 
 
-@pytest.mark.parametrize("quantizer", [ready(), RandomProjectionQuantizer(DIM, 2, CODES)], ids=["residual", "random"])
-def test_autocast_changes_nothing(quantizer):
-    z = vectors(500, seed=4)
-    plain = quantizer(z)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = quantizer(z)
-        low = quantizer(z.bfloat16())
-        assert torch.equal(quantizer.encode(z), plain.codes)
-        assert quantizer.decode(plain.codes).dtype == torch.float32
-    assert torch.equal(out.codes, plain.codes) and torch.equal(out.quantized, plain.quantized)
-    assert low.quantized.dtype == low.loss.dtype == torch.float32
-    assert torch.equal(low.codes, quantizer(z.bfloat16().float()).codes)
-
-
 # --- bad input ------------------------------------------------------------------------------------
 def test_errors_name_what_is_wrong():
     quantizer = ready()
-    with pytest.raises(ValueError, match=r"z is \(3, 7\) torch.float32, must be floating point with last dimension 8"):
+    with pytest.raises(
+        ValueError, match=r"`z` is \(3, 7\) torch.float32; it takes floating point with last dimension 8"
+    ):
         quantizer(torch.zeros(3, 7))
-    with pytest.raises(ValueError, match=r"mask is \(4,\), must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"`mask` is \(4,\); it takes \(3,\)"):
         quantizer(vectors(3), mask=torch.ones(4))
-    with pytest.raises(ValueError, match=r"codes is \(3, 2\) torch.int64, must be integer with last dimension 3"):
+    with pytest.raises(ValueError, match=r"`codes` is \(3, 2\) torch.int64; it takes integers with last dimension 3"):
         quantizer.decode(torch.zeros(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"codes is in \[0, 16\], must be in \[0, 15\]"):
+    with pytest.raises(ValueError, match=r"`codes` is in \[0, 16\]; it takes \[0, 15\]"):
         quantizer.decode(torch.tensor([[0, 1, 16]]))
-    with pytest.raises(ValueError, match="z holds 15 vectors over all processes, .* 16, better 1024"):
+    with pytest.raises(ValueError, match="`z` holds 15 vectors over all processes; .* 16, better 1024"):
         quantizer.initialize_(vectors(15))
-    with pytest.raises(ValueError, match="stats is None, must be the statistics of a forward in training mode"):
+    with pytest.raises(ValueError, match="`stats` is None; it takes the statistics of a forward in training mode"):
         quantizer.update_(quantizer(vectors(3)).stats)
-    with pytest.raises(ValueError, match="normalize is 'l2', must be one of once, per_stage, none"):
+    with pytest.raises(ValueError, match="`normalize` is 'l2'; it takes one of 'once', 'per_stage', 'none'"):
         ResidualQuantizer(DIM, normalize="l2")
-    with pytest.raises(ValueError, match="soft_codes is 17, must be from 0 to codebook_size 16"):
+    with pytest.raises(ValueError, match="`soft_codes` is 17; it takes 0 to 16, `codebook_size`"):
         ResidualQuantizer(DIM, BOOKS, CODES, soft_codes=17)
-    with pytest.raises(ValueError, match="type is 'gumble', must be one of residual, vector, gradient, simvq"):
-        build_quantizer(SimpleNamespace(type="gumble"))
+    with pytest.raises(ValueError, match="`ema_decay` is 1.5; it takes 0 to 1"):
+        ResidualQuantizer(DIM, ema_decay=1.5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -286,16 +281,16 @@ def test_non_finite_input_shows_and_never_reaches_the_codes(value):
     z[3, 2] = value
     state = copy_of_state(quantizer)
     for call in (quantizer.encode, quantizer.initialize_, quantizer.reset_dead_codes_):
-        with pytest.raises(ValueError, match="z holds NaN or inf, must be finite"):
+        with pytest.raises(ValueError, match="`z` holds NaN or inf; it takes finite values"):
             call(z)
     out = quantizer(z)
     assert not out.loss.isfinite()
-    with pytest.raises(ValueError, match="stats holds NaN or inf"):
+    with pytest.raises(ValueError, match="`stats` holds NaN or inf"):
         quantizer.update_(out.stats)
     assert same_state(quantizer, state)
 
 
-# --- random projection and configuration ----------------------------------------------------------
+# --- random projection ----------------------------------------------------------------------------
 def test_random_projection_by_hand_and_frozen():
     quantizer = RandomProjectionQuantizer(DIM, 2, CODES, projection_dim=4).train()
     z = vectors(6, 5, seed=1) * 7 + 3
@@ -319,25 +314,48 @@ def test_random_projection_by_hand_and_frozen():
     assert same_state(quantizer, quantizer.default_state())
 
 
-def test_build_quantizer_reads_every_field():
-    from bridle_hf.configuration_bridle import BridleQuantizerConfig
+# --- product --------------------------------------------------------------------------------------
+def test_product_is_its_groups_side_by_side():
+    groups = [seeded(SmoothedQuantizer, 3, 1, 12), seeded(GradientQuantizer, 5, 2, 12)]
+    product = ProductQuantizer(groups)
+    z = vectors(2, 20)
+    out, parts = product(z), [groups[0](z[..., :3]), groups[1](z[..., 3:])]
+    assert (product.dim, product.num_codebooks, product.codebook_size) == (8, 3, 12)
+    assert torch.equal(out.quantized, torch.cat([part.quantized for part in parts], -1))
+    assert torch.equal(out.codes, torch.cat([part.codes for part in parts], -1))
+    assert torch.equal(out.loss, (parts[0].loss + parts[1].loss) / 2)
+    assert torch.equal(out.losses["codebook_1"], parts[0].loss)
+    assert torch.equal(out.losses["codebook_3"], parts[1].losses["codebook_2"])
+    assert torch.equal(product.encode(z), out.codes)
+    product.eval()
+    torch.testing.assert_close(product.decode(out.codes), product(z).quantized)
+    with pytest.raises(ValueError, match=r"`groups` have codebook sizes \[3, 12\]; they take one size in common"):
+        ProductQuantizer([groups[0], GradientQuantizer(5, 1, 3)])
+    with pytest.raises(ValueError, match="`z` is .*; it takes floating point with last dimension 8"):
+        product(vectors(3, dim=7))
 
-    config = BridleQuantizerConfig(
-        num_codebooks=2, codebook_size=8, codebook_dim=4, ema_decay=0.5, ema_epsilon=0.1, ema_mode="official",
-        commitment_weight=1.0, normalize="none", codebook_init="sample", kmeans_iterations=3,
-        kmeans_samples_per_code=5, reset_threshold=0.2, soft_codes=2,
-    )  # fmt: skip
-    quantizer = build_quantizer(config)
-    book = quantizer.codebooks[1]
-    assert type(quantizer) is ResidualQuantizer and len(quantizer.codebooks) == 2
-    assert (book.num_codes, book.dim, book.decay, book.epsilon, book.rule) == (8, 4, 0.5, 0.1, "blend")
-    assert (quantizer.commitment_weight, quantizer.normalize, quantizer.codebook_init) == (1.0, "none", "sample")
-    assert (quantizer.kmeans_iterations, quantizer.init_sample_size) == (3, 40)
-    assert (quantizer.reset_threshold, quantizer.soft_codes) == (0.2, 2)
-    vector = build_quantizer(BridleQuantizerConfig(type="vector", codebook_dim=4, ema_mode="official"))
-    assert type(vector) is VectorQuantizer and vector.codebooks[0].rule == "blend_unit"
-    random = build_quantizer(BridleQuantizerConfig(type="random_projection", codebook_dim=4))
-    assert random.encode(torch.randn(3, 4)).shape == (3, 4)
+
+def test_product_of_ema_codebooks_moves_each_by_its_own_statistics():
+    torch.manual_seed(0)
+    product, alone = (
+        ProductQuantizer([VectorQuantizer(4, 12, ema_decay=0.5) for _ in range(2)]),
+        [VectorQuantizer(4, 12, ema_decay=0.5) for _ in range(2)],
+    )
+    z = vectors(400)
+    assert not product.initialized and product.init_sample_size == alone[0].init_sample_size
+    product.initialize_(z, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    for quantizer, part in zip(alone, z.split(4, dim=-1), strict=True):
+        quantizer.initialize_(part, generator=generator)
+        quantizer.update_(quantizer(part).stats)
+    out = product(z)
+    product.update_({name: value.clone() for name, value in out.stats.items()})
+    for group, quantizer in zip(product.groups, alone, strict=True):
+        assert torch.equal(group.codebooks[0].embed, quantizer.codebooks[0].embed)
+    product.groups[1].codebooks[0].cluster_size[2] = 0
+    assert product.initialized and product.reset_dead_codes_(z) == 1
+    with pytest.raises(ValueError, match="`stats` is None"):
+        product.update_(None)
 
 
 # --- two processes --------------------------------------------------------------------------------
@@ -377,4 +395,4 @@ def test_two_processes_agree_and_equal_one_with_all_rows():
     for name, value in single.state_dict().items():
         assert torch.equal(results[0]["state"][name], results[1]["state"][name])
         torch.testing.assert_close(results[0]["state"][name], value, rtol=1e-4, atol=1e-5)
-    assert all("z holds 12 vectors" in result["message"] for result in results)
+    assert all("`z` holds 12 vectors" in result["message"] for result in results)

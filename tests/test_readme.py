@@ -22,8 +22,7 @@ from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.hub import convert, key_maps, release, to_official
 from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
-from bridle_hf.training import load_recipe
-from bridle_hf.training.arguments import PretrainRecipe
+from bridle_hf.training import PretrainRecipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ from tiny import fill_codebooks_, tiny_config, values_for
 from bridle_hf import modeling_bridle
 from bridle_hf.data import build_processor
 from bridle_hf.modeling_bridle import BridleForPreTraining, BridleTokenizer
-from bridle_hf.training.phases import project
+from bridle_hf.training.codebooks import project
 
 SIZES = {
     "audio": {"input_size": (64, 32), "patch_size": (16, 16)},  # 4 x 2 patches
@@ -141,7 +141,7 @@ def test_a_grid_that_does_not_fit_the_codes_is_named(modality, patches, grid, me
 
 
 def test_a_reset_keeps_stored_positions():
-    model = build(BridleForPreTraining, position_layout="table")
+    model = build(BridleForPreTraining, position_layout="table", cold_start=False)
     tables = [model.tokenizer.encoder.embeddings.positions.table, model.tokenizer.estimator.positions.table]
     for table in tables:
         table.normal_()

@@ -15,8 +15,7 @@ from bridle_hf import (
     BridleImageProcessor,
     BridleVideoProcessor,
 )
-from bridle_hf.data import build_processor
-from bridle_hf.data.pixels import decode_video
+from bridle_hf.data import build_processor, decode_video
 from bridle_hf.video_processing_bridle import clip_indices
 
 SMALL = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}

@@ -18,7 +18,7 @@ from transformers import AutoFeatureExtractor
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.cli.checks import open_model, setting_up
-from bridle_hf.data.decoding import BadClipError, decode_audio
+from bridle_hf.data import BadClipError, decode_audio
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
 
@@ -67,7 +67,7 @@ class Listener:
         values, mask = inputs["input_values"], inputs["attention_mask"]
         codes = self.model.tokenizer.encode(values, mask)[0].numpy()
         valid = patch_validity(self.model.bridle, values, mask)[0].numpy()
-        grid = self.model.bridle.embeddings.patch_embeddings.grid(values)
+        grid = self.model.bridle.patch_layer.grid(values)
         figure = plots.codes_over_picture(values[0].numpy(), codes, valid, grid)
         return f'<div style="{STYLE}">{plots.to_svg(figure, "codes", "The sound and its codes")}</div>'
 

@@ -35,12 +35,18 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .build_quantizer_bridle import build_quantizer
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
-from .gradient_quantization_bridle import GradientQuantizer, SimVQQuantizer
 from .hub.official import load_official
 from .image_processing_bridle import BridleImageProcessor
+from .learned_quantization_bridle import (
+    FSQQuantizer,
+    GradientQuantizer,
+    SimVQQuantizer,
+    SmoothedQuantizer,
+    knn_regularizer,
+    perplexity_regularizer,
+)
 from .modeling_bridle import (
     BridleForAudioClassification,
     BridleForImageClassification,
@@ -50,10 +56,14 @@ from .modeling_bridle import (
     BridleTokenizer,
 )
 from .pipeline_bridle import BridleAudioFeatureExtractionPipeline, BridleVideoFeatureExtractionPipeline
-from .product_quantization_bridle import ProductQuantizer
-from .quantization_bridle import QuantizerOutput, RandomProjectionQuantizer, ResidualQuantizer, VectorQuantizer
-from .regularization_bridle import knn_regularizer, perplexity_regularizer
-from .smoothed_quantization_bridle import SmoothedQuantizer
+from .quantization_bridle import (
+    ProductQuantizer,
+    QuantizerOutput,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    build_quantizer,
+)
 from .video_processing_bridle import BridleVideoProcessor
 
 __version__ = "0.1.0"
@@ -70,6 +80,7 @@ __all__ = [
     "BridleQuantizerConfig",
     "BridleTokenizer",
     "BridleVideoProcessor",
+    "FSQQuantizer",
     "GradientQuantizer",
     "ProductQuantizer",
     "QuantizerOutput",

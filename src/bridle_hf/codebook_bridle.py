@@ -1,6 +1,6 @@
-"""One codebook as named state: nearest code, EMA (paper eq. 9-13), k-means, dead code reset; collectives and checks.
+"""One codebook: search, EMA update (paper eq. 9-13), k-means, reset of dead codes; collectives, checks, row functions.
 
-All state lives in float32 buffers. Methods are pure unless their name ends with an underscore.
+All state is float32 buffers. Functions and methods are pure unless their name ends with an underscore.
 """
 
 from itertools import accumulate
@@ -10,50 +10,54 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-# An unused code starts with this share of the mean count: not zero, or eq. 11-13 would throw it to the origin (or, with
-# m_0 = c_0, to 10^5 times its size), but low enough for the next reset to find it.
+# Count of an unused code, as a share of the mean count. Small enough for the next reset to treat the code as dead; not
+# zero, because eq. 11-13 would then move the code to the origin.
 UNUSED_SHARE = 0.01
 
-# Rows whose nearest codes are searched at once: on a CPU what stays in its cache, elsewhere enough to fill the device.
+# Rows per search: on a CPU few enough for the scores to stay in its cache, elsewhere enough to fill the device.
 SEARCHED_ON_CPU, SEARCHED_ELSEWHERE = 1024, 65536
 
 UPDATE_RULES = ("counts", "blend", "blend_unit")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Collectives: the identity where there is a single process
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Collectives: no-ops in a single process --------------------------------------------------------------------------
 def world_size() -> int:
-    """Number of processes, 1 where torch.distributed is missing or not started."""
+    """Number of processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def this_process() -> tuple[int, int]:
+    """Rank of this process and the number of processes."""
+    return (dist.get_rank() if world_size() > 1 else 0), world_size()
+
+
 def is_first_process() -> bool:
+    """Whether this is process 0."""
     return world_size() == 1 or dist.get_rank() == 0
 
 
 def all_reduce_sum_(tensor):
-    """Replaces `tensor` by its sum over all processes."""
+    """Replace `tensor` with its sum over all processes."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_(tensor, source: int = 0):
-    """Replaces `tensor` by what process `source` holds."""
+    """Replace `tensor` with that of process `source`."""
     if world_size() > 1:
         dist.broadcast(tensor, source)
     return tensor
 
 
 def gather_rows(rows):
-    """Rows of all processes, in process order; each process may bring another number of them, also none.
+    """Rows of all processes, in process order. The number of rows may differ between processes and may be 0.
 
     Args:
         rows: (n, d) of this process.
 
     Returns:
-        (sum of n, d), the same on every process.
+        (sum of n, d), equal on every process.
     """
     if world_size() == 1:
         return rows
@@ -67,60 +71,66 @@ def gather_rows(rows):
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks and precision
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Checks and precision ---------------------------------------------------------------------------------------------
 def float32_island(z):
-    """Autocast off for the device of `z`."""
+    """Context without autocast on the device of `z`."""
     return torch.autocast(device_type=z.device.type, enabled=False)
 
 
 def check_choice(name, value, choices):
+    """Raise a `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, must be one of {', '.join(choices)}")
+        raise ValueError(f"`{name}` is {value!r}; it takes one of {', '.join(map(repr, choices))}.")
+
+
+def check_range(name, value, low, high, meaning=""):
+    """Raise a `ValueError` unless low <= value <= high. `meaning` says in the message what `high` is."""
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` is {value}; it takes {low} to {high}{meaning and f', {meaning}'}.")
 
 
 def check_vectors(z, dim):
+    """Raise a `ValueError` unless z is floating point (..., dim)."""
     if z.ndim < 1 or z.shape[-1] != dim or not z.is_floating_point():
-        raise ValueError(f"z is {tuple(z.shape)} {z.dtype}, must be floating point with last dimension {dim}")
+        raise ValueError(f"`z` is {tuple(z.shape)} {z.dtype}; it takes floating point with last dimension {dim}.")
 
 
 def check_finite(name, tensor):
+    """Raise a `ValueError` for NaN or inf; no check while compiling, since a graph does not branch on values."""
     if torch.compiler.is_compiling():
-        return  # a graph does not branch on values
+        return
     if not torch.isfinite(tensor.sum(dtype=torch.float32)):  # one reduction: any NaN or inf survives the sum
-        raise ValueError(f"{name} holds NaN or inf, must be finite")
+        raise ValueError(f"`{name}` holds NaN or inf; it takes finite values.")
 
 
-def check_codes(codes, num_codebooks, num_codes):
+def check_codes(codes, num_codebooks, codebook_size):
+    """Raise a `ValueError` unless codes are integers (..., M) in [0, K)."""
     if codes.ndim < 1 or codes.shape[-1] != num_codebooks or codes.is_floating_point() or codes.dtype == torch.bool:
         got = f"{tuple(codes.shape)} {codes.dtype}"
-        raise ValueError(f"codes is {got}, must be integer with last dimension {num_codebooks}")
-    if codes.numel() > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < num_codes:
-        raise ValueError(f"codes is in [{codes.min()}, {codes.max()}], must be in [0, {num_codes - 1}]")
+        raise ValueError(f"`codes` is {got}; it takes integers with last dimension {num_codebooks}.")
+    if codes.numel() > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+        raise ValueError(f"`codes` is in [{codes.min()}, {codes.max()}]; it takes [0, {codebook_size - 1}].")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pure functions on (n, d) rows and (K, d) codes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Pure functions on (n, d) rows and (K, d) codes -------------------------------------------------------------------
 def flatten_rows(z, dim, mask=None):
-    """z (..., d) as rows (n, d) float32, and `mask` (...,) as their weights (n,), 1 or 0; None without a mask.
+    """Vectors z (..., d) as rows (n, d) float32, and `mask` (...,) as their weights (n,), 1 or 0; None without a mask.
 
-    Rows that are masked out (padding, of any value) become zero: no later step meets a NaN in them.
+    Masked rows (padding of any value) become zero, so that a NaN in them goes no further.
     """
     check_vectors(z, dim)
     rows = z.reshape(-1, dim).float()
     if mask is None:
         return rows, None
     if mask.shape != z.shape[:-1]:
-        raise ValueError(f"mask is {tuple(mask.shape)}, must be {tuple(z.shape[:-1])}, one per vector of z")
+        raise ValueError(f"`mask` is {tuple(mask.shape)}; it takes {tuple(z.shape[:-1])}, one per vector of z.")
     valid = (mask > 0).reshape(-1)  # (n,)
     return torch.where(valid[:, None], rows, 0.0), valid.to(rows.dtype)
 
 
 def mean_square(error, weight=None):
-    """Mean of error^2 (n, d) over dimensions and rows of weight 1 (n,): (); 0 where there is none."""
-    # the norm reads the rows once, where a square would be written first; its gradient at zero is zero
+    """Mean of error (n, d) squared over dimensions and rows of weight 1 (n,): (); 0 without such rows."""
+    # The norm reads the rows once; a square would first be written. Its gradient at zero is zero.
     error = torch.linalg.vector_norm(error, dim=-1).square() / error.shape[-1]  # (n,)
     if weight is None:
         return error.sum() / max(len(error), 1)
@@ -128,17 +138,17 @@ def mean_square(error, weight=None):
 
 
 def code_scores(rows, codes, squares=None):
-    """Squared Euclidean distance less |row|^2, which does not change the order of the codes: (n, K).
+    """Squared Euclidean distance minus |row|^2, which leaves the order of the codes unchanged: (n, K).
 
     Args:
-        squares: (K,) |code|^2 where it is known.
+        squares: (K,) |code|^2 if already known.
     """
     return torch.addmm(codes.square().sum(-1) if squares is None else squares, rows, codes.t(), alpha=-2)
 
 
 def search_codes(rows, codes):
-    """Lowest of the scores of every row (n,), and the code that has it, the first of equals: (n,) int64."""
-    # part by part: the scores of all rows, (n, K), would be the largest tensor of a quantizer
+    """Lowest score of each row (n,) and its code (n,) int64, the first of equals."""
+    # In parts, because the scores of all rows, (n, K), would be the largest tensor of a quantizer.
     parts = rows.split(SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE)
     squares = codes.square().sum(-1)
     found = [code_scores(part, codes, squares).min(-1) for part in parts]  # on CPU twice as fast as argmin
@@ -146,22 +156,22 @@ def search_codes(rows, codes):
 
 
 def nearest_codes(rows, codes):
-    """Index of the nearest code of every row: (n,) int64."""
+    """Nearest code of each row: (n,) int64."""
     return search_codes(rows, codes)[1]
 
 
 def sum_of_codes(index, books, weights=None):
-    """What codes of several codebooks add up to, without their vectors side by side.
+    """Weighted sum of codes of several codebooks, without a tensor (n, M, d) of their vectors.
 
     Args:
-        index: M tensors (n, k), each into its codebook.
-        books: M tensors (K, d), in the same order.
-        weights: M tensors (n, k) of the codes in the sum; 1 where None.
+        index: M tensors (n, k) of codes, one per codebook.
+        books: M tensors (K, d).
+        weights: M tensors (n, k); None for weights of 1.
 
     Returns:
         (n, d)
     """
-    first = accumulate((len(book) for book in books[:-1]), initial=0)  # of each codebook in all codebooks
+    first = accumulate((len(book) for book in books[:-1]), initial=0)  # row of each codebook's first code
     index = torch.cat([near + start for near, start in zip(index, first, strict=True)], dim=1)
     weights = None if weights is None else torch.cat(weights, dim=1)
     return F.embedding_bag(index, torch.cat(books), per_sample_weights=weights, mode="sum")
@@ -171,9 +181,9 @@ def code_statistics(rows, index, num_codes, weight=None):
     """Count n_i and input sum l_i of every code (paper eq. 9).
 
     Args:
-        rows: (n, d) vectors the codes were searched for.
+        rows: (n, d) vectors.
         index: (n,) their codes.
-        weight: (n,) 1 for a valid row, 0 for padding; None where all are valid.
+        weight: (n,) 1 for valid rows, 0 for padding; None if all are valid.
 
     Returns:
         counts (K,) and sums (K, d), float32.
@@ -188,19 +198,20 @@ def code_statistics(rows, index, num_codes, weight=None):
 
 
 def sample_rows(rows, count, generator=None):
-    """`count` different rows, drawn with `generator` (of any device) or the default one of the CPU."""
+    """`count` different rows, drawn with `generator` (on any device) or the CPU's default one."""
     device = generator.device if generator is not None else "cpu"
     index = torch.randperm(len(rows), generator=generator, device=device)[:count]
     return rows[index.to(rows.device)]
 
 
 def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
-    """Lloyd's algorithm from a seeded sample of the rows. A cluster without rows is moved to the row farthest from its
-    own centre, so that every code starts where there is data.
+    """Lloyd's algorithm, started from a sample of the rows.
+
+    Empty clusters move to the rows farthest from their centre, so that every code starts where there is data.
 
     Args:
         rows: (n, d), n >= num_codes.
-        cosine: centres are scaled to length 1 after each step (spherical k-means, as in the reference code).
+        cosine: scale centres to length 1 after each step (spherical k-means, as in the reference code).
 
     Returns:
         (num_codes, d) centres.
@@ -219,12 +230,15 @@ def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
     return centres
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# State
-# ---------------------------------------------------------------------------------------------------------------------
+def straight_through(source, value):
+    """`value` exactly, with its gradient led to `source` instead (eq. 2)."""
+    return value.detach() + (source - source.detach())
+
+
+# --- State ------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def to_default_(module):
-    """Gives a new module the tensors of its `default_state`; on the meta device there is nothing to give."""
+    """Set the tensors of a new module to its `default_state`, unless they are on the meta device."""
     for name, value in module.default_state().items():
         if not getattr(module, name).is_meta:
             getattr(module, name).copy_(value)
@@ -233,28 +247,27 @@ def to_default_(module):
 class Codebook(nn.Module):
     """K codes of dimension d with their exponential moving averages.
 
-    Buffers, all float32: `embed` (K, d) codes c, `embed_sum` (K, d) averaged input sums m, `cluster_size` (K,) averaged
-    counts N, `initialized` () 1 once set from data. Before that the codes are uniform in [-1, 1], the same in every
-    process and at every construction.
+    Buffers, all float32: codes c `embed` (K, d), averaged input sums m `embed_sum` (K, d), averaged counts N
+    `cluster_size` (K,), and `initialized` (), 1 once the codes were set from data. A new codebook is uniform in [-1, 1]
+    and depends on `seed` alone.
 
     Args:
         num_codes: K.
         dim: d.
         decay: g of eq. 10 and 12.
-        epsilon: eps of eq. 11, keeps a division by a zero count finite.
-        rule: how `update_` moves the codes. "counts": c = m / N^ (paper eq. 9-13). "blend", the reference code for
-            residuals: c <- g c + (1 - g) l2(l / n), codes without input stay. "blend_unit", the reference code for a
-            single codebook: the same, then scaled to length 1.
-        seed: of the codes before any data.
+        epsilon: eps of eq. 11, which keeps the division by a zero count finite.
+        rule: how `update_` moves the codes. "counts": c = m / N^ (paper eq. 9-13). "blend" (reference code, residual):
+            c <- g c + (1 - g) l2(l / n), and codes without input stay. "blend_unit" (reference code, one codebook): the
+            same, then scaled to length 1.
+        seed: seed of the new codebook.
     """
 
     def __init__(self, num_codes, dim, *, decay=0.99, epsilon=1e-5, rule="counts", seed=0):
         super().__init__()
-        if rule not in UPDATE_RULES:
-            raise ValueError(f"rule is {rule!r}, must be one of {', '.join(UPDATE_RULES)}")
+        check_choice("rule", rule, UPDATE_RULES)
         self.num_codes, self.dim = num_codes, dim
         self.decay, self.epsilon, self.rule, self.seed = decay, epsilon, rule, seed
-        # An explicit dtype: float32 then survives loading in bfloat16.
+        # An explicit dtype survives loading in bfloat16.
         self.register_buffer("embed", torch.empty(num_codes, dim, dtype=torch.float32))
         self.register_buffer("embed_sum", torch.empty(num_codes, dim, dtype=torch.float32))
         self.register_buffer("cluster_size", torch.empty(num_codes, dtype=torch.float32))
@@ -262,7 +275,7 @@ class Codebook(nn.Module):
         to_default_(self)
 
     def default_state(self):
-        """Name -> tensor of the state before any data, on the CPU, equal at every call."""
+        """Name -> tensor of the state before any data, on the CPU. Deterministic."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         embed = torch.rand(self.num_codes, self.dim, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1
         ones = torch.ones(self.num_codes, dtype=torch.float32, device="cpu")
@@ -273,13 +286,13 @@ class Codebook(nn.Module):
         return f"{self.num_codes}, {self.dim}, decay={self.decay}, rule={self.rule!r}"
 
     def nearest(self, rows):
-        """(n, d) -> (n,) int64 index of the nearest code by Euclidean distance."""
+        """Nearest codes of rows (n, d) by Euclidean distance: (n,) int64."""
         return nearest_codes(rows, self.embed)
 
     def soft_nearest(self, rows, k):
-        """The k nearest codes and weights that fall with the inverse squared distance and sum to 1.
+        """The k nearest codes of each row, weighted by inverse squared distance. Weights sum to 1.
 
-        A row that lies on a code gives it all the weight, whatever the scale of the codes.
+        A row that equals a code gives that code all the weight, at any scale.
 
         Returns:
             index (n, k) int64, nearest first, and weights (n, k).
@@ -291,7 +304,7 @@ class Codebook(nn.Module):
         return index, inverse / inverse.sum(-1, keepdim=True)
 
     def averaged(self, counts, sums):
-        """State after one step on counts n (K,) and input sums l (K, d), without writing it.
+        """The state after one step on counts n (K,) and input sums l (K, d); the codebook stays as it is.
 
         Returns:
             embed (K, d), embed_sum (K, d), cluster_size (K,).
@@ -311,7 +324,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update_(self, counts, sums):
-        """One EMA step on counts (K,) and sums (K, d) that are already summed over processes."""
+        """Take one EMA step on counts (K,) and sums (K, d), summed over processes."""
         embed, embed_sum, cluster_size = self.averaged(counts, sums)
         self.embed.copy_(embed)
         self.embed_sum.copy_(embed_sum)
@@ -319,7 +332,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def set_(self, embed, cluster_size):
-        """Takes codes c_0 (K, d) with N_0 = cluster_size (K,) and m_0 = N_0 c_0: the EMA starts at the codes."""
+        """Set codes c_0 (K, d), N_0 = cluster_size (K,) and m_0 = N_0 c_0, so that the EMA starts at the codes."""
         self.embed.copy_(embed)
         self.cluster_size.copy_(cluster_size)
         self.embed_sum.copy_(self.embed * self.cluster_size[:, None])
@@ -327,11 +340,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def initialize_(self, rows, method, *, iterations=10, generator=None):
-        """Sets the codes from rows (n, d), n >= K; N_0 is the number of rows of each code.
+        """Set the codes from rows (n, d), n >= K, with N_0 the number of rows of each code.
 
         Args:
-            method: "kmeans", "sample" (K of the rows) or "uniform" in [-1, 1].
-            iterations: of k-means; the metric is cosine for the blend rules, else Euclidean.
+            method: "kmeans" (cosine for the blend rules, else Euclidean), "sample" (K of the rows) or "uniform" (in
+                [-1, 1]).
+            iterations: number of k-means steps.
         """
         if method == "kmeans":
             embed = kmeans(rows, self.num_codes, iterations, cosine=self.rule != "counts", generator=generator)
@@ -345,12 +359,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def reset_dead_(self, rows, threshold, generator=None):
-        """Moves codes with N < threshold * mean(N) to random rows (n, d); with too few rows the emptiest codes first.
+        """Move codes with N < threshold * mean(N) to random rows (n, d), the emptiest first.
 
-        N of a moved code is its number of rows, scaled to the total of N and at least the threshold; m = N c.
+        A moved code gets N = its number of rows, scaled to the total of N and at least the threshold, and m = N c.
 
         Returns:
-            int, how many codes were moved.
+            int, the number of moved codes.
         """
         limit = threshold * self.cluster_size.mean()
         order = self.cluster_size.argsort()
@@ -370,6 +384,6 @@ class Codebook(nn.Module):
         return len(dead)
 
     def broadcast_(self):
-        """Takes the state of the first process."""
+        """Take the state of process 0."""
         for buffer in self.buffers(recurse=False):
             broadcast_(buffer)

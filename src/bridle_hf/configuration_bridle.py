@@ -6,6 +6,24 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .codebook_bridle import check_choice, check_range
+from .learned_quantization_bridle import (
+    DISTANCES,
+    ESTIMATORS,
+    GUMBELS,
+    REGULARIZERS,
+    TEMPERATURES,
+    check_levels,
+)
+from .quantization_bridle import (
+    CODEBOOK_INITS,
+    EMA_MODES,
+    NORMALIZATIONS,
+    QUANTIZERS,
+    arguments,
+    inner_types,
+)
+
 # What the paper prescribes for each kind of input (arXiv 2502.02118, section 4 and appendix C).
 SPECTROGRAM_DEFAULTS = {
     "input_size": (1024, 128),
@@ -73,35 +91,32 @@ AUTO_MAP = {
 }
 QUANTIZER_CHOICES = {
     "preset": ("default", "official"),
-    "type": ("residual", "vector", "gradient", "simvq", "smoothed", "product", "random_projection"),
-    "inner": ("vector", "gradient", "simvq", "smoothed"),
-    "distance": ("euclidean", "cosine"),
-    "estimator": ("ste", "rotation"),
-    "gumbel": ("none", "soft", "hard"),
-    "regularizer": ("none", "perplexity", "knn_ce", "knn_l2"),
-    "ema_mode": ("counts", "official"),
-    "normalize": ("once", "per_stage", "none"),
-    "codebook_init": ("kmeans", "uniform", "sample"),
+    "normalize": NORMALIZATIONS,
+    "ema_mode": EMA_MODES,
+    "codebook_init": CODEBOOK_INITS,
     "reset": ("first_batch", "periodic", "never"),
+    "distance": DISTANCES,
+    "estimator": ESTIMATORS,
+    "gumbel": GUMBELS,
+    "regularizer": REGULARIZERS,
 }
-# (M, K) where they are left out: the papers' RQ 4 x 256 and VQ 1 x 1024, and wav2vec 2.0's product 2 x 320.
-QUANTIZER_SIZES = {"residual": (4, 256), "random_projection": (4, 256), "product": (2, 320)}
-SINGLE_SIZES = (1, 1024)
-COMMITMENT_WEIGHTS = {"gradient": 1.0, "simvq": 1.0, "smoothed": 0.0}
 
 
 def _check_choices(config, choices):
     for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"`{name}` is {getattr(config, name)!r}; it takes one of {', '.join(map(repr, allowed))}.")
+        check_choice(name, getattr(config, name), allowed)
 
 
 def _check_inherited(config):
-    """Fields of every config whose kind transformers takes for granted when it first reads them."""
+    """Check inherited fields whose type transformers takes for granted when it first reads them."""
     if not isinstance(config.id2label, dict | None):
-        raise ValueError(f"`id2label` is {config.id2label!r}; it takes a dict of names, one a class number.")
+        raise ValueError(f"`id2label` is {config.id2label!r}; it takes a dict of names, one per class number.")
     if isinstance(config.dtype, str) and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
         raise ValueError(f"`dtype` is {config.dtype!r}; it takes the name of one of torch's, such as 'float32'.")
+
+
+def _either(values):
+    return " or ".join(map(repr, values))
 
 
 def _check_positive(config, names):
@@ -117,18 +132,19 @@ class BridleQuantizerConfig(PreTrainedConfig):
 
     Args:
         type (`str`): one codebook: `"vector"` (EMA, the baseline), `"gradient"` (codes are parameters), `"simvq"`
-            (frozen codes times a learned map), `"smoothed"` (softmax over the codes). Several of them: `"residual"`
-            (RQ, the paper's), `"product"` (on slices of the vector). Or `"random_projection"` (frozen, as BEST-RQ).
-        inner (`str`): what stands inside `"residual"` and `"product"`: a type of one codebook.
-        num_codebooks (`int`): M, the codes of one patch; 1 for the types of one codebook.
-        codebook_size (`int`): K, the codes of one codebook.
+            (frozen codes times a learned map), `"smoothed"` (softmax over the codes) or `"fsq"` (rounded numbers, no
+            codebook). Several of them: `"residual"` (RQ, the paper's) or `"product"` (on slices of the vector). Or
+            `"random_projection"` (frozen, as in BEST-RQ).
+        inner (`str`): type of the codebooks inside `"residual"` and `"product"`; `"fsq"` in `"product"` only.
+        num_codebooks (`int`): M, codes per patch; 1 for the types of one codebook.
+        codebook_size (`int`): K, codes per codebook. `"fsq"` has `prod(levels)`.
         codebook_dim (`int`): d, the width of a code.
         normalize (`str`): `"once"` scales z to unit length before the first stage, `"per_stage"` searches with the unit
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
         ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
-        commitment_weight (`float`): beta of eq. 5; when left out 0.25 for `"vector"`, 1 for `"gradient"` and `"simvq"`,
-            0 for `"smoothed"`.
+        commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"`, 1 for
+            `"gradient"` and `"simvq"`, 0 for `"smoothed"`.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
@@ -139,10 +155,11 @@ class BridleQuantizerConfig(PreTrainedConfig):
         estimator (`str`): their gradient: `"ste"` (straight-through) or `"rotation"`.
         temperature (`float`): of the softmax of `"smoothed"` at the start, 0.01 to 1; it is learned.
         gumbel (`str`): noise of `"smoothed"`: `"none"`, `"soft"` or `"hard"` (one-hot with straight-through gradient).
-        gumbel_schedule (`tuple[float]`): start, end and decay a step of the Gumbel temperature.
+        gumbel_schedule (`tuple[float]`): start, end and decay per step of the Gumbel temperature.
         regularizer (`str`): of `"smoothed"`: `"knn_ce"`, `"knn_l2"`, `"perplexity"` or `"none"`.
-        regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms, the
-            neighbours of a vertex, and how many vertices are drawn at each step (all when left out).
+        regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms the
+            neighbours per vertex, and the number of vertices drawn per step (all when left out).
+        levels (`tuple[int]`): of `"fsq"`: the number of values of each dimension.
         preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode` and `reset` are when left out.
     """
 
@@ -175,19 +192,23 @@ class BridleQuantizerConfig(PreTrainedConfig):
     regularizer_weight: float | int = 1.0
     num_neighbors: int = 1
     num_vertices: int | None = None
+    levels: list[int] | tuple[int, ...] = (8, 5, 5, 5)
     preset: str = "default"
 
     def __post_init__(self, **kwargs):
         for name, value in QUANTIZER_PRESETS.get(self.preset, {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        books, codes = QUANTIZER_SIZES.get(self.type, SINGLE_SIZES)
+        # an unknown type is named by `validate_quantizer`, which runs after this
+        sizes = QUANTIZERS.get(self.type, QUANTIZERS["vector"])
+        codebook = QUANTIZERS.get(self.codebook_type, QUANTIZERS["vector"])
         if self.num_codebooks is None:
-            self.num_codebooks = books
+            self.num_codebooks = sizes.num_codebooks
         if self.codebook_size is None:
-            self.codebook_size = codes
+            self.codebook_size = prod(self.levels) if self.codebook_type == "fsq" else sizes.codebook_size
         if self.commitment_weight is None:
-            self.commitment_weight = COMMITMENT_WEIGHTS.get(self.codebook_type, 0.25)
+            weight = arguments(codebook.inner_class).get("commitment_weight")
+            self.commitment_weight = 0.25 if weight is None else weight.default
         _check_inherited(self)
         super().__post_init__(**kwargs)
 
@@ -197,31 +218,45 @@ class BridleQuantizerConfig(PreTrainedConfig):
         return self.inner if self.type in ("residual", "product") else self.type
 
     def validate_quantizer(self):
+        check_choice("type", self.type, tuple(QUANTIZERS))
+        check_choice("inner", self.inner, inner_types("product"))
         _check_choices(self, QUANTIZER_CHOICES)
         sizes = ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval")
         _check_positive(self, (*sizes, "num_neighbors"))
-        if self.type not in QUANTIZER_SIZES and self.num_codebooks != 1:
+        if self.type == "residual" and self.inner not in inner_types("residual"):
+            raise ValueError(
+                f"`inner` is {self.inner!r}; type 'residual' takes {_either(inner_types('residual'))}. "
+                f"{self.inner!r} may stand inside type 'product'."
+            )
+        if self.num_codebooks != 1 and QUANTIZERS[self.type].num_codebooks == 1:
+            outer = [name for name in ("residual", "product") if self.type in inner_types(name)]
             raise ValueError(
                 f"`num_codebooks` is {self.num_codebooks}; a quantizer of type {self.type!r} takes 1. "
-                f"For several: type 'residual' or 'product' with inner {self.type!r}."
+                f"For several: type {_either(outer)} with inner {self.type!r}."
             )
         if self.type == "product" and self.codebook_dim % self.num_codebooks:
             raise ValueError(
                 f"`codebook_dim` is {self.codebook_dim}; a quantizer of type 'product' takes a multiple of "
                 f"`num_codebooks`, {self.num_codebooks}."
             )
-        if self.codebook_type in ("gradient", "simvq", "smoothed") and self.normalize == "per_stage":
-            raise ValueError(f"`normalize` is 'per_stage'; {self.codebook_type!r} takes 'once' or 'none'.")
-        if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"`temperature` is {self.temperature}; it takes a number from 0.01 to 1.")
+        normalizations = QUANTIZERS[self.codebook_type].cls.normalizations
+        if self.normalize not in normalizations:
+            raise ValueError(
+                f"`normalize` is {self.normalize!r}; {self.codebook_type!r} takes {_either(normalizations)}."
+            )
         if len(self.gumbel_schedule) != 3 or min(self.gumbel_schedule) <= 0:
             raise ValueError(f"`gumbel_schedule` is {self.gumbel_schedule}; it takes start, end and decay, above 0.")
-        if self.num_vertices is not None and not 1 <= self.num_vertices <= self.codebook_size:
-            raise ValueError(f"`num_vertices` is {self.num_vertices}; it takes 1 to `codebook_size`, or None for all.")
-        if not 0 <= self.ema_decay <= 1:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}; it takes a number between 0 and 1.")
-        if not 0 <= self.soft_codes <= self.codebook_size:
-            raise ValueError(f"`soft_codes` is {self.soft_codes}; it takes 0 (off) to `codebook_size`.")
+        check_range("temperature", self.temperature, *TEMPERATURES)
+        check_range("ema_decay", self.ema_decay, 0, 1)
+        check_range("soft_codes", self.soft_codes, 0, self.codebook_size, "`codebook_size`")
+        if self.num_vertices is not None:
+            check_range("num_vertices", self.num_vertices, 1, self.codebook_size, "`codebook_size`")
+        check_levels(self.levels)
+        if self.codebook_type == "fsq" and self.codebook_size != prod(self.levels):
+            raise ValueError(
+                f"`codebook_size` is {self.codebook_size}; 'fsq' has {prod(self.levels)}, the product of `levels` "
+                f"{tuple(self.levels)}, and needs no `codebook_size`."
+            )
 
 
 @strict

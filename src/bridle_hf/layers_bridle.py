@@ -1,12 +1,14 @@
 """Building blocks over a grid of patches: positions, patch embedding and ViT layers."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from math import prod
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -131,6 +133,42 @@ class BridlePatchEmbeddings(nn.Module):
             )
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
+    def mask_padding(
+        self, values: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Padded frames made zero, since they must not reach the last real patch, and the patches that are real.
+
+        Args:
+            attention_mask (`torch.Tensor` of shape (B, frames), *optional*): 1 for real frames, 0 for padding.
+        Returns:
+            values, and (B, N) True for patches with any real frame; `None` where all are real.
+        Raises:
+            ValueError: a mask that does not have one number per frame, or one for images.
+        """
+        if attention_mask is None:
+            return values, None
+        if self.channel_dim == 1:
+            raise ValueError("`attention_mask` is given; images have no frames to pad and take none.")
+        valid = self.real_patches(values, attention_mask)
+        real = attention_mask.bool().view(*attention_mask.shape, *[1] * (values.dim() - 2))
+        return values.masked_fill(~real, 0.0), valid
+
+    def real_patches(self, values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, N) True for patches with any real frame; `None` where all are real. See `mask_padding`."""
+        if attention_mask is None:
+            return None
+        grid, size = self.grid(values), self.patch_size[0]
+        frames = grid[0] * size
+        if tuple(attention_mask.shape) != (values.shape[0], frames):
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}; it takes ({values.shape[0]}, {frames}): "
+                "one number per frame."
+            )
+        rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
+            return None  # padding that fills no patch costs nothing; on other devices a look would wait for them
+        return rows.repeat_interleave(prod(grid[1:]), dim=1)
+
     def patchify(self, values: torch.Tensor) -> torch.Tensor:
         """(B, N, C * prod(patch_size)): the numbers of each patch, channel first, in the precision of `projection`."""
         grid, axes = self.grid(values), len(self.patch_size)
@@ -147,7 +185,10 @@ class BridlePatchEmbeddings(nn.Module):
 
 
 def in_precision_of(linear: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    """Values as a linear layer takes them. A weight in 8 or 4 bits does not tell, the bias beside it may."""
+    """Values in the dtype that a linear layer computes in.
+
+    8- and 4-bit weights do not reveal the compute dtype; fall back to the bias.
+    """
     for tensor in (linear.weight, linear.bias):  # methods in some quantized layers
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.itemsize > 1:
             return values.to(tensor.dtype)
@@ -255,3 +296,24 @@ class BridleLayer(GradientCheckpointingLayer):
         attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended))
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.norm2(hidden_states))))
+
+
+@contextmanager
+def evaluating(model):
+    """Has a model in evaluation mode, and then every part in the mode it was in."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def padding_mask(config, hidden_states, valid):
+    """The attention mask of (B, prefix + n, D) tokens whose last n are real where `valid` (B, n) is true."""
+    if valid is None:
+        return None
+    attention_mask = F.pad(valid, (hidden_states.shape[1] - valid.shape[1], 0), value=True)
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)

@@ -1,6 +1,66 @@
-"""Means over the patches that count: pooled features and the losses of pretraining."""
+"""Losses as sums and counts, and the objective that puts them together; means over the patches that are no padding."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
 from torch.nn import functional as F
+
+PHASES = ("encoder", "tokenizer", "joint")
+
+
+class LossSum(NamedTuple):
+    """A loss as the sum over some items and their number, to be divided once all items of a step are known.
+
+    Attributes:
+        sum: () float32.
+        count: () float32, how many patches (or other items) `sum` goes over.
+    """
+
+    sum: torch.Tensor
+    count: torch.Tensor
+
+    @classmethod
+    def of_mean(cls, mean: torch.Tensor, count: torch.Tensor) -> "LossSum":
+        """A loss that comes as a mean over its batch, such as the statistic of a regulariser."""
+        return cls(mean * count, count)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """() 0 where nothing was counted."""
+        return self.sum / self.count.clamp(min=1)
+
+
+def phase_weights(config, phase: str) -> dict[str, float]:
+    """The named losses that a phase minimises and their weights (eq. 4; 5 and 6; 8).
+
+    Raises:
+        ValueError: an unknown phase.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"`phase` is {phase!r}; it takes one of {', '.join(map(repr, PHASES))}.")
+    encoder = {"encoder": 1.0}
+    tokenizer = {"codebook": config.codebook_loss_weight, "cosine": config.cosine_loss_weight}
+    joint = encoder | {name: config.joint_tokenizer_weight * weight for name, weight in tokenizer.items()}  # eq. 8
+    return {"encoder": encoder, "tokenizer": tokenizer, "joint": joint}[phase]
+
+
+def objective(
+    losses: Mapping[str, LossSum], weights: Mapping[str, float], counts: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """The one number that is minimised: the sum over `weights` of weight * sum / count.
+
+    Args:
+        losses: by name; those that have no weight are left alone.
+        weights: of the losses.
+        counts: of each weighted loss over all micro-batches and processes of a step; the losses' own when left out.
+
+    Returns:
+        () float32.
+    """
+    counts = {name: losses[name].count for name in weights} if counts is None else counts
+    terms = [weight * (losses[name].sum / counts[name].clamp(min=1)) for name, weight in weights.items()]
+    return torch.stack(terms).sum()
 
 
 def masked_mean(hidden_states, valid=None):
@@ -11,17 +71,21 @@ def masked_mean(hidden_states, valid=None):
     return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
-def masked_cross_entropy(logits, labels):
-    """Eq. 4 as a mean over masked patches and codebooks; float32. (B, S, M, K), (B, S, M) with -100 for empty slots."""
-    # an all-padding batch has a loss of zero, not NaN
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
-
-
-def cosine_loss(features, teacher, valid=None):
-    """Eq. 6 as a mean of 1 - cos over real patches, float32. (B, N, D) each, `valid` (B, N)."""
-    distance = 1 - F.cosine_similarity(features.float(), teacher.float(), dim=-1)  # (B, N)
+def count_real(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """() float32, how many of the tokens (B, N, ...) are real: all of them where `valid` (B, N) is None."""
     if valid is None:
-        return distance.mean()
-    weight = valid.to(distance.dtype)
-    return (distance * weight).sum() / weight.sum().clamp(min=1)
+        return torch.tensor(float(tokens.shape[0] * tokens.shape[1]), device=tokens.device)
+    return valid.sum(dtype=torch.float32)
+
+
+def masked_cross_entropy(logits, labels) -> LossSum:
+    """Eq. 4, over masked patches and codebooks. (B, S, M, K) logits, (B, S, M) labels with -100 for empty slots."""
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    return LossSum(total, (labels != -100).sum(dtype=torch.float32))
+
+
+def cosine_loss(features, teacher, valid=None) -> LossSum:
+    """Eq. 6, 1 - cos over real patches. (B, N, D) each, `valid` (B, N)."""
+    distance = 1 - F.cosine_similarity(features.float(), teacher.float(), dim=-1)  # (B, N)
+    total = distance.sum() if valid is None else (distance * valid.to(distance.dtype)).sum()
+    return LossSum(total, count_real(distance, valid))

@@ -29,8 +29,11 @@ class PatchMask:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PatchMask":
         return PatchMask(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
-    def to(self, device: torch.device) -> "PatchMask":
-        return self.map(lambda value: value.to(device, non_blocking=True))
+    def to(self, device: torch.device, non_blocking: bool = False) -> "PatchMask":
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PatchMask":
+        return self.map(torch.Tensor.pin_memory)
 
 
 def num_kept(grid: tuple[int, ...], mask_ratio: float, mask_type: str) -> int:

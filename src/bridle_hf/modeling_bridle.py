@@ -1,13 +1,12 @@
 """BRIDLE: encoder, decoder, tokenizer and the pretraining objective over them, plus classification heads."""
 
-from contextlib import contextmanager
+import copy
 from math import prod
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -15,7 +14,6 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .build_quantizer_bridle import build_quantizer
 from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
@@ -23,18 +21,18 @@ from .layers_bridle import (
     BridleLayer,
     BridlePatchEmbeddings,
     BridlePositions,
+    evaluating,
     in_precision_of,
+    padding_mask,
     take,
 )
-from .losses_bridle import cosine_loss, masked_cross_entropy, masked_mean
+from .losses_bridle import LossSum, cosine_loss, masked_cross_entropy, masked_mean, objective, phase_weights
 from .masking_bridle import PatchMask, hide_lines, mask_from_noise, mask_from_positions, num_kept, structured_noise
 from .outputs_bridle import BridleForPreTrainingOutput, BridleTokenizerOutput
-from .quantization_bridle import QuantizerOutput
+from .quantization_bridle import QuantizerOutput, build_quantizer
 from .swin_bridle import BridleWindowAttention, BridleWindows, swin_layers
 
 logger = logging.get_logger(__name__)
-
-PHASES = ("encoder", "tokenizer", "joint")
 
 
 class BridlePreTrainedModel(PreTrainedModel):
@@ -55,6 +53,13 @@ class BridlePreTrainedModel(PreTrainedModel):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         self.main_input_name = "input_values" if config.modality == "audio" else "pixel_values"
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; `config.cold_start` is saved as that of the tokenizer whose weights are."""
+        tokenizer = self if isinstance(self, BridleTokenizer) else getattr(self, "tokenizer", None)
+        if tokenizer is not None:
+            self.config.cold_start = tokenizer.cold_start is not None
+        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -90,31 +95,10 @@ class BridleEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def patch_validity(self, values, attention_mask):
-        """(B, frames) 1 for real frames -> (B, N) True for patches with any real frame; None where all have."""
-        if attention_mask is None:
-            return None
-        grid, size = self.patch_embeddings.grid(values), self.patch_embeddings.patch_size[0]
-        check_attention_mask(attention_mask, attention_mask.shape[0], grid[0] * size)
-        rows = attention_mask.bool().view(-1, grid[0], size).any(dim=2)  # (B, g1)
-        if rows.device.type == "cpu" and not torch.compiler.is_compiling() and bool(rows.all()):
-            return None  # padding that fills no patch costs nothing; on other devices a look would wait for them
-        return rows.repeat_interleave(prod(grid[1:]), dim=1)
-
-    def patchify(self, values, attention_mask=None):
-        """(B, ...) -> (B, N, C * prod(patch_size)), padded frames zero: they must not reach the last real patch."""
-        if attention_mask is not None:
-            if self.patch_embeddings.channel_dim == 1:
-                raise ValueError("`attention_mask` is given; images have no frames to pad and take none.")
-            check_attention_mask(attention_mask, *values.shape[:2])
-            real = attention_mask.bool().view(*attention_mask.shape, *[1] * (values.dim() - 2))
-            values = values.masked_fill(~real, 0.0)
-        return self.patch_embeddings.patchify(values)
-
-    def forward(self, values, attention_mask=None, patch_mask: PatchMask | None = None):
-        """(B, ...) -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
+    def forward(self, values, patch_mask: PatchMask | None = None):
+        """(B, ...), padding zero -> (rows, prefix + k, D); rows is B, or C * B with C masks per sample."""
         grid = self.patch_embeddings.grid(values)
-        patches = self.patchify(values, attention_mask)  # (B, N, C * prod(patch_size))
+        patches = self.patch_embeddings.patchify(values)  # (B, N, C * prod(patch_size))
         positions = self.positions(grid, patches)  # (1, N, D)
         if patch_mask is not None:
             patches, positions = take(patches, patch_mask.kept), take(positions, patch_mask.kept)
@@ -153,8 +137,19 @@ class BridleModel(BridlePreTrainedModel):
         self.layernorm = norm if use_final_norm else nn.Identity()
         self.post_init()
 
-    def make_patch_mask(self, values, attention_mask=None, noise=None, bool_masked_pos=None) -> PatchMask | None:
-        """The mask that `noise` (rows, N) or `bool_masked_pos` (rows, N) stand for; `None` without either."""
+    @property
+    def patch_layer(self) -> BridlePatchEmbeddings:
+        """Cuts inputs into patches, and knows their grid."""
+        return self.embeddings.patch_embeddings
+
+    def make_patch_mask(
+        self, values, attention_mask=None, noise=None, bool_masked_pos=None, valid=None
+    ) -> PatchMask | None:
+        """The mask that `noise` (rows, N) or `bool_masked_pos` (rows, N) stand for; `None` without either.
+
+        Args:
+            attention_mask, valid (*optional*): as in `forward`; padded patches are neither kept nor predicted.
+        """
         chosen = {"noise": noise, "bool_masked_pos": bool_masked_pos}
         chosen = {name: given for name, given in chosen.items() if given is not None}
         if not chosen:
@@ -162,14 +157,15 @@ class BridleModel(BridlePreTrainedModel):
         if len(chosen) == 2:
             raise ValueError("`noise` and `bool_masked_pos` are both given; a mask takes one of them.")
         name, given = chosen.popitem()
-        grid = self.embeddings.patch_embeddings.grid(values)
+        grid = self.patch_layer.grid(values)
         patches = prod(grid)
         if given.dim() != 2 or given.shape[1] != patches or given.shape[0] % values.shape[0]:
             raise ValueError(
                 f"`{name}` has shape {tuple(given.shape)}; it takes ({values.shape[0]}, {patches}), "
                 "one row per sample, or a multiple of rows for several masks per sample."
             )
-        valid = self.embeddings.patch_validity(values, attention_mask)
+        if attention_mask is not None:
+            valid = self.patch_layer.real_patches(values, attention_mask)
         if valid is not None:
             valid = valid.repeat(given.shape[0] // values.shape[0], 1)
         if bool_masked_pos is not None:
@@ -189,6 +185,7 @@ class BridleModel(BridlePreTrainedModel):
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         patch_mask: PatchMask | None = None,
+        valid: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -200,17 +197,19 @@ class BridleModel(BridlePreTrainedModel):
                 Several masks per sample: (C * B, N), row c * B + b masks sample b.
             bool_masked_pos (`torch.BoolTensor` of shape (B, N), *optional*): drops the patches that are true.
             patch_mask (`PatchMask`, *optional*): a mask made by `make_patch_mask`.
+            valid (`torch.BoolTensor` of shape (B, N), *optional*): in place of `attention_mask`, where padded frames
+                are zero already: True for patches with any real frame.
         Returns:
             `last_hidden_state` (B, 1 + N, D), the CLS token first where there is one; `pooler_output` (B, D), the mean
             over real patches or the CLS token, as `config.pooling` says.
         """
         values = pick_input(self, input_values, pixel_values)
+        if attention_mask is not None:
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
         if patch_mask is None:
-            patch_mask = self.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
-        hidden_states = self.embeddings(values, attention_mask, patch_mask)
-        if patch_mask is None:
-            valid = self.embeddings.patch_validity(values, attention_mask)
-        else:
+            patch_mask = self.make_patch_mask(values, None, noise, bool_masked_pos, valid)
+        hidden_states = self.embeddings(values, patch_mask)
+        if patch_mask is not None:
             valid = patch_mask.kept_valid
         prefix = int(self.embeddings.cls_token is not None)
         layer_mask = padding_mask(self.config, hidden_states, valid)
@@ -325,45 +324,85 @@ class BridleEstimator(nn.Module):
         return self.head(self.norm(hidden_states))
 
 
-class BridleTokenizer(BridlePreTrainedModel):
-    """Turns every patch into M codes.
+class BridleColdStart(nn.Module):
+    """What the tokenizer of iteration 1 feeds to its quantizer: a frozen random projection of the patch embeddings."""
 
-    While `config.cold_start` holds (iteration 1) the codes are those of a frozen random projection of the patches.
-    `reset_` ends that: from then on a transformer of the encoder's shape feeds the quantizer, and it has to be trained.
-    """
-
-    base_model_prefix = "tokenizer"
-    _keys_to_ignore_on_load_unexpected = [r"^bridle\.", r"^decoder\."]
-
-    def __init__(self, config: BridleConfig):
-        super().__init__(config)
+    def __init__(self, config):
+        super().__init__()
         width, dim = config.hidden_size, config.quantizer_config.codebook_dim
-        self.encoder = BridleModel(config)
-        self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
+        self.patch_embeddings = BridlePatchEmbeddings(config)
+        self.positions = BridlePositions(config, width) if config.cold_start_positions else None
         # frozen, hence a buffer
-        self.register_buffer("cold_projection", torch.empty(dim, width, dtype=torch.float32))
+        self.register_buffer("projection", torch.empty(dim, width, dtype=torch.float32))
         to_default_(self)
-        self.quantizer = build_quantizer(config.quantizer_config, cold_start=config.cold_start)
-        self.estimator = BridleEstimator(config)
-        self.post_init()
 
     def default_state(self):
         """Name -> tensor of what is frozen, on the CPU, the same in every process and every run."""
         generator = torch.Generator("cpu").manual_seed(0)
-        normal = torch.randn(self.cold_projection.shape, generator=generator, device="cpu", dtype=torch.float32)
-        return {"cold_projection": normal * self.config.hidden_size**-0.5}
+        normal = torch.randn(self.projection.shape, generator=generator, device="cpu", dtype=torch.float32)
+        return {"projection": normal * self.projection.shape[1] ** -0.5}
 
-    def project(self, values, attention_mask=None) -> torch.Tensor:
-        """What the quantizer receives: (B, N, d), in the ambient precision."""
-        if not self.config.cold_start:
-            hidden_states = run(self.encoder, values, attention_mask).last_hidden_state
-            return self.quantize_layer(hidden_states[:, int(self.config.use_cls_token) :])
-        embeddings = self.encoder.embeddings
+    def forward(self, values):
+        """(B, ...), padding zero -> (B, N, d)"""
         with torch.autocast(values.device.type, enabled=False):  # cheap enough to be exact
-            patches = embeddings.patch_embeddings(embeddings.patchify(values, attention_mask))
-            if self.config.cold_start_positions:
-                patches = patches + embeddings.positions(embeddings.patch_embeddings.grid(values), patches)
-            return F.linear(patches, self.cold_projection.to(patches.dtype))
+            patches = self.patch_embeddings(self.patch_embeddings.patchify(values))
+            if self.positions is not None:
+                patches = patches + self.positions(self.patch_embeddings.grid(values), patches)
+            return F.linear(patches, self.projection.to(patches.dtype))
+
+    def features(self, quantized):
+        """Quantized vectors (B, N, d) led back to patch embeddings (B, N, D) by the transposed projection."""
+        quantized = in_precision_of(self.patch_embeddings.projection, quantized)
+        return F.linear(quantized, self.projection.t().to(quantized.dtype))
+
+
+class BridleTokenizer(BridlePreTrainedModel):
+    """Turns every patch into M codes.
+
+    It is one of two things. In the cold start (iteration 1) a `BridleColdStart` feeds the quantizer, and nothing is
+    trained. `reset_` replaces that by a transformer of the encoder's shape, and adds the estimator, which a tokenizer
+    phase trains. Weights say which of the two they are of, by their names; `config.cold_start` says with which one a
+    new tokenizer begins, and is written by `save_pretrained` for the weights beside it.
+
+    Attributes:
+        cold_start (`BridleColdStart` or `None`)
+        encoder (`BridleModel`), quantize_layer, estimator: `None` in the cold start.
+    """
+
+    base_model_prefix = "tokenizer"
+    # Of folders written before the cold start was a module of its own.
+    _keys_to_ignore_on_load_unexpected = [r"^bridle\.", r"^decoder\.", r"^cold_projection$"]
+
+    def __init__(self, config: BridleConfig):
+        super().__init__(config)
+        self.cold_start = BridleColdStart(config) if config.cold_start else None
+        self.encoder = self.quantize_layer = self.estimator = None
+        if not config.cold_start:
+            width, dim = config.hidden_size, config.quantizer_config.codebook_dim
+            self.encoder = BridleModel(config)
+            self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
+        self.quantizer = build_quantizer(config.quantizer_config, cold_start=config.cold_start)
+        if not config.cold_start:
+            self.estimator = BridleEstimator(config)
+        self.post_init()
+
+    @property
+    def patch_layer(self) -> BridlePatchEmbeddings:
+        """Cuts inputs into patches, and knows their grid."""
+        return (self.cold_start or self.encoder.embeddings).patch_embeddings
+
+    def project(self, values, attention_mask=None, valid=None) -> torch.Tensor:
+        """What the quantizer receives: (B, N, d), in the ambient precision.
+
+        Args:
+            attention_mask, valid (*optional*): as in `BridleModel`.
+        """
+        if attention_mask is not None:
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        if self.cold_start is not None:
+            return self.cold_start(values)
+        hidden_states = run(self.encoder, values, valid=valid).last_hidden_state
+        return self.quantize_layer(hidden_states[:, int(self.config.use_cls_token) :])
 
     @torch.no_grad()
     def encode(self, values=None, attention_mask=None, *, input_values=None, pixel_values=None) -> torch.Tensor:
@@ -385,7 +424,8 @@ class BridleTokenizer(BridlePreTrainedModel):
             return self.quantizer.encode(self.project(values, attention_mask))
 
     def decode(self, codes: torch.Tensor, grid: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The estimator's features of codes (B, N, M): (B, N, D).
+        """The features that codes (B, N, M) stand for: (B, N, D). The estimator's guess of the encoder's features, or
+        in the cold start, which has no estimator, patch embeddings (see `BridleColdStart.features`).
 
         Args:
             grid: patches along each axis of the input. When left out `config.grid`, of sounds as many rows as there are
@@ -400,12 +440,18 @@ class BridleTokenizer(BridlePreTrainedModel):
                 f"`grid` is {tuple(grid)} and `codes` has shape {tuple(codes.shape)}; `grid` takes {len(usual)} "
                 f"numbers whose product is the {patches} patches."
             )
-        return self.estimator(vectors, tuple(grid))
+        return self._features(vectors, tuple(grid))
 
-    def quantize(self, values, attention_mask=None) -> QuantizerOutput:
+    def _features(self, quantized, grid, valid=None):
+        if self.cold_start is not None:
+            return self.cold_start.features(quantized)
+        return self.estimator(quantized, grid, valid)
+
+    def quantize(self, values, attention_mask=None, valid=None) -> QuantizerOutput:
         """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
-        valid = self.encoder.embeddings.patch_validity(values, attention_mask)
-        return self.quantizer(self.project(values, attention_mask), mask=valid)
+        if attention_mask is not None:
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        return self.quantizer(self.project(values, valid=valid), mask=valid)
 
     @can_return_tuple
     def forward(
@@ -413,13 +459,14 @@ class BridleTokenizer(BridlePreTrainedModel):
         input_values: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
         **kwargs,
     ) -> BridleTokenizerOutput:
         values = pick_input(self, input_values, pixel_values)
-        output = self.quantize(values, attention_mask)
-        grid = self.encoder.embeddings.patch_embeddings.grid(values)
-        valid = self.encoder.embeddings.patch_validity(values, attention_mask)
-        features = self.estimator(output.quantized, grid, valid)
+        if attention_mask is not None:
+            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        output = self.quantize(values, valid=valid)
+        features = self._features(output.quantized, self.patch_layer.grid(values), valid)
         return BridleTokenizerOutput(
             loss=output.loss, features=features, codes=output.codes, losses=output.losses, quantizer_stats=output.stats
         )
@@ -430,24 +477,27 @@ class BridleTokenizer(BridlePreTrainedModel):
 
     @torch.no_grad()
     def reset_(self):
-        """Start a tokenizer phase: new weights and codebooks from the global random state, no cold start any more."""
-        self.config.cold_start = False
+        """Start a tokenizer phase: new weights and codebooks from the global random state, and no cold start."""
+        config = copy.deepcopy(self.config)
+        config.cold_start = False
+        device, training = self.device, self.training
         # a stored table cannot be drawn again
-        tables = {name: value for name, value in self.state_dict().items() if name.endswith("positions.table")}
-        fresh = BridleTokenizer(self.config).to(self.device)
-        self.quantizer = fresh.quantizer.train(self.training)  # that of the cold start may be of another kind
-        self.load_state_dict(fresh.state_dict() | tables)
+        tables = {name: table for name, table in self.state_dict().items() if name.endswith("positions.table")}
+        fresh = BridleTokenizer(config)
+        fresh.load_state_dict(fresh.state_dict() | {n: t for n, t in tables.items() if n in fresh.state_dict()})
+        self.cold_start = None
+        for name in ("encoder", "quantize_layer", "quantizer", "estimator"):
+            setattr(self, name, getattr(fresh, name).to(device).train(training))
 
     def get_input_embeddings(self):
-        return self.encoder.get_input_embeddings()
+        return self.patch_layer
 
 
 class BridleForPreTraining(BridlePreTrainedModel):
     """Encoder, decoder and tokenizer with the losses of the three kinds of phase.
 
-    The codebooks of a new model are not set (`model.tokenizer.quantizer.initialized`), and what it learns from them is
-    little: call `model.tokenizer.quantizer.initialize_` on what `model.tokenizer.project` makes of a sample first, as
-    the phases of `training` do. No forward looks for it: on a GPU every step would wait for the answer.
+    Set the codebooks of a new model before training, by `model.tokenizer.quantizer.initialize_` on what
+    `model.tokenizer.project` makes of a sample. `forward` does not check that they are: it would wait for the device.
     """
 
     def __init__(self, config: BridleConfig):
@@ -466,14 +516,15 @@ class BridleForPreTraining(BridlePreTrainedModel):
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         patch_mask: PatchMask | None = None,
+        valid: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         phase: str = "encoder",
         **kwargs: Unpack[TransformersKwargs],
     ) -> BridleForPreTrainingOutput:
         r"""
         Args:
-            noise, bool_masked_pos, patch_mask: as in `BridleModel`. Without any the mask is drawn while training, and
-                is one fixed mask in evaluation.
+            noise, bool_masked_pos, patch_mask, valid: as in `BridleModel`. Without a mask one is drawn while training,
+                and is one fixed mask in evaluation.
             codes (`torch.LongTensor` of shape (B, N, M), *optional*): targets of the encoder phase that are known
                 already. Otherwise the tokenizer makes them, without dropout. Under bf16 autocast they are those of
                 `tokenizer.encode` during the cold start; after it the tokenizer's encoder runs in bf16 too, and of the
@@ -482,36 +533,32 @@ class BridleForPreTraining(BridlePreTrainedModel):
             phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
                 `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does both (eq. 8).
         """
-        if phase not in PHASES:
-            raise ValueError(f"`phase` is {phase!r}; it takes one of {', '.join(map(repr, PHASES))}.")
+        weights = phase_weights(self.config, phase)
         values = pick_input(self, input_values, pixel_values)
+        if attention_mask is not None:
+            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
         losses, fields = {}, {}
         if phase != "encoder":
-            fields |= self._tokenizer_losses(losses, values, attention_mask)
+            fields |= self._tokenizer_losses(losses, values, valid)
             codes = fields["codes"]
         if phase != "tokenizer":
             if patch_mask is None:
                 if noise is None and bool_masked_pos is None:
                     noise = self._default_noise(values)
-                patch_mask = self.bridle.make_patch_mask(values, attention_mask, noise, bool_masked_pos)
-            fields |= self._encoder_losses(losses, values, attention_mask, patch_mask, codes, **kwargs)
-        loss = losses["tokenizer" if phase == "tokenizer" else "encoder"]
-        if phase == "joint":
-            loss = loss + self.config.joint_tokenizer_weight * losses["tokenizer"]
-        return BridleForPreTrainingOutput(loss=loss, losses=losses, **fields)
+                patch_mask = self.bridle.make_patch_mask(values, None, noise, bool_masked_pos, valid)
+            fields |= self._encoder_losses(losses, values, valid, patch_mask, codes, **kwargs)
+        return BridleForPreTrainingOutput(loss=objective(losses, weights), losses=losses, **fields)
 
-    def _encoder_losses(self, losses, values, attention_mask, patch_mask, codes, **kwargs):
-        embeddings = self.bridle.embeddings
-        grid = embeddings.patch_embeddings.grid(values)
-        valid = embeddings.patch_validity(values, attention_mask)
+    def _encoder_losses(self, losses, values, valid, patch_mask, codes, **kwargs):
+        grid = self.bridle.patch_layer.grid(values)
         broken = None
         if codes is None:
             with torch.no_grad(), evaluating(self.tokenizer):
-                z = self.tokenizer.project(values, attention_mask)
+                z = self.tokenizer.project(values, valid=valid)
                 # NaN shows in the loss: an error here, in one of many processes, would leave the others waiting
                 broken = ~torch.isfinite(z.float().sum())
                 codes = self.tokenizer.quantizer.assign(z.masked_fill(broken, 0.0))
-        encoded = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
+        encoded = run(self.bridle, values, patch_mask=patch_mask, **kwargs)
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)
         tokens = self.decoder(encoded.last_hidden_state, patch_mask, grid, valid)
@@ -519,8 +566,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         labels = take(codes, patch_mask.masked)  # (B, S, M)
         if patch_mask.masked_valid is not None:
             labels = labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
-        loss = masked_cross_entropy(logits, labels)
-        losses["encoder"] = loss if broken is None else loss.masked_fill(broken, float("nan"))
+        total, count = masked_cross_entropy(logits, labels)
+        losses["encoder"] = LossSum(total if broken is None else total.masked_fill(broken, float("nan")), count)
         return {
             "logits": logits,
             "labels": labels,
@@ -530,22 +577,21 @@ class BridleForPreTraining(BridlePreTrainedModel):
             "attentions": encoded.attentions,
         }
 
-    def _tokenizer_losses(self, losses, values, attention_mask):
-        with torch.no_grad():
-            teacher = run(self.bridle, values, attention_mask).last_hidden_state
+    def _tokenizer_losses(self, losses, values, valid):
+        # Targets without chance, also where the teacher trains in the same step.
+        with torch.no_grad(), evaluating(self.bridle):
+            teacher = run(self.bridle, values, valid=valid).last_hidden_state
         teacher = teacher[:, int(self.config.use_cls_token) :]  # (B, N, D)
-        student = run(self.tokenizer, values, attention_mask)
-        valid = self.bridle.embeddings.patch_validity(values, attention_mask)
-        weights = self.config.codebook_loss_weight, self.config.cosine_loss_weight
-        losses.update(student.losses, cosine=cosine_loss(student.features, teacher, valid))
-        losses["tokenizer"] = weights[0] * student.loss + weights[1] * losses["cosine"]
+        student = run(self.tokenizer, values, valid=valid)
+        losses["cosine"] = cosine_loss(student.features, teacher, valid)
+        losses |= {name: LossSum.of_mean(loss, losses["cosine"].count) for name, loss in student.losses.items()}
         return {"codes": student.codes, "quantizer_stats": student.quantizer_stats}
 
     def _default_noise(self, values):
-        grid = self.bridle.embeddings.patch_embeddings.grid(values)
+        patches = prod(self.bridle.patch_layer.grid(values))
         if self.training:
-            return torch.rand(values.shape[0], prod(grid), device=values.device)
-        noise = torch.rand(1, prod(grid), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+            return torch.rand(values.shape[0], patches, device=values.device)
+        noise = torch.rand(1, patches, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         return noise.to(values.device).expand(values.shape[0], -1)
 
 
@@ -564,26 +610,27 @@ class BridleForClassification(BridlePreTrainedModel):
         self.post_init()
 
     def _classify(self, values, attention_mask, labels, **kwargs):
-        values = pick_input(self, values, values)
+        values, valid = pick_input(self, values, values), None
+        if attention_mask is not None:
+            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
         patch_mask = None
         if self.training and any(self.config.classifier_mask_ratio):
-            patch_mask = self._training_mask(values, attention_mask)
-        outputs = run(self.bridle, values, attention_mask, patch_mask=patch_mask, **kwargs)
+            patch_mask = self._training_mask(values, valid)
+        outputs = run(self.bridle, values, patch_mask=patch_mask, valid=valid, **kwargs)
         logits = self.classifier(self.layernorm(outputs.pooler_output))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _training_mask(self, values, attention_mask):
+    def _training_mask(self, values, valid):
         """Hide a share of the rows and columns (the paper's 2D masking), in a padded clip the share of its own."""
-        grid = self.bridle.embeddings.patch_embeddings.grid(values)
+        grid = self.bridle.patch_layer.grid(values)
         ratio = self.config.classifier_mask_ratio
         if len(ratio) != len(grid):
             raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")
         keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
         noise = torch.rand(values.shape[0], prod(grid), device=values.device)
-        valid = self.bridle.embeddings.patch_validity(values, attention_mask)
         return mask_from_noise(hide_lines(noise, grid, keep), prod(keep), valid)
 
 
@@ -621,19 +668,6 @@ class BridleForVideoClassification(BridleForImageClassification):
     """Video classification: `logits` (B, num_labels). Its `pixel_values` are (B, T, C, H, W)."""
 
 
-@contextmanager
-def evaluating(model):
-    """Has a model in evaluation mode, and then every part in the mode it was in."""
-    training = [part for part in model.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 def pick_input(model, input_values, pixel_values) -> torch.Tensor:
     """The one input of the model's modality.
 
@@ -646,26 +680,9 @@ def pick_input(model, input_values, pixel_values) -> torch.Tensor:
     return values
 
 
-def check_attention_mask(attention_mask, batch_size, frames):
-    """Raise a `ValueError` for a mask that does not have one number per frame of the input."""
-    if tuple(attention_mask.shape) != (batch_size, frames):
-        raise ValueError(
-            f"`attention_mask` has shape {tuple(attention_mask.shape)}; it takes ({batch_size}, {frames}): "
-            "one number per frame."
-        )
-
-
 def run(model, values, attention_mask=None, **kwargs):
     """Call a model with `values` under the name its modality gives them."""
     return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)
-
-
-def padding_mask(config, hidden_states, valid):
-    """The attention mask of (B, prefix + n, D) tokens whose last n are real where `valid` (B, n) is true."""
-    if valid is None:
-        return None
-    attention_mask = F.pad(valid, (hidden_states.shape[1] - valid.shape[1], 0), value=True)
-    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
 
 __all__ = [

@@ -30,12 +30,12 @@ class BridleFeatureExtractionPipeline(Pipeline):
         return {}, {}, {name: value for name, value in given.items() if value is not None}
 
     def _forward(self, model_inputs):
-        embeddings, mask = self.model.embeddings, model_inputs.get("attention_mask")
+        mask = model_inputs.get("attention_mask")
         values = model_inputs[self.model.main_input_name]
         output = self.model(**model_inputs)
         prefix = int(self.model.config.use_cls_token)
         real = torch.ones(output.last_hidden_state.shape[:2], dtype=torch.bool, device=values.device)
-        valid = embeddings.patch_validity(values, mask)
+        valid = self.model.patch_layer.real_patches(values, mask)
         if valid is not None:
             real[:, prefix:] = valid
         return {"hidden": output.last_hidden_state, "real": real, "pooled": output.pooler_output}

@@ -102,7 +102,7 @@ def _override(values: dict, origins: dict, override: str) -> None:
                 target[parent] = {}
             target = target[parent]
     try:
-        # A pattern of files begins with what YAML takes for an alias, of which one line can hold none.
+        # A leading '*' would be parsed as a YAML alias, so glob patterns are taken literally.
         value = text if text.startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
@@ -142,6 +142,8 @@ def _build(cls: type, values: Any, prefix: str, origin: Origins) -> Any:
     where = prefix.rstrip(".")
     if not isinstance(values, dict):
         raise RecipeError(_mismatch(where, values, "a mapping of keys to values", origin(where)))
+    if hasattr(cls, "prepare"):  # sections that stand for parts of others
+        values = cls.prepare(values)
     known = {f.name: f for f in fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -179,6 +181,8 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
         if value is None and type(None) in args:
             return None
         options = [a for a in args if a is not type(None)]
+        if len(options) > 1 and all(is_dataclass(option) for option in options):
+            return _build(_of_kind(options, value, key, origin), value, f"{key}.", origin)
         for option in options:
             try:
                 return _convert(option, value, key, origin)
@@ -215,6 +219,16 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
     if hint is str and isinstance(value, str):
         return value
     raise RecipeError(_mismatch(key, value, _name(hint), origin(key)))
+
+
+def _of_kind(classes: list[type], value: Any, key: str, origin: Origins) -> type:
+    """The dataclass whose field `kind` has the default that a mapping says; the first where it says none."""
+    kinds = {next(f.default for f in fields(cls) if f.name == "kind"): cls for cls in classes}
+    kind = value.get("kind", next(iter(kinds))) if isinstance(value, dict) else next(iter(kinds))
+    if kind not in kinds:
+        takes = "one of " + ", ".join(map(repr, kinds))
+        raise RecipeError(_mismatch(f"{key}.kind", kind, takes, origin(f"{key}.kind")))
+    return kinds[kind]
 
 
 def _name(hint: Any) -> str:

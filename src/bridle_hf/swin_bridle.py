@@ -38,9 +38,9 @@ class BridleWindowAttention(nn.Module):
     def forward(self, hidden_states, windows, shifted: bool):
         """(B, N, D) -> the same. Linear maps see the patches in their own order; only heads are cut into windows."""
         query, key, value = windows.split(self.qkv(hidden_states), shifted, parts=3, heads=self.num_heads)
-        # q.k / max(|q||k|, 1e-6) in the reference. Queries of unit length keep the product in low precision; the keys'
-        # lengths are divided out of the scores, which are fewer numbers. A product with what is one over a length has
-        # a shorter backward pass than a division by it; of padding, which is zero, that must be a number in float16.
+        # q.k / max(|q||k|, 1e-6) in the reference. Normalise q, but divide the scores by |k| instead of normalising k:
+        # fewer elements. Multiply by reciprocals, whose backward pass is cheaper than that of a division. `least` keeps
+        # 1 / |k| finite in float16 where padding makes k zero.
         least = max(1e-6, torch.finfo(query.dtype).tiny)
         inverse = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=least).reciprocal()
         length = torch.linalg.vector_norm(key, dim=-1) * self.tau.clamp(min=0.01)[:, None]  # (B, windows, heads, w)

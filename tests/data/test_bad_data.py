@@ -7,8 +7,7 @@ import pytest
 import soundfile
 from sound_files import RATE, clip, flac, wav
 
-from bridle_hf.data import DataArguments, build_loader, source
-from bridle_hf.data.decoding import BadClipError, decode_audio
+from bridle_hf.data import BadClipError, DataArguments, build_loader, decode_audio, source
 
 PLAIN = {"roll": False, "gain": False}
 
@@ -55,13 +54,13 @@ def test_a_header_that_promises_gigabytes_costs_nothing():
 def test_a_header_that_promises_hours_of_low_rate_is_refused(monkeypatch):
     content = wav(clip(0), declared_rate=100)  # 53 seconds, and 850,000 samples at 16 kHz
     assert len(decode_audio({"bytes": content, "path": None}, RATE)) == len(clip(0)) * 160
-    monkeypatch.setattr("bridle_hf.data.decoding.MAX_SAMPLES", 500_000)
+    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 500_000)
     with pytest.raises(BadClipError, match="sampling rate of 100 Hz"):
         decode_audio({"bytes": content, "path": None}, RATE)
 
 
 def test_what_is_too_long_as_a_whole_is_refused(monkeypatch):
-    monkeypatch.setattr("bridle_hf.data.decoding.MAX_SAMPLES", 4000)
+    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 4000)
     with pytest.raises(BadClipError, match="longer than 4000 samples"):
         decode_audio({"bytes": flac(clip(0)), "path": None}, RATE)
     part = decode_audio({"bytes": flac(clip(0)), "path": None}, RATE, part_seconds=0.1)
@@ -83,7 +82,7 @@ def hours(tmp_path_factory):
 def test_of_ten_hours_only_what_is_needed_is_decoded(hours, monkeypatch):
     read, frames = soundfile.SoundFile.read, []
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: frames.append(n) or read(f, n, **k))
-    monkeypatch.setattr("bridle_hf.data.decoding.BLOCK_SAMPLES", 8000)
+    monkeypatch.setattr("bridle_hf.data.audio.BLOCK_SAMPLES", 8000)
     part = decode_audio(str(hours), 16000, 0.2, part_seconds=10.0, rng=np.random.default_rng(0))
     assert part.shape == (160_000,) and sum(frames) <= 88_000
     assert 9 <= (part > 0.1).sum() <= 40  # ten ticks, each a few samples wide after resampling

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sound_files import flac, write_parquet
 
-from bridle_hf.data import DataArguments, build_loader, cache, load_examples, modalities
+from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
+from bridle_hf.data.source import open_source
 
 
 def features_of(examples):
@@ -69,7 +70,7 @@ def test_cache_holds_the_same_features_and_is_read_instead(parquet_folder, extra
     def refuse(*_):
         raise AssertionError("a clip was decoded although its features are kept")
 
-    monkeypatch.setattr(modalities, "clip_features", refuse)
+    monkeypatch.setattr(audio, "decode_audio", refuse)
     again = load_examples(cached, extractor)
     np.testing.assert_allclose(features_of(again), features_of(direct), atol=2e-3)  # half precision
     np.testing.assert_array_equal(mask_of(again), mask_of(direct))
@@ -81,13 +82,17 @@ def test_cache_holds_the_same_features_and_is_read_instead(parquet_folder, extra
 def test_cache_is_written_anew_when_something_changes(waveforms, extractor, tmp_path):
     dataset = write_parquet(tmp_path / "set", [flac(w) for w in waveforms[:4]], shards=1)
     data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
-    folder = cache.write_cache(data, extractor)
-    assert cache.write_cache(data, extractor) == folder
-    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=64)) == folder  # padding is not kept
-    assert cache.write_cache(data, type(extractor)(num_mel_bins=32, max_length=32, mean=-6.0)) != folder
+
+    def write_cache(extractor):
+        return cache.write_cache(open_source(data, extractor), data, extractor)
+
+    folder = write_cache(extractor)
+    assert write_cache(extractor) == folder
+    assert write_cache(type(extractor)(num_mel_bins=32, max_length=64)) == folder  # padding is not kept
+    assert write_cache(type(extractor)(num_mel_bins=32, max_length=32, mean=-6.0)) != folder
     write_parquet(tmp_path / "set", [flac(w) for w in waveforms[4:8]], shards=1)
     os.utime(tmp_path / "set" / "train-00000-of-00001.parquet", (0, 0))
-    assert cache.write_cache(data, extractor) != folder
+    assert write_cache(extractor) != folder
     other = load_examples(data, extractor)
     np.testing.assert_allclose(features_of(other), expected_features(extractor, waveforms[4:8]), atol=0.02)
 
@@ -98,7 +103,7 @@ def test_interrupted_cache_is_not_taken_for_whole(waveforms, extractor, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            cache.write_cache(data, extractor)
+            load_examples(data, extractor)
     assert len(load_examples(data, extractor)) == 4
 
 
@@ -145,7 +150,7 @@ def test_a_column_may_be_empty_in_a_whole_file_of_the_cache(audio_folder, extrac
 
 def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CLIPS_PER_FILE", 4)
-    data, decoded, decode = DataArguments(parquet_folder, cache=True), [], modalities.clip_features
+    data, decoded, decode = DataArguments(parquet_folder, cache=True), [], audio.decode_audio
 
     def killed_at(limit):
         def decode_one(raw, *given):
@@ -154,7 +159,7 @@ def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, 
                 raise KeyboardInterrupt
             return decode(raw, *given)
 
-        monkeypatch.setattr(modalities, "clip_features", decode_one)
+        monkeypatch.setattr(audio, "decode_audio", decode_one)
 
     whole = load_examples(replace(data, cache_dir=str(tmp_path / "whole")), extractor)
     for limit in (11, 9, 0):  # behind 2 files, behind 2 more, the rest

@@ -10,8 +10,7 @@ import torch
 from picture_files import LEVELS, counting_video, numbers, picture, png, write_folder
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor
-from bridle_hf.data import DataArguments, build_loader, build_processor, load_examples, modalities, modality_of
-from bridle_hf.data.decoding import BadClipError
+from bridle_hf.data import BadClipError, DataArguments, build_loader, build_processor, load_examples, modality_of, video
 
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
 LAYERS = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -115,8 +114,8 @@ def test_of_a_training_clip_on_disk_only_the_frames_used_are_decoded(
     video_folder, video_processor, tmp_path, monkeypatch
 ):
     data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
-    examples, decode, decoded = load_examples(data, video_processor), modalities.decode_video, []
-    monkeypatch.setattr(modalities, "decode_video", lambda *a: decoded.append(decode(*a)) or decoded[-1])
+    examples, decode, decoded = load_examples(data, video_processor), video.decode_video, []
+    monkeypatch.setattr(video, "decode_video", lambda *a: decoded.append(decode(*a)) or decoded[-1])
     rng = np.random.default_rng(0)
     starts = []
     for _ in range(3):
@@ -137,14 +136,14 @@ def test_where_clips_are_kept_changes_nothing_else(image_folder, image_processor
 
 def test_a_video_whose_header_promises_too_much_is_trained_on(video_folder, video_processor, tmp_path, monkeypatch):
     data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
-    examples, decode = load_examples(data, video_processor), modalities.decode_video
+    examples, decode = load_examples(data, video_processor), video.decode_video
 
     def refuse_parts(raw, choose=None):
         if choose is not None:
             raise BadClipError("ends before frame 13")
         return decode(raw)
 
-    monkeypatch.setattr(modalities, "decode_video", refuse_parts)
+    monkeypatch.setattr(video, "decode_video", refuse_parts)
     clips = examples.training_batch([0, 1], np.random.default_rng(0))["pixel_values"]
     assert all((np.diff(numbers(255 * clip)) == 3).all() for clip in clips)
 
@@ -155,7 +154,7 @@ def test_views_of_an_example_lie_side_by_side(video_folder, video_processor):
     frames = [numbers(255 * clip) for clip in views]
     assert frames == [[0, 3, 6, 9], [3, 6, 9, 12], [2, 5, 8, 11], [5, 8, 11, 14]]
     with pytest.raises(TypeError):
-        load_examples(DataArguments(video_folder), video_processor).collate.test([], crops=2)
+        load_examples(DataArguments(video_folder), video_processor).collate.plain([], crops=2)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -1,112 +1,98 @@
-"""Images and videos decoded: what is in the file, only as much of it as is wanted, and a reason where that fails."""
+"""What torchvision is asked to do: the same for all frames of a clip, within bounds, and repeatable."""
 
-import io
-from pathlib import Path
-
-import fsspec
 import numpy as np
 import pytest
-from picture_files import counting_video, numbers, png
-from PIL import Image
+import torch
 
-from bridle_hf.data import BadClipError, decode_image, decode_video
-from bridle_hf.demo_data.motion import write_video
+from bridle_hf import BridleImageProcessor
+from bridle_hf.data import DataArguments
+from bridle_hf.data.pixels import MultiScaleCrop, build_augmentation, channel_statistics, drawn_from, square_means
 
-
-def test_an_image_is_its_pixels(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    (tmp_path / "a.png").write_bytes(png(pixels))
-    for image in (str(tmp_path / "a.png"), {"bytes": png(pixels), "path": None}):
-        np.testing.assert_array_equal(decode_image(image), pixels.transpose(2, 0, 1))
+PROCESSOR = BridleImageProcessor(crop_size={"height": 16, "width": 24}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
-def test_grey_of_16_bits_is_that_of_8():
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    buffer = io.BytesIO()
-    Image.fromarray(grey.astype(np.uint16) * 257).save(buffer, "PNG")
-    np.testing.assert_array_equal(decode_image({"bytes": buffer.getvalue()}), np.stack([grey] * 3))
+def generator(seed=0):
+    return np.random.default_rng(seed)
 
 
-def test_grey_turned_and_transparent_images():
-    buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    Image.new("L", (8, 4), 100).save(buffer, format="PNG", exif=exif)
-    assert decode_image({"bytes": buffer.getvalue()}).shape == (3, 8, 4)
-    buffer = io.BytesIO()
-    Image.new("RGBA", (8, 4)).save(buffer, format="PNG")
-    assert decode_image({"bytes": buffer.getvalue()}).shape == (3, 4, 8)
+def test_without_chance_it_is_scaling_and_normalisation():
+    pixels = torch.from_numpy(generator().integers(0, 256, (3, 16, 16), dtype=np.uint8))
+    processor = BridleImageProcessor(crop_size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    augment = build_augmentation(DataArguments(crop="multi_scale", crop_scale=(1.0, 1.0), flip=False), processor)
+    torch.testing.assert_close(augment(pixels), (pixels / 255 - 0.5) / 0.25)
 
 
-@pytest.mark.parametrize("image", [b"no image", png(np.zeros((64, 64, 3), np.uint8))[:60], b""])
-def test_unreadable_images_give_a_reason(image):
-    with pytest.raises(BadClipError, match="cannot be decoded"):
-        decode_image({"bytes": image, "path": "a.png"})
+@pytest.mark.parametrize("crop", ["resized", "multi_scale"])
+def test_frames_of_a_clip_are_treated_alike(crop):
+    frame = torch.from_numpy(generator().integers(0, 256, (3, 40, 30), dtype=np.uint8))
+    data = DataArguments(crop=crop, rand_augment=9, erase=1.0)
+    augment = build_augmentation(data, PROCESSOR)
+    made = []
+    for seed in range(6):
+        with drawn_from(generator(seed)):
+            clip = augment(frame.expand(5, 3, 40, 30).contiguous())
+        assert clip.shape == (5, 3, 16, 24) and clip.dtype == torch.float32
+        assert all(torch.equal(clip[0], other) for other in clip[1:])
+        with drawn_from(generator(seed)):
+            assert torch.equal(augment(frame.expand(5, 3, 40, 30).contiguous()), clip)
+        made.append(clip)
+    assert not any(torch.equal(made[0], other) for other in made[1:])
 
 
-@pytest.mark.parametrize("decode", [decode_image, decode_video])
-def test_missing_files_give_a_reason(decode, tmp_path):
-    with pytest.raises(BadClipError, match="neither bytes nor a path"):
-        decode({"bytes": None, "path": None})
-    with pytest.raises(BadClipError, match="cannot be decoded.*gone"):
-        decode(str(tmp_path / "gone"))
+def test_the_callers_generator_is_left_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with drawn_from(generator()):
+        torch.rand(10)
+    assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")]
-)
-def test_frames_are_those_that_were_asked_for(tmp_path, name, codec):
-    path = counting_video(tmp_path / name, codec=codec)
-    asked = []
-
-    def choose(total):
-        asked.append(total)
-        return np.array([3, 7, 7, 12, 19])
-
-    whole = decode_video(str(path))
-    assert whole.shape == (20, 3, 32, 32) and whole.dtype == np.uint8 and numbers(whole) == list(range(20))
-    for video in (str(path), {"bytes": path.read_bytes(), "path": None}):
-        chosen = decode_video(video, choose)
-        assert numbers(chosen) == [3, 7, 7, 12, 19]
-        np.testing.assert_array_equal(chosen[-1], whole[19])
-    assert asked == [20, 20]
+def test_multi_scale_crops_have_neighbouring_sides_and_go_everywhere():
+    crop = MultiScaleCrop((8, 8), (0.4, 1.0))
+    sides, corners = set(), []
+    with drawn_from(generator()):
+        for _ in range(300):
+            params = crop.make_params([torch.zeros(3, 60, 100)])
+            sides.add((params["height"], params["width"]))
+            corners.append((params["top"] + params["height"], params["left"] + params["width"]))
+    allowed = [60, 48, 36, 24]  # shares 1, 0.8, 0.6, 0.4 of the shorter side
+    steps = [(a, b) for a in range(4) for b in range(4) if abs(a - b) <= 1]
+    assert sides == {(allowed[a], allowed[b]) for a, b in steps}
+    bottom, right = np.array(corners).max(axis=0)
+    assert bottom == 60 and 95 <= right <= 100
 
 
-def test_a_file_is_not_read_as_a_whole(tmp_path, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), dtype=np.uint8)
-    write_video(tmp_path / "long.mp4", noise, rate=10, codec="mpeg4")  # a key frame every 12 frames
-    size, read = (tmp_path / "long.mp4").stat().st_size, []
-
-    class Counting(io.FileIO):
-        def readinto(self, buffer):
-            read.append(super().readinto(buffer))
-            return read[-1]
-
-        def read(self, count=-1):
-            data = super().read(count)
-            read.append(len(data))
-            return data
-
-    monkeypatch.setattr(fsspec, "open", lambda path, mode: Counting(path))
-    assert len(decode_video(str(tmp_path / "long.mp4"), lambda total: np.array([300, 301]))) == 2
-    assert 0 < sum(read) < 0.3 * size
+def test_flips_and_erased_boxes():
+    ramp = torch.arange(16, dtype=torch.uint8).mul(16).expand(3, 16, 16).contiguous()
+    processor = BridleImageProcessor(crop_size={"height": 16, "width": 16}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    plain = {"crop": "multi_scale", "crop_scale": (1.0, 1.0)}
+    flip = build_augmentation(DataArguments(**plain), processor)
+    erase = build_augmentation(DataArguments(**plain, flip=False, erase=1.0), processor)
+    with drawn_from(generator()):
+        flipped = [bool(flip(ramp)[0, 0, 0] > 0.5) for _ in range(200)]
+        erased = (erase(torch.full_like(ramp, 255)) == 0).float().mean()
+    assert 70 < sum(flipped) < 130
+    assert 0.02 < erased < 0.4
 
 
-def test_unreadable_videos_give_a_reason(tmp_path):
-    content = counting_video(tmp_path / "a.mp4").read_bytes()
-    with pytest.raises(BadClipError, match="cannot be decoded"):
-        decode_video({"bytes": content[:400], "path": "a.mp4"})
-    with pytest.raises(BadClipError, match="ends before frame 41"):
-        decode_video({"bytes": content}, lambda total: np.array([40]))
+@pytest.mark.parametrize("size", [(5, 12), (16, 16), (48, 40)])
+def test_the_baseline_of_pixels_is_means_of_squares(size):
+    picture = np.random.default_rng(0).normal(size=(3, *size))
+    rows, columns = (np.arange(n) * 16 // n if n > 16 else np.arange(n) for n in size)
+    # which square a pixel belongs to: the last one that begins at or before it
+    edges = [np.arange(min(n, 16)) * n // min(n, 16) for n in size]
+    rows, columns = (np.searchsorted(edge, np.arange(n), side="right") - 1 for edge, n in zip(edges, size, strict=True))
+    expected = np.array(
+        [
+            channel[np.ix_(rows == row, columns == column)].mean()
+            for channel in picture
+            for row in range(len(edges[0]))
+            for column in range(len(edges[1]))
+        ]
+    )
+    np.testing.assert_allclose(square_means(picture), expected)
 
 
-def test_a_frame_or_two_that_the_header_promises_are_made_up_for(tmp_path):
-    path = counting_video(tmp_path / "a.mp4")
-    assert numbers(decode_video(str(path), lambda total: np.array([17, 19, 21]))) == [17, 19, 19]
-
-
-def test_a_sound_is_no_video(tmp_path):
-    import soundfile
-
-    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
-    with pytest.raises(BadClipError, match="cannot be decoded"):
-        decode_video(str(Path(tmp_path / "a.wav")))
+def test_channel_statistics_by_hand():
+    assert channel_statistics(np.array([[[3.0, 1.0], [1.0, 1.0]]])).tolist() == [1.5, np.sqrt(0.75)]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from bridle_hf import BridleFeatureExtractor
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.demo_data import sounds, write_sound_set
 
@@ -15,7 +16,8 @@ def contents(folder) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_loads_like_any_dataset(sound_set, extractor):
+def test_loads_like_any_dataset(sound_set):
+    extractor = BridleFeatureExtractor(num_mel_bins=32, max_length=32)
     data = DataArguments(str(sound_set), label_column="label_name", fold_column="fold", max_frames=512)
     examples = load_examples(data, extractor)
     assert examples.label_names == sorted(make.__name__ for make in sounds.CLASSES) and len(examples) == 60

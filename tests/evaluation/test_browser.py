@@ -7,7 +7,7 @@ import torch
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
 from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.data.source import read_sounds
+from bridle_hf.data.source import sound_reader
 from bridle_hf.evaluation.report import codebook_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -35,7 +35,7 @@ def page_file(tones, pretrained, tmp_path_factory):
         load_examples(data, extractor),
         name="tones",
         records=records,
-        sounds=lambda rows: read_sounds(data, extractor, rows),
+        sounds=sound_reader(data, extractor),
     )
     return path
 

@@ -2,7 +2,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
 from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.data.source import read_sounds
+from bridle_hf.data.source import sound_reader
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.listening import code_distances, excerpt, nearest_patches
 from bridle_hf.evaluation.quality import tokenize
@@ -82,7 +81,7 @@ def page(model, examples, tones_data, pretrained, tmp_path_factory):
     for record in records:
         measured = {"cur": [1.0, 0.5], "ecu": [0.5, 0.25], "perplexity": [4.0, 2.0], "residual": [0.5, 0.2]}
         record |= {"total_step": record["phase_index"] * 20 + record["step"], "codebooks": measured}
-    sounds = partial(read_sounds, tones_data, BridleFeatureExtractor.from_pretrained(pretrained))
+    sounds = sound_reader(tones_data, BridleFeatureExtractor.from_pretrained(pretrained))
     return path, codebook_report(path, model, examples, name="tones", records=records, results=results, sounds=sounds)
 
 
@@ -132,7 +131,7 @@ def test_a_cold_model_has_one_column_and_needs_no_labels(pretrained, examples, t
 def test_a_code_plays_the_second_around_its_nearest_patch(page, examples, tones_data, pretrained):
     sounds = [base64.b64decode(found) for found in re.findall(r"data:audio/wav;base64,([^\"]+)", page[0].read_text())]
     assert len(sounds) >= 3
-    clips = read_sounds(tones_data, BridleFeatureExtractor.from_pretrained(pretrained), set(range(len(examples))))
+    clips = sound_reader(tones_data, BridleFeatureExtractor.from_pretrained(pretrained))(set(range(len(examples))))
     assert len(clips) == len(examples)
     for sound in sounds:  # the clips are shorter than a second, so each is a whole one
         samples, rate = soundfile.read(io.BytesIO(sound))

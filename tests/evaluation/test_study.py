@@ -122,7 +122,7 @@ def test_pictures_and_a_test_split(repository, tmp_path, modality):
     options = ["--test-split", "test", "phases=[{kind: encoder}]", f"data.dataset={tmp_path / 'set'}"]
     _, results = start(repository, tmp_path, modality, *options)
     scores = {(row["encoder"], row["pooling"]): row for row in results["encoders"]}
-    handmade = {"image": "colours", "video": "one-frame"}[modality]
-    assert scores[handmade, ""]["accuracy"] == 1.0 and scores[handmade, ""]["per_fold"] == {"test": 1.0}
+    baseline = {"image": "colours", "video": "one-frame"}[modality]
+    assert scores[baseline, ""]["accuracy"] == 1.0 and scores[baseline, ""]["per_fold"] == {"test": 1.0}
     assert ("iteration 1", "mean") in scores
     assert "<svg" in (tmp_path / "runs" / "report.html").read_text()

@@ -108,7 +108,8 @@ def trained(**options):
         ({"modality": "image", "input_size": (32, 32), "decoder_type": "plain"}, {"encoder_decoder.decoder_pos_embed"}),
         ({"quantizer_config": {"type": "vector", "codebook_size": 8}, "input_size": (64, 128)},
          {"tokenizer.quantizer.embedding.weight", "tokenizer.quantizer.embedding.cluster_size"}),
-        ({"modality": "video", "preset": "official"}, {"tokenizer.encoder.blocks.1.attn.v_bias"}),
+        ({"modality": "video", "preset": "official", "cold_start": False}, {"tokenizer.encoder.blocks.1.attn.v_bias"}),
+        ({"input_size": (64, 128), "cold_start": False}, {"tokenizer.quantize_layer.0.weight"}),
     ],
 )  # fmt: skip
 def test_a_model_of_ours_there_and_back(options, names):
@@ -138,7 +139,7 @@ def test_what_the_reference_has_no_place_for():
     with pytest.raises(ValueError, match="bridle has no place for decoder.embed.bias"):
         to_official(video)
     with pytest.raises(ValueError, match="no place for decoder.positions.table, tokenizer.estimator.positions.table"):
-        to_official(trained(modality="video", input_size=(4, 32, 32), use_cls_token=False))
+        to_official(trained(modality="video", input_size=(4, 32, 32), use_cls_token=False, cold_start=False))
 
 
 def test_the_processor_is_saved_with_the_model(golden, tmp_path):

@@ -195,6 +195,24 @@ def test_parts_alone(weights):
     assert load_official(only, BridleTokenizer, **HEADS).config.hidden_size == 48
 
 
+def test_the_cold_start_is_a_choice_that_the_report_names(weights):
+    audio = weights("audio_rq")
+    for cls in (BridleForPreTraining, BridleTokenizer):
+        trained, report = load_official(audio, cls, return_report=True, **HEADS)
+        assert getattr(trained, "tokenizer", trained).cold_start is None
+        assert report.assumed == {"cold_start": "False: the tokenizer is taken to be trained, not the cold start"}
+        assert report.dropped["tokenizer.cold_start_encoder.weight"].startswith("of the cold start")
+        cold, report = load_official(audio, cls, return_report=True, cold_start=True, **HEADS)
+        assert report.assumed == {} and set(report.used) | set(report.dropped) == set(audio)
+        assert not set(report.used) & set(report.dropped)
+        assert report.used["tokenizer.cold_start_encoder.weight"].endswith("cold_start.projection")
+        assert report.dropped["tokenizer.quantize_layer.0.weight"].startswith("of the trained tokenizer")
+        tokenizer = getattr(cold, "tokenizer", cold)
+        assert tokenizer.encoder is None and tokenizer.estimator is None
+        assert torch.equal(tokenizer.cold_start.projection, audio["tokenizer.cold_start_encoder.weight"])
+    assert load_official(audio, BridleModel, return_report=True, **HEADS)[1].assumed == {}
+
+
 def test_pretraining_file_lacks_a_classifier(image):
     with pytest.raises(ValueError, match="classifier.bias.*missing"):
         load_image(image, BridleForImageClassification)

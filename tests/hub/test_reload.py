@@ -10,15 +10,11 @@ from safetensors.torch import load_file
 from tiny import fill_codebooks_, tiny_config
 
 import bridle_hf
-from bridle_hf.data import build_processor
+from bridle_hf.data import MODALITIES, build_processor
 from bridle_hf.hub import reload
 
 SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
-HEADS = {
-    "audio": "BridleForAudioClassification",
-    "image": "BridleForImageClassification",
-    "video": "BridleForVideoClassification",
-}
+HEADS = {name: modality.classifier for name, modality in MODALITIES.items()}
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -81,3 +77,18 @@ def test_every_auto_class_of_the_map_is_the_one_registered_here(folders):
         if auto_class != "AutoConfig":
             registered = getattr(transformers, auto_class)._model_mapping[bridle_hf.BridleConfig]
             assert f"modeling_bridle.{registered.__name__}" == reference
+
+
+def test_the_table_is_that_of_the_modalities():
+    named = {name: (each.auto_processor, each.auto_classifier) for name, each in MODALITIES.items()}
+    assert {name: row[:2] for name, row in reload.MODALITIES.items()} == named
+
+
+def test_auto_classes_of_the_modalities_are_those_registered(folders):
+    import transformers
+
+    for modality in MODALITIES.values():
+        mapping = getattr(transformers, modality.auto_classifier)._model_mapping
+        assert mapping[bridle_hf.BridleConfig].__name__ == modality.classifier
+        folder = folders[modality.name, modality.classifier]
+        assert type(getattr(transformers, modality.auto_processor).from_pretrained(folder)) is modality.processor

@@ -14,7 +14,7 @@ from PIL import Image as Picture
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
 from bridle_hf.quantizer_experiments.autoencoder import DiscreteAutoencoder
 from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe, evaluate, save_pairs
-from bridle_hf.quantizer_experiments.methods import DatasetArguments, open_split
+from bridle_hf.quantizer_experiments.table import DatasetArguments, open_split
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

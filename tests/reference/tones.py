@@ -11,7 +11,7 @@ from tiny import tiny_config
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
 from bridle_hf.data import MODALITIES, DataArguments, Examples
-from bridle_hf.data.collation import AudioCollator
+from bridle_hf.data.audio import AudioCollator
 
 RATE = 16000
 

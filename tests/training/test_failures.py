@@ -11,8 +11,8 @@ import torch
 from runs import differing, records, weights
 
 from bridle_hf import BridleForPreTraining
-from bridle_hf.training import load_recipe, replay
-from bridle_hf.training.phases import reset_dead_codes_
+from bridle_hf.training import engine, load_recipe, replay
+from bridle_hf.training.codebooks import reset_dead_codes_
 from bridle_hf.training.run import Run
 
 ONE_PHASE = ("phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=1", "training.keep_checkpoints=9")
@@ -59,7 +59,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(train_on, tmp_path, caplog):
 
 
 def test_one_bad_step_more_than_allowed_stops_the_run(train_on, tmp_path):
-    with pytest.raises(FloatingPointError, match="step 4 of encoder-iter1: a batch.*training.skip_bad_steps=2 leaves"):
+    with pytest.raises(FloatingPointError, match="step 4 of encoder-iter1: a batch.*skip_bad_steps=2 leaves"):
         train_on(tmp_path / "run", {2: inf, 4: nan}, "training.skip_bad_steps=1")
     assert len(list((tmp_path / "run" / "failure").iterdir())) == 2
 
@@ -70,7 +70,7 @@ def test_a_step_is_taken_again(train_on, tmp_path, capsys, monkeypatch, reposito
         train_on(tmp_path / "run", {}, "encoder.learning_rate=1e30")
     (folder,) = (tmp_path / "run" / "failure").iterdir()
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
-        "config.json", "model.safetensors", "rank-0.json", "rank-0.safetensors"
+        "recipe.yaml", "model.safetensors", "rank-0.json", "rank-0.safetensors"
     }  # fmt: skip
     losses, gradients = replay(folder)
     assert not torch.isfinite(torch.tensor([losses["loss"], *gradients.values()])).all()
@@ -107,14 +107,13 @@ def test_resets_take_no_code_from_what_is_not_finite(tiny_recipe):
 
 def test_a_replay_draws_what_the_run_drew(train_on, tmp_path, monkeypatch):
     """A sound step that is saved gives the loss that the run logged, dropped paths and masks included."""
-    from bridle_hf.training import loop
 
-    def distrust(run, step, taken):
-        seen.append(judge(run, step, taken))
+    def distrust(run, step, result):
+        seen.append(check_step(run, step, result))
         return replace(seen[-1], reason="a test says so")
 
-    judge, seen = loop.judge, []
-    monkeypatch.setattr(loop, "judge", distrust)
+    check_step, seen = engine.check_step, []
+    monkeypatch.setattr(engine, "check_step", distrust)
     with pytest.raises(FloatingPointError, match="a test says so"):
         train_on(tmp_path / "run", {}, "training.gradient_accumulation_steps=2", "model.drop_path_rate=0.5")
     (folder,) = (tmp_path / "run" / "failure").iterdir()

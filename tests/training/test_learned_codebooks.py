@@ -62,6 +62,7 @@ def test_codebooks_are_trained_in_the_tokenizer_phase_alone_and_a_resumed_run_is
         "{type: smoothed, num_codebooks: 1, gumbel: hard, regularizer: knn_l2, num_vertices: 2}",
         "{type: residual, inner: simvq, num_codebooks: 2, distance: cosine, estimator: rotation}",
         "{type: product, inner: gradient, num_codebooks: 2}",
+        "{type: fsq, num_codebooks: 1, levels: [4]}",
     ],
 )
 def test_other_kinds_train_as_tokenizers(train, tmp_path, options):

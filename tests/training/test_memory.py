@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bridle_hf.training import loop
+from bridle_hf.training import engine
 
 COPIED = """
 import contextlib, gc, os, re, sys
@@ -35,7 +35,7 @@ def test_a_collection_in_a_worker_copies_nothing_of_the_run(repository):
 
 
 def test_a_run_shares_its_memory_from_before_its_first_step(train, tmp_path, monkeypatch):
-    train_phase, frozen = loop.train_phase, []
-    monkeypatch.setattr(loop, "train_phase", lambda *given: frozen.append(gc.get_freeze_count()) or train_phase(*given))
+    train_task, frozen = engine.train_task, []
+    monkeypatch.setattr(engine, "train_task", lambda *given: frozen.append(gc.get_freeze_count()) or train_task(*given))
     train(tmp_path / "run", "phases=[{kind: encoder, steps: 1}]")
     assert frozen[0] > 10_000 and gc.get_freeze_count() == 0

@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from bridle_hf import BridleForPreTraining
+from bridle_hf.losses_bridle import LossSum
 from bridle_hf.training import load_recipe
-from bridle_hf.training.metrics import MetricsFile, codebook_metrics, flat, mean_losses, read_metrics, stage_predictions
+from bridle_hf.training.engine import add_up, mean_losses
+from bridle_hf.training.metrics import MetricsFile, flat, read_metrics, stage_predictions
 
 
 def test_predictions_by_stage():
@@ -29,16 +30,18 @@ def test_predictions_by_stage():
 
 def test_codebook_measures(tiny_recipe):
     torch.manual_seed(0)
-    model = BridleForPreTraining(load_recipe(tiny_recipe, ["output_dir=x"]).config()).eval()
+    phase = load_recipe(tiny_recipe, ["output_dir=x"]).build_tasks()[0]
+    model = phase.build(None, begins=True).eval()
     mask = torch.ones(3, 64, dtype=torch.long)
     mask[0, 32:] = 0  # half of the first clip's 4 x 2 patches
     batch = {"input_values": torch.randn(3, 64, 16), "attention_mask": mask}
     with torch.no_grad():
-        output = model(**batch)
+        drawn = phase.draw(model, iter([batch]), (0, 0, 0, 0, 0))
+        output = model(**drawn)
         tokens = model.tokenizer.project(batch["input_values"], mask).double().numpy().reshape(24, -1)
     real = np.array([True] * 4 + [False] * 4 + [True] * 16)
     codes, tokens = output.codes.reshape(24, 2).numpy()[real], tokens[real]
-    found = codebook_metrics(model, output, batch, Accelerator(cpu=True))
+    found = phase.measure(model, output, drawn, Accelerator(cpu=True))["codebooks"]
 
     left = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
     for stage, book in enumerate(model.tokenizer.quantizer.codebooks):
@@ -51,9 +54,12 @@ def test_codebook_measures(tiny_recipe):
         assert found["residual"][stage] == pytest.approx((left**2).sum() / len(codes), rel=1e-4)
 
 
-def test_weighted_losses_of_micro_batches_are_added_up():
-    losses = [{"b": torch.tensor(x), "a": torch.tensor(0.5)} for x in (1.0, 4.0)]
-    assert mean_losses(losses, Accelerator(cpu=True)) == {"a": 1.0, "b": 5.0}
+def test_losses_of_micro_batches_are_divided_once_they_are_all_there():
+    def losses(**pairs):
+        return {name: LossSum(torch.tensor(total), torch.tensor(count)) for name, (total, count) in pairs.items()}
+
+    both = add_up(add_up({}, losses(b=(1.0, 1.0), a=(2.0, 4.0))), losses(b=(4.0, 3.0), a=(0.0, 0.0)))
+    assert mean_losses(both, Accelerator(cpu=True)) == {"a": 0.5, "b": 1.25}
 
 
 def test_a_file_goes_back_to_a_step(tmp_path):

@@ -11,8 +11,8 @@ from runs import differing, fork, join, records
 from safetensors.torch import load_file, save_file
 from sound_files import clip, flac, write_parquet
 
-from bridle_hf import BridleForPreTraining, BridleTokenizer
-from bridle_hf.training import load_recipe, loop, pretrain, replay, steps
+from bridle_hf import BridleTokenizer
+from bridle_hf.training import engine, load_recipe, phases, pretrain, replay
 from bridle_hf.training.run import Run
 
 LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether
@@ -64,9 +64,9 @@ class SameClips:
         self.calls = state["calls"]
 
 
-def noise_of_clips(model, batch, masks, seed) -> torch.Tensor:
+def noise_of_clips(values, masks, patches, seed) -> torch.Tensor:
     """The same mask for the same clip, wherever it is in a batch."""
-    seeds = [int(abs(clip.sum().item()) * 1e6) for clip in batch["input_values"]]
+    seeds = [int(abs(clip.sum().item()) * 1e6) for clip in values]
     return torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -74,17 +74,18 @@ def train_layout(recipe, folder, layout, overrides=()):
     """The schedule with stood-in data; the model at the end of each phase goes to RANK-PHASE.safetensors."""
     save = Run.save
 
-    def save_and_show(run, phase, step, model, optimizer, bare, position):
+    def save_and_show(run, phase, step, model, *others):
         if step == phase.steps:
+            bare = run.accelerator.unwrap_model(model)
             state = {name: value.contiguous() for name, value in bare.state_dict().items()}
             save_file(state, folder / f"{run.accelerator.process_index}-{phase.name}.safetensors")
-        return save(run, phase, step, model, optimizer, bare, position)
+        return save(run, phase, step, model, *others)
 
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", save_and_show)
         patch.setattr(Run, "open_data", lambda run: SameClips(layout, run.accelerator.process_index))
-        patch.setattr(steps, "draw_noise", noise_of_clips)
+        patch.setattr(phases, "draw_noise", noise_of_clips)
         micros = f"training.gradient_accumulation_steps={len(layout[0])}"
         pretrain(load_recipe(recipe, [f"output_dir={folder / 'run'}", *SCHEDULE, micros, *overrides]))
 
@@ -102,9 +103,9 @@ def query_and_value(bias: torch.Tensor) -> torch.Tensor:
 
 
 def codes(recipe, folder, phase):
-    model = BridleForPreTraining(load_recipe(recipe, ["output_dir=x", *SCHEDULE]).config()).eval()
-    model.load_state_dict(load_file(folder / f"0-{phase}.safetensors"))
-    model.tokenizer.config.cold_start = phase == "encoder-iter1"
+    task = load_recipe(recipe, ["output_dir=x", *SCHEDULE]).build_tasks()[0]
+    model = task.build(load_file(folder / f"0-{phase}.safetensors"), begins=False).eval()
+    assert (model.tokenizer.cold_start is not None) == (phase == "encoder-iter1")
     values = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(99))
     return model.tokenizer.encode(values)
 
@@ -174,22 +175,22 @@ def test_no_process_waits_for_ever(tmp_path, tiny_recipe, way):
     join(processes, errors, exitcode=None, timeout=60)
     assert processes[0].exitcode == 1 and time.monotonic() - start < 60
     text = errors.read_text()
-    assert "RuntimeError: another process ended, or did not get here in training.deadline=4 seconds" in text
+    assert "RuntimeError: another process ended, or did not get here in deadline=4 seconds" in text
     assert ("reader 1 of 2 finds no example" in text) is (way == "raises")
 
 
 def train_and_overflow(recipe, folder, train, *arguments):
     """Two processes; what one of them gives to the quantizer in the third step is not finite."""
-    project, take, taken = BridleTokenizer.project, loop.forward_backward, []
+    project, take, taken = BridleTokenizer.project, engine.forward_backward, []
 
     def overflow(*arguments):
         taken.append(arguments)
         if (os.environ["RANK"], len(taken)) != ("1", 3):
             return take(*arguments)
-        with mock.patch.object(BridleTokenizer, "project", lambda *inputs: project(*inputs) * inf):
+        with mock.patch.object(BridleTokenizer, "project", lambda *inputs, **named: project(*inputs, **named) * inf):
             return take(*arguments)
 
-    loop.forward_backward = overflow  # in this forked process alone
+    engine.forward_backward = overflow  # in this forked process alone
     train(recipe, folder, *arguments)
 
 

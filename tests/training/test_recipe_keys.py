@@ -12,13 +12,18 @@ from bridle_hf import BridleConfig, BridleFeatureExtractor
 from bridle_hf.configuration_bridle import BridleQuantizerConfig
 from bridle_hf.data import DataArguments
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining
-from bridle_hf.training.arguments import PhaseEntry, PretrainRecipe, TrainingArguments, processor_keys
+from bridle_hf.training import PretrainRecipe
+from bridle_hf.training.arguments import OptimizationArguments, processor_keys
+from bridle_hf.training.phases import EncoderPhase, JointPhase, Phase, TokenizerPhase
 
 # the heading of each table and whose keys are in it
 SECTIONS = {
     "Pretraining": PretrainRecipe,
-    "`phases`, `encoder`, `tokenizer`, `joint`": PhaseEntry,
-    "`training`": TrainingArguments,
+    "Phases": Phase,
+    "`encoder`": EncoderPhase,
+    "`tokenizer`": TokenizerPhase,
+    "`joint`": JointPhase,
+    "`training`": OptimizationArguments,
     "Data": DataArguments,
     "Model": BridleConfig,
     "`model.quantizer_config`": BridleQuantizerConfig,
@@ -41,6 +46,9 @@ def tables(repository):
 def defaults(cls):
     """Key -> default of a dataclass's own fields; None where the page says in words what it is."""
     inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)} if issubclass(cls, PreTrainedConfig) else ()
+    if issubclass(cls, Phase) and cls is not Phase:
+        common = {f.name: f.default for f in dataclasses.fields(Phase)}
+        inherited = {f.name for f in dataclasses.fields(cls) if common.get(f.name, ()) == f.default} | {"kind"}
     return {
         f.name: None if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(cls)

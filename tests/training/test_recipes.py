@@ -199,3 +199,40 @@ def test_as2m_base_is_the_paper_s_table_5():
     assert recipe.training.betas == (0.9, 0.95) and recipe.training.weight_decay == 1e-4
     assert (config.hidden_size, config.num_hidden_layers, config.decoder_num_hidden_layers) == (768, 12, 16)
     assert (config.quantizer_config.num_codebooks, config.quantizer_config.codebook_size) == (4, 256)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Until each kind had keys of its own, this silently redrew the encoder, the teacher of the tokenizer.
+        ("tokenizer.from_scratch=true", "unknown key `tokenizer.from_scratch`"),
+        ("encoder.from_encoder=true", "unknown key `encoder.from_encoder`"),
+        ("phases.0.tokenizer_update_every=3", "unknown key `phases.0.tokenizer_update_every`"),
+        ("phases.1.from_scratch=true", "unknown key `phases.1.from_scratch`"),
+        ("phases=[{kind: joint, tokenizer_update_every: 0}]", "`tokenizer_update_every` is 0; .* at least 1"),
+        ("joint.tokenizer_update_every=0", "`joint`: `tokenizer_update_every` is 0"),
+        ("encoder.learning_rate=-1", "`encoder`: `learning_rate` is -1.0; .* at least 0"),
+        ("encoder.learning_rate=wide", "`encoder.learning_rate` is 'wide'"),
+        ("encoder.kind=joint", "`encoder.kind` is 'joint'.*'encoder'"),
+        ("phases.0.steps=0", "`steps` is 0; .* at least 1"),
+        ("phases.0.epochs=0", "`epochs` is 0.0; .* above 0"),
+    ],
+)
+def test_a_kind_of_phase_takes_its_own_keys_in_their_ranges(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tiny_recipe, ["output_dir=x", override])
+
+
+def test_a_value_of_0_is_a_value(tiny_recipe):
+    recipe = load_recipe(tiny_recipe, ["output_dir=x", "encoder.learning_rate=0", "tokenizer.warmup_steps=0"])
+    encoder, tokenizer, _ = build_schedule(recipe)
+    assert encoder.learning_rate == 0 and {encoder.learning_rate_at(step) for step in range(5)} == {0}
+    assert tokenizer.warmup_steps == 0 and tokenizer.learning_rate_at(0) == 2e-4
+
+
+def test_a_recipe_with_nothing_left_to_look_up_is_the_same_recipe(tiny_recipe, tmp_path):
+    options = ["output_dir=x", "encoder={steps: 7, learning_rate: 0.5}", "joint.tokenizer_update_every=2"]
+    recipe = load_recipe(tiny_recipe, [*options, "phases=[{kind: encoder, epochs: 2}, {kind: joint, steps: 3}]"])
+    assert (recipe.phases[0].steps, recipe.phases[0].epochs) == (None, 2)
+    path = write(tmp_path / "whole.yaml", recipe_to_yaml(recipe))
+    assert load_recipe(path) == recipe

@@ -14,14 +14,15 @@ import pytest
 from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
+from bridle_hf.cli.process import stop_signals
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
 
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
 MOMENTS = {
-    "bridle_hf.training.loop.forward_backward": 12,
-    "bridle_hf.training.checkpoints._flush": 50,
+    "bridle_hf.training.engine.forward_backward": 12,
+    "bridle_hf.files._flush": 50,
     "bridle_hf.training.checkpoints._fingerprint": 30,
     "bridle_hf.training.checkpoints.save_file": 12,
     "bridle_hf.training.run.Run.save": 6,
@@ -36,7 +37,7 @@ MOMENTS = {
 
 
 def train(recipe, *overrides, stop=None):
-    pretrain(load_recipe(recipe, overrides), stop=stop)
+    pretrain(load_recipe(recipe, overrides), stop=stop or stop_signals())
 
 
 def train_and_die(recipe, overrides, target: str, call: int, after: bool):
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_
     join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, errors=errors), errors, exitcode=1)
     assert "OSError: the checkpoint of step 5 of encoder-iter1 could not be written" in errors.read_text()
     left = sorted((folder / "checkpoints").iterdir())  # nothing half-written beside them
-    assert [(open_checkpoint(path).phase, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
+    assert [(open_checkpoint(path).task, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
     join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
     assert_equal(folder, left_alone(1))
 
@@ -177,7 +178,7 @@ def test_epochs_are_no_shorter_on_more_processes(tmp_path, tiny_recipe):
     join(fork(train_some, tiny_recipe, overrides, 8, errors=errors), errors)
     join(fork(train, tiny_recipe, *overrides, errors=errors, ranks=2), errors, exitcode=1)
     said = errors.read_text()
-    assert "encoder-iter1 is 6 steps long on 2 processes" in said and "is of 12 on 1" in said
+    assert "Cannot resume encoder-iter1: it has 6 steps with 2 processes" in said and "one of 12 steps with 1" in said
     join(fork(train, tiny_recipe, *overrides, "training.batch_size=2", errors=errors, ranks=2), errors)
     assert [record["step"] for record in records(folder)] == [*range(1, 13)]
 

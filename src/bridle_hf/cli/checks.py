@@ -1,5 +1,5 @@
-"""What scripts do before their work: look at the model, the processor and the data that a user named, and say in one
-line what is not there. Errors of the work itself keep their traceback."""
+"""Checks of commands before their work: model, processor and data exist, or one line says what is missing. Errors of
+the work itself keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.source import open_source
-from ..training.arguments import PretrainRecipe
+from ..modeling_bridle import BridleForClassification, BridleModel
+from ..training.pretraining import PretrainRecipe
 
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (
@@ -121,7 +122,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
             open_source(replace(data, split=split, test_split=None), processor)
     except OSError as error:
         if data.files is not None and (path.is_dir() or isinstance(error, NOTHING_TO_READ)):
-            raise ValueError(f"{files} is {data.files!r}; no file in {name!r} that datasets can read is so.") from error
+            raise ValueError(f"{files}={data.files!r} matches no readable file in {name!r}.") from error
         if isinstance(error, NOTHING_TO_READ):
             raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
         if path.is_dir():
@@ -167,16 +168,16 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
     finally:
         logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:
-        part, takes = _part(cls.__name__, missing)
+        part, takes = _part(cls, missing)
         raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")
     return model
 
 
-def _part(name: str, missing: list[str]) -> tuple[str, str]:
+def _part(cls: type, missing: list[str]) -> tuple[str, str]:
     """What a model without these weights lacks, and what to give instead."""
-    if name.endswith("Classification"):
+    if issubclass(cls, BridleForClassification):
         return "classifier", CLASSIFIER
-    no_encoder = name == "BridleModel" or any(key.startswith("bridle.") for key in missing)
+    no_encoder = cls is BridleModel or any(key.startswith("bridle.") for key in missing)
     return "encoder" if no_encoder else "tokenizer", PRETRAINED
 
 

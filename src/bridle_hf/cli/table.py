@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..evaluation.tables import markdown
-from ..quantizer_experiments.methods import TableRecipe, run_methods
+from ..quantizer_experiments.table import TableRecipe, run_methods
 from ..recipe_reader import RecipeError, read_recipe
 from .process import keep_freed_memory
 

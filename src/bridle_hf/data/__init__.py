@@ -1,12 +1,15 @@
-"""Data: streaming with an exact position, decoding, a cache of decoded clips, augmentation and synthesized sets."""
+"""Data: modalities, streaming with an exact position, a cache of decoded samples, labelled sets."""
 
 from .arguments import DataArguments
-from .augmentation import mixup, roll_magnitude, spec_augment
-from .decoding import BadClipError, decode_audio
+from .audio import decode_audio, roll_magnitude, spec_augment
 from .examples import Examples, load_examples
+from .image import decode_image
+from .media import BadClipError
+from .mixing import cutmix, mixup
 from .modalities import MODALITIES, build_processor, load_processor, modality_of
-from .pixels import decode_image, decode_video
+from .modality import Modality
 from .streaming import ClipLoader, build_loader
+from .video import decode_video
 
 __all__ = [
     "MODALITIES",
@@ -14,8 +17,10 @@ __all__ = [
     "ClipLoader",
     "DataArguments",
     "Examples",
+    "Modality",
     "build_loader",
     "build_processor",
+    "cutmix",
     "decode_audio",
     "decode_image",
     "decode_video",

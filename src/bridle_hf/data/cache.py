@@ -1,16 +1,15 @@
-"""Clips decoded once and kept on disk as a dataset of their own, which then streams like any other.
+"""Cache of decoded samples on disk, a dataset of its own that streams like any other.
 
-A cache is a folder of Arrow files, which cost half of what parquet files do to read. Each row holds `features` (log-mel
-features or pixels as raw bytes) with their `dtype` and `shape`, or the clip's `file` undecoded; its `clip_name` and the
-source's other columns. The content does not depend on `exclude`, crops or augmentation, so that folds and phases share
-it.
+A cache is a folder of Arrow files, which are twice as fast to read as parquet files. Each row holds `features` (log-mel
+features or pixels as raw bytes) with their `dtype` and `shape`, or the undecoded `file`; the sample's `clip_name` and
+the other columns of the source. The content does not depend on `exclude`, crops or augmentation, so that folds and
+phases share it.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,10 +20,9 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import write_whole
+from ..files import whole_folder, write_whole
 from .arguments import DataArguments
 from .modalities import modality_of
-from .opening import load_builder
 from .source import Source, decode_column, keeps, open_source
 
 logger = logging.getLogger(__name__)
@@ -37,48 +35,65 @@ CLIP_COLUMNS = {
 FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
-PROGRESS = "progress.json"  # of an unfinished cache: whole files, and the examples and skipped clips behind them
-SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
+PROGRESS = "progress.json"  # of an unfinished cache: number of whole files, and the examples and bad samples so far
+SKIPPED = "skipped.json"  # name -> reason of the samples that could not be decoded
 FORMAT = 3  # part of the fingerprint: raise it when the content of a cache changes
 
 
-def open_clips(data: DataArguments, processor) -> Source:
-    """Open the clips that `data` names: from the cache, written first where needed, or else from their files."""
-    source = open_source(data, processor)
+def open_clips(data: DataArguments, processor, dataset=None) -> Source:
+    """Open the samples of `open_source`; with `data.cache` decoded from the cache, which is written if needed."""
+    source = open_source(data, processor, dataset)
     if not data.cache:
         return source
-    folder = write_cache(data, processor)
+    folder = write_cache(source, data, processor)
     table = _open_table(folder)
-    # Without features each file would have those of its own rows, and a column that is empty there no type.
+    # Otherwise each file would infer its features from its own rows, and a column that is empty there has no type.
     files = str(folder / "*.arrow")
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     skipped = json.loads((folder / SKIPPED).read_text())
     return replace(
-        source, dataset=cached, featurize=_unpack, input_column=None, of_files=False, skipped=skipped, rows=table
+        source,
+        dataset=cached,
+        featurize=_unpack,
+        input_column=None,
+        of_files=False,
+        skipped=skipped,
+        rows=table,
+        arrays=None,
     )
 
 
-def open_shuffled(data: DataArguments, processor) -> Source:
-    """As `open_clips`, for training: with `rows` where these are to be had and more than a shuffle buffer holds.
+def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
+    """As `open_clips`, for training: with `rows` if the samples are indexable and more than a shuffle buffer holds.
 
-    A folder is read in the order of its names, often class by class, and a buffer would mix neighbours alone.
+    A folder is read in the order of its names, often class by class, and a buffer would only mix neighbours.
     """
-    source = open_clips(data, processor)
+    source = open_clips(data, processor, dataset)
     rows = source.rows and _leave_out(source.rows, data.exclude)
     if source.of_files and data.shuffle_buffer > 1:
         rows = source.list_files(data.max_bad_share)
     return replace(source, rows=rows if rows is not None and 1 < data.shuffle_buffer < len(rows) else None)
 
 
-def map_clips(data: DataArguments, processor) -> tuple[datasets.Dataset, Callable[[dict], np.ndarray]]:
-    """The clips that `data` names, on disk and at hand by their number, and the function that makes an array of a row,
-    or with a generator of a random part of it where the whole is costly.
+def map_clips(
+    source: Source, data: DataArguments, processor, columns: list[str]
+) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[dict], dict]:
+    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None)`, which turns a
+    row into an array, and `columns` of each row with the types of all. With `rng`, long media are decoded only in a
+    random window.
 
-    With `data.cache` the decoded clips are kept, otherwise their files. Each was decoded once, so that no bad one is
-    among them.
+    With `data.cache` the decoded samples are kept on disk, otherwise their files; of a dataset in hand nothing more is
+    kept. Each was decoded once, so that no bad one is among them.
     """
-    table = _leave_out(_open_table(write_cache(data, processor, decoded=data.cache)), data.exclude)
-    return table, _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    if source.rows is not None and not data.cache:
+        rows, numbers, about = _leave_out(source.rows, data.exclude), [], []
+        for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
+            numbers.append(source.behind - 1)
+            about.append({column: example[column] for column in columns})
+        return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
+    table = _leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
+    decode = _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    return table, decode, table.select_columns(columns).to_list(), table.features
 
 
 def _open_table(folder: Path) -> datasets.Dataset:
@@ -87,36 +102,38 @@ def _open_table(folder: Path) -> datasets.Dataset:
 
 
 def _leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
-    """The rows that `exclude` keeps."""
+    """The rows without those that `exclude` names."""
     if not exclude:
         return table
     columns = table.select_columns(list(exclude))
     return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
-def write_cache(data: DataArguments, processor, decoded: bool = True) -> Path:
-    """Write every clip that `data` names, unless they are there, and return their folder: decoded clips or their files.
+def write_cache(source: Source, data: DataArguments, processor, decoded: bool = True) -> Path:
+    """Write every sample of a source, unless they are there, and return their folder: decoded samples or their files.
 
     The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
-    is written beside and renamed when whole; other processes of the machine wait for the one that writes. Where that
-    was killed, the next one goes on behind its last whole file.
+    appears when it is whole; other processes of the machine wait for the one that writes. Where that was killed, the
+    next one goes on behind its last whole file.
+
+    Raises:
+        ValueError: a stream that the caller built, which nothing identifies.
     """
+    if source.fingerprint is None:
+        raise ValueError(
+            f"{source.description} is an IterableDataset, which has no fingerprint that would identify a copy of it on "
+            f"disk; give a datasets.Dataset, or data.cache=false and data.in_memory=true."
+        )
     modality = modality_of(processor)
-    settings = modality.kept_settings(data, processor)
-    files = load_builder(data).cache_dir
-    identity = [FORMAT, modality.name, decoded, files, data.split, data.input_column, settings]
+    settings = modality.cache_key(data, processor)
+    identity = [FORMAT, modality.name, decoded, source.fingerprint, data.split, data.input_column, settings]
     folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            unfinished = folder.with_suffix(".unfinished")
-            if not (unfinished / PROGRESS).exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-            every_clip = replace(data, exclude={}, label_column=None, fold_column=None)
-            _write_files(open_source(every_clip, processor), data, unfinished, decoded)
-            os.replace(unfinished, folder)
-            logger.info("the clips of %s are kept in %s", data.dataset, folder)
+            with whole_folder(folder, resume=PROGRESS) as partial_folder:
+                _write_files(replace(source, exclude={}, skipped={}), data, partial_folder, decoded)
+            logger.info("the samples of %s are kept in %s", source.description, folder)
     return folder
 
 
@@ -129,7 +146,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     done, schema = {"files": 0, "examples": 0, "skipped": {}}, None
     if (folder / PROGRESS).exists():
         done = json.loads((folder / PROGRESS).read_text())
-        logger.info("going on with the cache behind %d clips", done["examples"])
+        logger.info("resuming the cache after %d samples", done["examples"])
     source.skipped |= done["skipped"]
     if source.dataset.features is not None:
         columns = {key: value for key, value in source.dataset.features.items() if key != source.input_column}
@@ -137,7 +154,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         schema = datasets.Features(columns | {"clip_name": datasets.Value("string")}).arrow_schema
     rows = (
         {key: value for key, value in example.items() if key != source.input_column}
-        | (_pack(clip) if decoded else {FILE: _file(example[source.input_column])})
+        | (_pack(clip) if decoded else {FILE: _file(source.raw(example))})
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
     for number, clips in enumerate(in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE), done["files"]):
@@ -146,16 +163,16 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
             with pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
             os.fsync(file.fileno())
-        # Another time a bad shard may be read, and then the number of examples would not fit.
+        # A bad shard may be readable the next time; the number of examples would then not fit.
         if not any(name.startswith("shard ") for name in source.skipped):
             done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
-    (folder / SKIPPED).write_text(json.dumps(source.skipped))
+    write_whole(folder / SKIPPED, json.dumps(source.skipped))
     (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterator[list[dict]]:
-    """Lists of rows that end where they hold so many rows or, with the last, so many bytes."""
+    """Lists of rows, each closed once it holds `most_rows` rows or at least `most_bytes` bytes."""
     portion, size = [], 0
     for row in rows:
         portion.append(row)
@@ -174,13 +191,13 @@ def _bytes_of(value) -> int:
 
 
 def _pack(clip: np.ndarray) -> dict:
-    """The columns that hold a clip: floating point numbers in half precision, pixels as they are."""
+    """The columns that hold a sample: floating point numbers in half precision, pixels as they are."""
     dtype = np.float16 if clip.dtype.kind == "f" else clip.dtype
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 
 def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
-    """The clip of a row. It is kept whole; what of it is used, the collator chooses."""
+    """The sample of a row, whole; the collator crops it."""
     return np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
 
 

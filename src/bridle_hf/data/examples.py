@@ -1,31 +1,36 @@
-"""Labelled sets for probes and fine-tuning: every clip at hand by its number."""
+"""Labelled sets for probes and fine-tuning, indexable by sample."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
 from .cache import map_clips, open_clips
-from .decoding import BadClipError
+from .in_hand import hash_arrays
+from .media import BadClipError
 from .modalities import Modality, modality_of
+from .source import open_source
 
 
 @dataclass
 class Examples:
-    """A labelled set of n decoded clips.
+    """A labelled set of n decoded samples.
 
     Attributes:
-        modality: what the clips are.
-        clips: one array a clip, as the modality decodes it.
-        collate: makes model inputs of clips, see `data.collation`.
+        modality: of the samples.
+        clips: one array per sample, as the modality decodes it.
+        collate: makes model inputs of samples, see `Modality.collator`.
         labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int8 where `label_column` holds lists; or None
             without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
-        clip_names: name of each clip, for reports.
-        test_folds: the folds to test on, where it is not all of them in turn.
+        clip_names: name of each sample, for reports.
+        test_folds: the folds to test on; None for all of them in turn.
+        fingerprint: identifies a dataset that the caller built; None for one with a name.
     """
 
     modality: Modality
@@ -36,25 +41,26 @@ class Examples:
     label_names: list[str] = field(default_factory=list)
     clip_names: list[str] = field(default_factory=list)
     test_folds: list[str] | None = None
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
-        """The model's inputs for some clips, without chance. `options` are the collator's."""
-        return self.collate.test([self.clips[row] for row in rows], **options)
+        """The model's inputs for some samples, without augmentation. `options` are those of the collator."""
+        return self.collate.plain([self.clips[row] for row in rows], **options)
 
     def labels_of(self, row: int) -> list[str]:
-        """The names of a clip's labels."""
+        """The names of the labels of a sample."""
         if self.labels is None:
             return []
         found = np.flatnonzero(self.labels[row]) if self.labels.ndim > 1 else [self.labels[row]]
         return [self.label_names[label] for label in found]
 
     def training_batch(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The model's inputs for some clips, augmented. Of files no more is decoded than the part that is used."""
+        """The model's inputs for some samples, augmented. Of files only the part that is used is decoded."""
         if isinstance(self.clips, MappedClips):
-            # generators of their own, since what augmentation draws must not hang on where the clips are kept
+            # separate generators: augmentation must draw the same wherever the samples are kept
             clips = [self.clips.part(row, own) for row, own in zip(rows, rng.spawn(len(rows)), strict=True)]
         else:
             clips = [self.clips[row] for row in rows]
@@ -62,7 +68,7 @@ class Examples:
 
 
 class MappedClips(Sequence):
-    """Clips of a table on disk, each made an array when it is asked for."""
+    """Samples of a table, decoded when they are indexed."""
 
     def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray]):
         self.table, self.decode = table, decode
@@ -74,56 +80,85 @@ class MappedClips(Sequence):
         return self.decode(self.table[int(row)])
 
     def part(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """A clip, or a random part of it where the whole is costly to decode."""
+        """A sample; of long media only a random window."""
         try:
             return self.decode(self.table[int(row)], rng)
-        except BadClipError:  # of a header that promises more than is there; as a whole the clip was found good
+        except BadClipError:  # the header overstates the length; decoding the whole worked when the set was indexed
             return self[row]
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
         return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
 
 
-def load_examples(data: DataArguments, processor) -> Examples:
-    """All clips that `data` names, in the dataset's order; those of `test_split` come last.
+def load_examples(data: DataArguments, processor, dataset=None, test_dataset=None) -> Examples:
+    """All samples that `data` selects, in the dataset's order; those to test on come last.
+
+    Args:
+        data: what to read and how.
+        processor: the model's preprocessor.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`; of a `DatasetDict` the splits that
+            `data` names are taken.
+        test_dataset: a dataset in hand to test on, instead of a `test_split`.
 
     Raises:
-        ValueError: for a missing column, an empty set, or labels of several types.
+        ValueError: for a missing column, an empty set, labels of several types, or nothing to test on.
     """
     modality = modality_of(processor)
-    clips, rows, splits = None, [], []
-    for split in (data.split, data.test_split):
-        if split is not None:
-            more, about, types = _read(replace(data, split=split), processor)
-            clips = more if clips is None else clips + more
-            rows += about
-            splits += [split] * len(about)
+    clips, rows, splits, marks = None, [], [], []
+    parts = _parts(data, dataset, test_dataset)
+    for split, part in parts:
+        more, about, types, mark = _read(replace(data, split=split), processor, part)
+        clips = more if clips is None else clips + more
+        rows += about
+        splits += [split] * len(about)
+        marks.append(mark)
     labels, label_names, folds = None, [], None
     if data.label_column:
         values = [row[data.label_column] for row in rows]
         labels, label_names = _encode(values, types.get(data.label_column), data.label_column)
-    if data.fold_column or data.test_split:
+    if data.fold_column or len(parts) > 1:
         folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
     names = [row["clip_name"] for row in rows]
-    tested = [data.test_split] if data.test_split else None
-    return Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+    tested = [parts[1][0]] if len(parts) > 1 else None
+    examples = Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+    if dataset is not None:
+        examples.fingerprint = " ".join(marks)
+    return examples
 
 
-def _read(data: DataArguments, processor) -> tuple[Sequence[np.ndarray], list[dict], dict]:
-    """The clips of one split, label, fold and name of each, and the types of the dataset's columns."""
+def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
+    """The splits to read, the one to test on last, each with the dataset in hand that has it."""
+    if test_dataset is None and data.test_split is None:
+        return [(data.split, dataset)]
+    if test_dataset is not None:
+        if dataset is None or data.fold_column:
+            raise ValueError("test_dataset is given; it takes a dataset to train on, too, and no data.fold_column.")
+    elif dataset is not None and not isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(
+            f"data.test_split is {data.test_split!r} and the given dataset is one split; it takes a DatasetDict, or a "
+            "test_dataset."
+        )
+    return [(data.split, dataset), (data.test_split or "test", dataset if test_dataset is None else test_dataset)]
+
+
+def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
+    """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint."""
     columns = [column for column in (data.label_column, data.fold_column, "clip_name") if column]
     if not data.in_memory:
-        table, decode = map_clips(data, processor)
-        return MappedClips(table, decode), table.select_columns(columns).to_list(), table.features
-    source, clips, rows = open_clips(data, processor), [], []
+        source = open_source(data, processor, dataset)
+        table, decode, about, types = map_clips(source, data, processor, columns)
+        return MappedClips(table, decode), about, types, source.fingerprint
+    source, clips, rows = open_clips(data, processor, dataset), [], []
     for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
         clips.append(clip)
         rows.append({column: example[column] for column in columns})
-    return clips, rows, source.dataset.features or {}
+    # a stream in hand has no fingerprint, but all of it is here
+    mark = source.fingerprint or hash_arrays(clips) + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return clips, rows, source.dataset.features or {}, mark
 
 
 def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
-    """Labels, numbers (n,) or of lists multi-hot rows, and the names of the classes in the order of their values."""
+    """Labels, (n,) numbers or multi-hot rows for lists, and the names of the classes in the order of their values."""
     several = any(isinstance(value, list) for value in values)
     lists = values if several else [[value] for value in values]
     feature = getattr(feature, "feature", feature)
@@ -134,7 +169,7 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
         for value in lists:
             if not isinstance(value, list) or not all(isinstance(label, (int, str)) for label in value):
                 what = "a list of integers or strings" if several else "one integer or string"
-                raise ValueError(f"data.label_column: {column!r} must hold {what} a clip, got {value!r}.")
+                raise ValueError(f"data.label_column: {column!r} must hold {what} per sample, got {value!r}.")
         classes = sorted({label for value in lists for label in value})
         index, names = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
     if not several:
@@ -146,13 +181,13 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
 
 
 def balanced_weights(labels):
-    """Weight of each clip in the balanced sampler: the sum over its labels of 1 / clips with that label.
+    """Weight of each sample in the balanced sampler: the sum over its labels of 1 / samples with that label.
 
     Args:
         labels: (n,) classes or (n, classes) multi-hot.
 
     Returns:
-        float array (n,). A clip without a label is never drawn.
+        float array (n,). A sample without a label is never drawn.
     """
     labels = np.asarray(labels)
     if labels.ndim == 1:

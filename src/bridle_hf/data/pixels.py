@@ -1,101 +1,137 @@
-"""Bytes of images and videos to pixels: Pillow decodes images, PyAV, which bundles FFmpeg, decodes videos."""
+"""What images and videos share: augmentation by torchvision, the same for all frames, batches, sizes and baselines."""
 
-import io
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from torchvision.transforms import v2
 
-from ..video_processing_bridle import require_av
-from .decoding import BadClipError, open_file
+from ..configuration_bridle import BridleConfig
+from .arguments import DataArguments
 
-SLACK = 2  # frames by which a header or a mean frame rate may overstate a video's length
+BICUBIC = v2.InterpolationMode.BICUBIC
+MULTI_SCALES = 4
+SQUARES = 16  # along each side of an image, for baselines
 
 
-def decode_image(image: dict | str | None) -> np.ndarray:
-    """Decode one image, turned as its EXIF data says.
+def build_augmentation(data: DataArguments, processor) -> v2.Transform:
+    """The augmentation of `data`: uint8 (..., 3, H, W) to normalised float32 (..., 3, h, w) of the processor's size."""
+    size = processor.crop_size["height"], processor.crop_size["width"]
+    if data.crop == "resized":
+        steps = [v2.RandomResizedCrop(size, scale=data.crop_scale, interpolation=BICUBIC, antialias=True)]
+    else:
+        steps = [MultiScaleCrop(size, data.crop_scale)]
+    if data.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if data.rand_augment:
+        steps.append(v2.RandAugment(magnitude=data.rand_augment, interpolation=v2.InterpolationMode.BILINEAR))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
+    if data.erase:
+        steps.append(v2.RandomErasing(p=data.erase))
+    return v2.Compose(steps)
 
-    Args:
-        image: `{"bytes", "path"}` as an undecoded `datasets.Image` column gives it, or a path or URL alone.
 
-    Returns:
-        uint8 (3, H, W).
+class MultiScaleCrop(v2.Transform):
+    """A crop at a random place whose sides are two neighbouring ones of four shares of the shorter side, resized.
 
-    Raises:
-        BadClipError: where the image is missing, corrupt or cut off.
+    It is the crop of two-stream networks and VideoMAE (arXiv 1507.02159, section 3.3), but for the places: there five
+    fixed ones, here any.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_file(image) as file:
-                picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))
-            if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
-                picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
-            pixels = np.asarray(picture.convert("RGB"))
-    except BadClipError:
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever their parsers do: OSError, SyntaxError, struct.error
-        raise BadClipError(f"cannot be decoded: {error}") from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
+        super().__init__()
+        self.size = size
+        self.shares = torch.linspace(scale[1], scale[0], MULTI_SCALES).tolist()
+
+    def make_params(self, flat_inputs):
+        height, width = v2.functional.get_size(flat_inputs[0])
+        first = draw(MULTI_SCALES)
+        second = min(max(first + draw(3) - 1, 0), MULTI_SCALES - 1)
+        crop_height, crop_width = (max(1, round(self.shares[k] * min(height, width))) for k in (first, second))
+        return {
+            "top": draw(height - crop_height + 1),
+            "left": draw(width - crop_width + 1),
+            "height": crop_height,
+            "width": crop_width,
+        }
+
+    def transform(self, inpt, params):
+        return v2.functional.resized_crop(inpt, **params, size=self.size, interpolation=BICUBIC, antialias=True)
 
 
-def decode_video(video: dict | str | None, choose: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
-    """Decode a video or some of its frames.
+def draw(count: int) -> int:
+    """A uniform number below `count`, from torch's generator as everything in torchvision is."""
+    return int(torch.randint(count, ()))
 
-    Args:
-        video: `{"bytes", "path"}` as an undecoded `datasets.Video` column gives it, or a path or URL alone.
-        choose: number of frames of the video -> indices of those that are wanted, ascending. Decoding starts at the
-            key frame before the first of them and ends at the last; a file is not read as a whole. `None` is all.
 
-    Returns:
-        uint8 (frames, 3, H, W).
+@contextmanager
+def drawn_from(rng: np.random.Generator) -> Iterator[None]:
+    """torch's global generator, which torchvision draws from, starts from `rng` and is put back at the end."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(rng.integers(2**63)))
+        yield
 
-    Raises:
-        BadClipError: where the video is missing, corrupt, shorter than it says, or `choose` raises a `ValueError`.
-        ImportError: PyAV, the extra `av`, is not installed.
+
+class PixelCollator:
+    """Pixels of images, uint8 (3, H, W) each, to batches of a model's inputs: `pixel_values` (B, 3, h, w) float32."""
+
+    def __init__(self, data: DataArguments, processor):
+        self.processor = processor
+        self.augment = build_augmentation(data, processor)
+
+    def __call__(self, samples: list[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A training batch, cropped and augmented; all randomness comes from `rng`."""
+        with drawn_from(rng):
+            values = [self.augment(torch.from_numpy(self.select(sample, rng))).numpy() for sample in samples]
+        return {"pixel_values": np.stack(values)}
+
+    def select(self, sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A writable copy of the part of a sample to augment."""
+        return sample.copy()
+
+    def plain(self, samples: list[np.ndarray], **options) -> dict[str, np.ndarray]:
+        """A batch without augmentation, as the processor makes it."""
+        samples = [np.require(sample, requirements="W") for sample in samples]  # torch warns of read-only memory
+        batch = self.processor(samples, input_data_format="channels_first", return_tensors="np", **options)
+        return {"pixel_values": batch["pixel_values"]}
+
+
+def pixel_sizes(config: BridleConfig) -> dict:
+    """`Modality.sizes` of images."""
+    height, width = config.input_size[-2:]
+    return {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}
+
+
+def pixel_picture(values: np.ndarray, codes: np.ndarray, valid: np.ndarray, grid: tuple[int, ...]) -> tuple:
+    """`Modality.picture` of images (C, H, W) and videos (T, C, H, W).
+
+    An image becomes its brightness; of a video, one frame per tubelet stands beside the next.
     """
-    require_av()
-    import av
+    frames, rows, columns = (1, *grid)[-3:]
+    films = values.reshape(-1, *values.shape[-3:]).mean(axis=1)  # (T, H, W)
+    films = films[:: len(films) // frames]  # (frames, H, W)
 
-    try:
-        with open_file(video) as file, av.open(file) as container:
-            stream = container.streams.video[0]
-            if choose is None:
-                frames = [_pixels(frame) for frame in container.decode(stream)]
-            else:
-                frames = _decode_chosen(container, stream, choose(count_frames(container, stream)))
-            return np.stack(frames)
-    except BadClipError:
-        raise
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:  # no video stream, or no frame in it
-        raise BadClipError(f"cannot be decoded: {error}") from error
+    def turn(array):
+        """(frames, rows, columns, ...) -> (frames * columns, rows from the bottom, ...)"""
+        array = np.flip(np.moveaxis(array, 1, 2), axis=2)
+        return array.reshape(-1, *array.shape[2:])
+
+    codes, valid = (turn(array.reshape(frames, rows, columns, *array.shape[1:])) for array in (codes, valid))
+    flat = (len(codes) * codes.shape[1],)
+    return turn(films), codes.reshape(*flat, -1), valid.reshape(flat), (frames * columns, rows)
 
 
-def count_frames(container, stream) -> int:
-    """Frames of a video stream: what its header says, or else what its duration comes to (webm says no more)."""
-    if stream.frames:
-        return stream.frames
-    duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
-    return round(float(duration * (stream.average_rate or 0)))
+def square_means(image: np.ndarray) -> np.ndarray:
+    """Baseline: (C, H, W) -> (C * 16 * 16,), the means of 16 x 16 squares; single pixels where there are no more."""
+    channels, *sides = image.shape
+    rows, columns = (np.arange(min(side, SQUARES)) * side // min(side, SQUARES) for side in sides)
+    sums = np.add.reduceat(np.add.reduceat(image, rows, axis=1), columns, axis=2)
+    sizes = np.outer(np.diff(rows, append=sides[0]), np.diff(columns, append=sides[1]))
+    return (sums / sizes).reshape(-1)
 
 
-def _decode_chosen(container, stream, indices: np.ndarray) -> list[np.ndarray]:
-    """A frame for each of the ascending indices, which may repeat. Frames are told apart by their times."""
-    rate, start = stream.average_rate, stream.start_time or 0
-    if indices[0] > 0:
-        container.seek(start + int(indices[0] / rate / stream.time_base), stream=stream)
-    frames, number = [], -1
-    for frame in container.decode(stream):
-        number = round((frame.pts - start) * stream.time_base * rate)
-        while len(frames) < len(indices) and indices[len(frames)] <= number:
-            frames.append(_pixels(frame))
-        if len(frames) == len(indices):
-            return frames
-    if frames and indices[-1] <= number + SLACK:
-        return frames + [frames[-1]] * (len(indices) - len(frames))
-    raise BadClipError(f"ends before frame {indices[len(frames)] + 1}")
-
-
-def _pixels(frame) -> np.ndarray:
-    return frame.to_ndarray(format="rgb24").transpose(2, 0, 1)  # (3, H, W)
+def channel_statistics(image: np.ndarray) -> np.ndarray:
+    """Baseline: (C, H, W) -> (2 C,), mean and standard deviation of every channel."""
+    flat = image.reshape(len(image), -1)
+    return np.concatenate([flat.mean(axis=1), flat.std(axis=1)])

@@ -1,4 +1,4 @@
-"""A dataset read shard by shard, its clips undecoded: the raw material of streams, caches and example sets."""
+"""Reading of a dataset shard by shard, undecoded: what streams, caches and labelled sets are made of."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,7 +19,8 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .decoding import BadClipError, decode_audio
+from .in_hand import NUMBER, take_in_hand, with_arrays
+from .media import BadClipError
 from .modalities import modality_of
 from .opening import load_builder, open_stream
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE = 16  # examples fetched together from a shard
 FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
-BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
+BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
 class BadShardError(OSError):
@@ -43,15 +45,22 @@ class Source:
     """Raw examples by shard, and the function that decodes one.
 
     Attributes:
-        featurize: `featurize(example, rng=None)` returns a clip as the modality decodes it, with a generator a random
-            part where the whole is costly, and raises `BadClipError` for a clip to skip.
+        dataset: the examples, undecoded.
+        featurize: `featurize(example, rng=None)` decodes one raw example to an array. With `rng`, only a random window
+            of long media is decoded. Raises `BadClipError` if unusable.
+        input_column: column that holds the media; None of decoded samples from a cache.
+        exclude: column -> values of the examples to skip.
+        description: what messages call the dataset.
         of_files: whether an example names a file and holds nothing of it.
-        skipped: the clips that could not be used when all of them were decoded: name -> reason.
-        behind: how many examples `decode_all` has behind it.
-        rows: the examples at hand by number, to train on those that `exclude` keeps; None where they are read in order.
+        skipped: name -> reason of the samples that could not be used when all of them were decoded.
+        behind: number of examples up to the one that `decode_all` gave last.
+        rows: the examples as an indexable table; None where they can only be read in order.
+        arrays: of a list of arrays, these; an example then holds the place of its own.
+        fingerprint: identifies the content for a cache; None of a stream that the caller built.
+        given: whether the caller built the dataset.
     """
 
-    dataset: datasets.IterableDataset
+    dataset: datasets.IterableDataset | datasets.Dataset
     featurize: Callable[..., np.ndarray]
     input_column: str | None
     exclude: dict[str, list]
@@ -60,13 +69,27 @@ class Source:
     skipped: dict[str, str] = field(default_factory=dict)
     behind: int = 0
     rows: datasets.Dataset | None = None
+    arrays: list | None = None
+    fingerprint: str | None = None
+    given: bool = False
 
     @property
     def num_shards(self) -> int:
-        return self.dataset.num_shards
+        return 1 if isinstance(self.dataset, datasets.Dataset) else self.dataset.num_shards
+
+    def raw(self, example: dict) -> Any:
+        """The undecoded media of an example: bytes and path, or an array."""
+        value = example[self.input_column]
+        return value if self.arrays is None else self.arrays[value]
+
+    def named(self, example: dict, otherwise: str) -> dict:
+        """The example with a `clip_name`: the path of its file, a name that it has, or another."""
+        raw = example.get(self.input_column)
+        path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else None
+        return example | {"clip_name": path or example.get("clip_name") or otherwise}
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict]:
-        """The examples of one shard from the `start`-th on, the excluded ones too. Each carries a `clip_name`.
+        """The examples of one shard from index `start` on, with a `clip_name` each and including the excluded ones.
 
         Raises:
             BadShardError: reading failed `READ_ATTEMPTS` times.
@@ -75,10 +98,9 @@ class Source:
         while True:
             try:
                 for index, example in enumerate(islice(self.examples(shard), start, None), start):
-                    raw = example.get(self.input_column)
-                    name = raw.get("path") if isinstance(raw, dict) else raw or example.get("clip_name")
                     start = index + 1
-                    yield example | {"clip_name": name or f"shard {shard}, example {index}"}
+                    in_order = isinstance(self.dataset, datasets.IterableDataset)
+                    yield self.named(example, f"shard {shard}, example {index}" if in_order else f"row {index}")
                 return
             except Exception as error:  # readers raise whatever file system, network and format raise
                 failed += 1
@@ -94,7 +116,7 @@ class Source:
                 yield dict(zip(batch, values, strict=True))
 
     def batches(self, shard: int) -> Iterator[dict]:
-        """What the dataset reads at once of one shard: column -> values."""
+        """The batches in which the dataset reads one shard: column -> values."""
         # `iter(batch_size)` and not `iter()`: inside a worker the latter would share the shards out a second time.
         return self.dataset.shard(self.num_shards, shard).iter(batch_size=READ_AT_ONCE)
 
@@ -111,11 +133,11 @@ class Source:
                 check_bad_shards(bad, self.num_shards, max_bad_share, error)
 
     def keeps(self, example: dict) -> bool:
-        """Whether `exclude` lets the example in."""
+        """Whether an example is not excluded."""
         return keeps(self.exclude, example)
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:
-        """Of a source of files, the column of clips and the `clip_name` of all examples that `exclude` keeps."""
+        """A table of the input column and `clip_name` of all examples that are not excluded, for a source of files."""
         needed = self.dataset.select_columns([self.input_column, *self.exclude])
         examples = filter(self.keeps, replace(self, dataset=needed).read_all(max_bad_share))
         rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
@@ -123,15 +145,18 @@ class Source:
         return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
     def decode_all(self, num_workers: int, max_bad_share: float, start: int = 0) -> Iterator[tuple[dict, np.ndarray]]:
-        """Every example that `exclude` keeps, in order from the `start`-th on, with its decoded clip; `num_workers`
-        threads decode ahead, and `behind` counts the examples up to the one that was given last.
+        """Yield `(example, array)` for every example that is not excluded, in order from index `start` on.
 
-        Threads do here what processes do elsewhere, since decoding and filter banks run outside Python's lock.
-        Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
+        `num_workers` threads decode ahead (decoding and filter banks release Python's lock); `behind` counts the
+        examples up to the last one yielded. Bad samples are skipped and logged; too many of them raise the error of
+        `check_bad_share`.
         """
         examples = islice(filter(self.keeps, self.read_all(max_bad_share)), start, None)
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
-        total = splits[split].num_examples if split in splits and not self.exclude else None
+        total = None
+        if not self.exclude:
+            total = splits[split].num_examples if split in splits else None
+            total = total if self.rows is None else len(self.rows)
         bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start)
         seen, bad, self.behind = 0, 0, start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
@@ -151,7 +176,7 @@ class Source:
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:
-    """Whether an example is left in. Values compare as text: a recipe may say 1 for a column of strings."""
+    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings."""
     return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
 
 
@@ -166,7 +191,7 @@ def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
 
 
 def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason: Exception) -> None:
-    """Raise a `RuntimeError` where more than `max_bad_share` of the clips read could not be used."""
+    """Raise a `RuntimeError` if more than `max_bad_share` of the samples read could not be used."""
     if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
         raise RuntimeError(
             f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
@@ -175,7 +200,7 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
 
 
 def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Exception) -> None:
-    """Raise a `RuntimeError` where more than `max_bad_share` of the shards could not be read."""
+    """Raise a `RuntimeError` if more than `max_bad_share` of the shards could not be read."""
     if bad > max_bad_share * shards:
         raise RuntimeError(
             f"{bad} of {shards} shards could not be read, more than data.max_bad_share={max_bad_share} allows; "
@@ -184,7 +209,7 @@ def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Except
 
 
 class Raw:
-    """A column that is passed on as it is. The library's own need torchcodec even to pass on a path."""
+    """A column that is passed on unchanged; those of the library need torchcodec even to pass on a path."""
 
     def encode_example(self, value) -> dict:
         if isinstance(value, (str, os.PathLike)):
@@ -203,27 +228,88 @@ class RawVideo(Raw, datasets.Video):
 RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
 
 
-def open_source(data: DataArguments, processor) -> Source:
-    """Open the dataset that `data` names for streaming.
+def open_source(data: DataArguments, processor, dataset=None) -> Source:
+    """Open the dataset that `data` names, or one that the caller built, for reading.
+
+    Args:
+        data: what to read and how.
+        processor: the model's preprocessor.
+        dataset: a dataset in hand instead of `data.dataset`, as `take_in_hand` takes it.
 
     Raises:
-        ValueError: for a column that the dataset does not have.
+        ValueError: for a column that the dataset does not have, or two datasets.
     """
+    if dataset is not None:
+        return _open_given(dataset, data, processor)
     builder = load_builder(data)
     if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
         builder.config.batch_size = READ_AT_ONCE
         if os.path.isdir(builder.base_path):  # over a network, fewer and larger reads are worth their memory
             builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-    dataset = open_stream(builder, data.split)
+    dataset, types = _undecoded(open_stream(builder, data.split))
+    description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
+    column = choose_column(types, data, processor, description)
+    featurize = partial(decode_column, column=column, data=data, processor=processor)
+    of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
+    of_files = of_paths or isinstance(builder, FolderBasedBuilder)
+    return Source(
+        dataset, featurize, column, data.exclude, description, of_files=of_files, fingerprint=builder.cache_dir
+    )
+
+
+def _open_given(dataset, data: DataArguments, processor) -> Source:
+    """A dataset that the caller built. One with a length is at hand by number."""
+    if data.dataset:
+        raise ValueError(f"data.dataset is {data.dataset!r} and a dataset was given, too; leave one of them out.")
+    given, description = take_in_hand(dataset, data.split), "the given dataset"
+    dataset, rows, column = given.dataset, None, NUMBER
+    if given.arrays is not None:
+        check_columns({}, data, description)
+    elif isinstance(dataset, datasets.IterableDataset):
+        dataset, types = _undecoded(dataset)
+        column = choose_column(types, data, processor, description)
+    else:
+        column = choose_column(dataset.features, data, processor, description)
+        dataset = with_arrays(dataset, column)
+    if isinstance(dataset, datasets.Dataset):
+        rows = dataset
+    featurize = partial(decode_column, column=column, data=data, processor=processor, arrays=given.arrays)
+    return Source(
+        dataset,
+        featurize,
+        column,
+        data.exclude,
+        description,
+        rows=rows,
+        arrays=given.arrays,
+        fingerprint=given.fingerprint,
+        given=True,
+    )
+
+
+def _undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, dict]:
+    """A stream whose audio, images and videos are not decoded, and the types of its columns."""
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
         first = next(iter(dataset), {})
-        types = {key: datasets.Value("null" if isinstance(first[key], (bytes, dict)) else "string") for key in first}
-    else:
-        types, dataset = dict(dataset.features), dataset.decode(False)
+        held = (bytes, dict, list, np.ndarray)
+        return dataset, {key: datasets.Value("null" if isinstance(first[key], held) else "string") for key in first}
+    types, dataset = dict(dataset.features), dataset.decode(False)
     for column, feature in types.items():
         if type(feature) in RAW:
             dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
-    description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
+    return dataset, types
+
+
+def decode_column(
+    example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor, arrays: list | None = None
+) -> np.ndarray:
+    """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
+    raw = example[column] if arrays is None else arrays[example[column]]
+    return modality_of(processor).decode(raw, data, processor, rng)
+
+
+def check_columns(types: dict, data: DataArguments, description: str) -> None:
+    """Raise a `ValueError` for a column that `data` names and the dataset does not have."""
     for argument, column in [
         ("input_column", data.input_column),
         ("label_column", data.label_column),
@@ -232,22 +318,20 @@ def open_source(data: DataArguments, processor) -> Source:
     ]:
         if column is not None and column not in types:
             raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {list(types)}.")
-    column = data.input_column or find_column(types, modality_of(processor), description)
-
-    # No function of its own in here: workers that are not forked get it pickled.
-    featurize = partial(decode_column, column=column, data=data, processor=processor)
-    of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
-    of_files = of_paths or isinstance(builder, FolderBasedBuilder)
-    return Source(dataset, featurize, column, data.exclude, description, of_files)
 
 
-def decode_column(example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor) -> np.ndarray:
-    """The clip in a column of a raw example, see `Modality.decode`."""
-    return modality_of(processor).decode(example[column], data, processor, rng)
+def choose_column(types: dict, data: DataArguments, processor, description: str) -> str:
+    """The column of a dataset to decode.
+
+    Raises:
+        ValueError: there is none, or `data` names a column that there is not.
+    """
+    check_columns(types, data, description)
+    return data.input_column or find_column(types, modality_of(processor), description)
 
 
 def find_column(features: dict, modality, description: str) -> str:
-    """The first column of a modality's type, or else of a usual name."""
+    """The first column of a modality's type, otherwise one with a usual name."""
     typed = [column for column, feature in features.items() if isinstance(feature, modality.column_type)]
     named = [column for column in modality.column_names if column in features]
     if typed or named:
@@ -258,12 +342,17 @@ def find_column(features: dict, modality, description: str) -> str:
     )
 
 
-def read_sounds(data: DataArguments, processor, rows: set[int]) -> dict[int, np.ndarray]:
-    """The samples of some clips at the processor's rate, by their number in what `load_examples` reads from `data`."""
-    source, found = open_source(data, processor), {}
-    # decoded as the examples were, so that the same clips are skipped and the numbers agree
-    clips = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
-    for row, (example, _) in islice(clips, max(rows, default=-1) + 1):
+def sound_reader(data: DataArguments, processor, dataset=None) -> Callable[[set[int]], dict[int, np.ndarray]] | None:
+    """A function that gives the waveforms of some samples by their number in what `load_examples` reads; None for a
+    modality that makes no sound."""
+    return None if modality_of(processor).waveform is None else partial(_read_sounds, data, processor, dataset)
+
+
+def _read_sounds(data: DataArguments, processor, dataset, rows: set[int]) -> dict[int, np.ndarray]:
+    source, found = open_source(data, processor, dataset), {}
+    # decoded as the examples were, so that the same samples are skipped and the numbers agree
+    samples = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
+    for row, (example, _) in islice(samples, max(rows, default=-1) + 1):
         if row in rows:
-            found[row] = decode_audio(example[source.input_column], processor.sampling_rate)
+            found[row] = modality_of(processor).waveform(source.raw(example), processor)
     return found

@@ -1,4 +1,4 @@
-"""Endless training batches from a streamed dataset, with a position that can be saved and restored exactly."""
+"""Endless training batches of a dataset, with a position that can be saved and restored exactly."""
 
 import hashlib
 import logging
@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,7 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
 from .cache import open_shuffled
-from .decoding import BadClipError
+from .media import BadClipError
 from .modalities import modality_of
 from .source import BadShardError, Source, check_bad_shards, check_bad_share
 
@@ -30,16 +29,15 @@ SHARDS, SPLIT, BLOCK, BATCH, CLIP, ROWS = range(6)  # what a random generator is
 class ClipStream(IterableDataset):
     """Endless batches of one consumer: a worker of a rank.
 
-    Where the source has its examples at hand by number, an epoch is a permutation of them all, of which each of C
-    consumers has every C-th.
+    If the source is indexable (`source.rows`), an epoch is one global permutation; consumer c of C takes items c,
+    c + C, c + 2C, ...
 
-    Otherwise an epoch's examples are split between all consumers: whole shards, and where there are too few of them,
-    the single examples of a shard between those that share it. A consumer reads a block of `shuffle_buffer` raw
-    examples, permutes it and works it off.
+    Otherwise the shards of an epoch are split between the consumers; if there are too few shards, consumers share one
+    and split its examples. A consumer reads a block of `shuffle_buffer` raw examples, permutes it and goes through it.
 
-    Every random number is drawn from (seed, place), so the position is a few integers: where the block starts in the
-    dataset, and how much of it, or of the permutation, is done. A restored stream reads its block again and goes on
-    inside it.
+    Every random number is drawn from (seed, position), so the position is a few integers: where the block starts in the
+    dataset, and how many examples of it, or of the permutation, are done. A restored stream reads its block again and
+    goes on inside it.
     """
 
     def __init__(
@@ -84,18 +82,18 @@ class ClipStream(IterableDataset):
                 features, skipped = [], []
 
     def _permuted_rows(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
-        """Raw examples from the position on, for ever, each with a generator of its own; the position is behind it."""
+        """Yield `(example, rng)` endlessly from the current position, which is advanced before each yield."""
         at, rows = self.position, self.source.rows
         while consumer < len(rows):
             mine = self._rng(ROWS, at["epoch"]).permutation(len(rows))[consumer::consumers]
             for number in mine[at["index"] :].tolist():
                 at["index"] += 1
-                yield rows[number], self._rng(CLIP, at["epoch"], number)
+                yield self.source.named(rows[number], f"row {number}"), self._rng(CLIP, at["epoch"], number)
             at.update(epoch=at["epoch"] + 1, index=0)
         raise self._nothing_for(consumer, consumers)
 
     def _shuffled_blocks(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
-        """The same of examples that are read in order."""
+        """`_permuted_rows` for examples that can only be read in order."""
         at = self.position
         for block in self._blocks(consumer, consumers):
             order = self._rng(BLOCK, at["epoch"], at["block"], consumer).permutation(len(block))
@@ -104,7 +102,7 @@ class ClipStream(IterableDataset):
                 yield block[index], self._rng(CLIP, at["epoch"], at["block"], consumer, at["index"])
 
     def _blocks(self, consumer: int, consumers: int) -> Iterator[list[dict]]:
-        """Blocks of raw examples from the position on, for ever; moves the position from block to block."""
+        """Yield blocks of raw examples endlessly from the current position, which is advanced after each block."""
         at, empty = self.position, 0
         while empty < EMPTY_EPOCHS:
             examples = self._examples(at["epoch"], at["start"], consumer, consumers)
@@ -123,7 +121,7 @@ class ClipStream(IterableDataset):
         )
 
     def _examples(self, epoch: int, start: tuple, consumer: int, consumers: int) -> Iterator[tuple[tuple, dict]]:
-        """This consumer's raw examples of an epoch, each with the position behind it.
+        """Yield `(position behind it, example)` for the raw examples that this consumer has of an epoch.
 
         A position is (shards done, examples read of the next one, examples so far that `exclude` keeps).
         """
@@ -144,7 +142,7 @@ class ClipStream(IterableDataset):
             offset = 0
 
     def _read(self, shard: int, start: int) -> Iterator[dict]:
-        """A shard's examples, up to where it cannot be read any more."""
+        """The examples of a shard; a shard that cannot be read any further ends early and counts as bad."""
         try:
             yield from self.source.read(shard, start)
         except BadShardError as error:
@@ -171,7 +169,7 @@ class ClipLoader:
     ahead.
 
     Attributes:
-        skipped: name -> reason of every clip that could not be used so far, or when the cache was written.
+        skipped: name -> reason of every sample that could not be used so far, or when the cache was written.
     """
 
     def __init__(self, stream: ClipStream, num_workers: int):
@@ -189,7 +187,8 @@ class ClipLoader:
             "num_workers": num_workers,
             "shuffle_buffer": stream.data.shuffle_buffer,
             "num_shards": stream.source.num_shards,
-            "rows": None if stream.source.rows is None else _identity(stream.source.rows),
+            "rows": None if stream.source.rows is None else _identity(stream.source),
+            "dataset": stream.source.fingerprint if stream.source.given else None,
         }
         self.skipped: dict[str, str] = dict(stream.source.skipped)
 
@@ -207,19 +206,19 @@ class ClipLoader:
         return batch
 
     def state_dict(self) -> dict:
-        """Position of this process in the stream: one file a rank."""
+        """Position of this process in the stream, to be saved per rank."""
         return {"layout": self._layout, "skipped": dict(self.skipped), "loader": self._loader.state_dict()}
 
     def differs(self, state: dict) -> str:
-        """In what the loader that `state` was taken from was built otherwise, so that its position would not fit."""
+        """The arguments in which the loader of `state` differs, so that its position does not fit; empty if none."""
         before = {key: state["layout"].get(key) for key in self._layout}
         return ", ".join(f"{key}={before[key]}, now {now}" for key, now in self._layout.items() if before[key] != now)
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state` was taken.
+        """Continue from `state`.
 
         Raises:
-            ValueError: where it `differs`.
+            ValueError: the state of a loader that `differs`.
         """
         if differences := self.differs(state):
             raise ValueError(f"the saved position in the data is of another loader: {differences}.")
@@ -228,18 +227,20 @@ class ClipLoader:
         self._loader.load_state_dict(state["loader"])
 
 
-def _identity(rows: datasets.Dataset) -> str:
-    """Tells sets of clips apart by their names and their order."""
-    digest = hashlib.sha256()
+def _identity(source: Source) -> str:
+    """Tells sets of samples apart by their names and their order; of a dataset in hand by its fingerprint."""
+    rows, digest = source.rows, hashlib.sha256()
+    if "clip_name" not in rows.column_names:
+        return f"{len(rows)} rows {rows._fingerprint}"
     for part in rows.select_columns("clip_name").iter(batch_size=10_000):
         digest.update("\0".join(part["clip_name"]).encode(errors="surrogateescape"))
     return f"{len(rows)} clips {digest.hexdigest()[:16]}"
 
 
 def _obey_the_run_alone(worker: int) -> None:
-    """A signal to all processes is for the run, which stops its workers when it has saved.
+    """Shield a worker from signals that mean the run, which stops its workers once it has saved.
 
-    Some are sent to the group (Ctrl-C, `timeout`), others to every process (service managers, batch systems).
+    They are sent to the process group (Ctrl-C, `timeout`) or to every process (service managers, batch systems).
     """
     os.setpgid(0, 0)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -255,14 +256,15 @@ def _end_when_the_run_says(signals: set[int]) -> None:
 
 
 def build_loader(
-    data: DataArguments, processor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    data: DataArguments, processor, dataset=None, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> ClipLoader:
     """Build the endless training loader of one process.
 
     Args:
         data: what to read and how.
         processor: a `BridleFeatureExtractor`, `BridleImageProcessor` or `BridleVideoProcessor`.
-        batch_size: clips in each batch of this process.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        batch_size: samples in each batch of this process.
         seed: with the same seed and layout, the batches are the same bit for bit.
         rank, world_size: this process and how many there are; their examples are disjoint and together complete.
 
@@ -270,5 +272,5 @@ def build_loader(
         ValueError: for a missing column or an empty dataset.
     """
     collate = modality_of(processor).collator(data, processor)
-    stream = ClipStream(open_shuffled(data, processor), collate, data, batch_size, seed, rank, world_size)
+    stream = ClipStream(open_shuffled(data, processor, dataset), collate, data, batch_size, seed, rank, world_size)
     return ClipLoader(stream, data.num_workers)

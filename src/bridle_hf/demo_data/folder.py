@@ -2,11 +2,12 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from filelock import FileLock
+
+from ..files import whole_folder
 
 FOLDS = 5
 RECEIPT = ".synthesized"  # file that says what a finished set holds
@@ -31,12 +32,9 @@ def write_set(folder: str | os.PathLike, receipt: dict, write: Callable[[Path], 
                 raise FileExistsError(f"{folder} holds something else than a synthesized set: name a new folder.")
             if (folder / RECEIPT).read_text() == receipt:
                 return folder
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / "train").mkdir(parents=True)
-        with open(unfinished / "train" / "metadata.jsonl", "w") as metadata:
-            metadata.writelines(json.dumps(row) + "\n" for row in write(unfinished / "train"))
-        (unfinished / RECEIPT).write_text(receipt)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
+        with whole_folder(folder) as partial:
+            (partial / "train").mkdir()
+            with open(partial / "train" / "metadata.jsonl", "w") as metadata:
+                metadata.writelines(json.dumps(row) + "\n" for row in write(partial / "train"))
+            (partial / RECEIPT).write_text(receipt)
     return folder

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data.modalities import MODALITIES
 from ..modeling_bridle import run
 from .windows import frame_starts, run_windows, write_parquet
 
@@ -94,15 +95,17 @@ def check_layers(config, layers):
 
 def patch_validity(model, values, attention_mask):
     """(B, N) bool: which patches of `values` hold at least one frame that is no padding; all without a mask."""
-    valid = model.embeddings.patch_validity(values, attention_mask)
+    valid = model.patch_layer.real_patches(values, attention_mask)
     if valid is None:  # no patch is padding
-        grid = model.embeddings.patch_embeddings.grid(values)
+        grid = model.patch_layer.grid(values)
         return torch.ones(len(values), prod(grid), dtype=torch.bool, device=values.device)
     return valid
 
 
 @torch.no_grad()
-def write_features(path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32):
+def write_features(
+    path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None
+):
     """Embed every clip that `data` names and stream the features to a parquet file.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
@@ -120,6 +123,7 @@ def write_features(path, model, data, processor, layers=(None,), pooling="mean",
             share their place in time.
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
     Returns:
         the number of rows.
@@ -133,7 +137,7 @@ def write_features(path, model, data, processor, layers=(None,), pooling="mean",
         raise ValueError(f"pooling: got {pooling!r}; it takes one of {', '.join(STREAMED_POOLINGS)}")
     if pooling == "cls" and not config.use_cls_token:
         raise ValueError("pooling: got 'cls', but the model has no CLS token; take 'mean' or 'frames'")
-    prefix, unit = int(config.use_cls_token), config.patch_size[0]
+    modality, prefix, unit = MODALITIES[config.modality], int(config.use_cls_token), config.patch_size[0]
     names = ["last" if layer is None else f"layer_{layer}" for layer in layers]
 
     def embed(values, mask):
@@ -142,18 +146,19 @@ def write_features(path, model, data, processor, layers=(None,), pooling="mean",
         tokens = torch.stack(tokens, dim=1).float()  # (B, layers, prefix + N, D)
         if pooling == "cls":
             return tokens[:, :, :1].cpu().numpy()
-        grid = model.embeddings.patch_embeddings.grid(values)
-        in_time = 1 if config.modality == "image" else grid[0]
+        grid = model.patch_layer.grid(values)
+        in_time = grid[0] if modality.has_time else 1
         return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
 
     def rows():
-        for example, windows in run_windows(data, processor, unit, embed, overlap, batch_size, model.device):
+        parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset)
+        for example, windows in parts:
             if pooling == "cls":
                 merged = np.mean([part for *_, part in windows], axis=0)  # (layers, 1, D)
             else:
                 merged = overlap_mean(windows)  # (layers, T, D)
-            timed = pooling == "frames" and config.modality == "audio"
-            times = {"start": frame_starts(merged.shape[1], unit)} if timed else {}
+            timed = pooling == "frames" and modality.hop_seconds is not None
+            times = {"start": frame_starts(merged.shape[1], unit, modality.hop_seconds)} if timed else {}
             chosen = merged if pooling == "frames" else merged.mean(axis=1)
             yield example | times | dict(zip(names, chosen, strict=True))
 

@@ -25,7 +25,7 @@ def code_distances(tokenizer, examples, codes, valid, batch_size=32):
         float array (n, N), infinite where a patch is padding; None for a quantizer without codebooks.
     """
     quantizer = tokenizer.eval().quantizer
-    if not hasattr(quantizer, "codebooks"):
+    if not quantizer.codebooks:
         return None
     book = quantizer.codebooks[0].embed.float()
     distances = np.full(valid.shape, np.inf)

@@ -168,39 +168,12 @@ def norms_by_depth(qualities):
     return figures
 
 
-def as_picture(values, codes, valid, grid):
-    """Brings a clip of any modality into the axes of a spectrogram: left to right, bottom to top.
-
-    Args:
-        values: a model's input: (T, F), (C, H, W) or (T, C, H, W).
-        codes: (N, M). valid: (N,). grid: patches along each axis.
-
-    Returns:
-        the arguments of `codes_over_picture`. An image becomes its brightness; of a video, one frame a tubelet stands
-        beside the next.
-    """
-    if values.ndim == 2:
-        return values, codes, valid, grid
-    frames, rows, columns = (1, *grid)[-3:]
-    films = values.reshape(-1, *values.shape[-3:]).mean(axis=1)  # (T, H, W)
-    films = films[:: len(films) // frames]  # (frames, H, W)
-
-    def turn(array):
-        """(frames, rows, columns, ...) -> (frames * columns, rows from the bottom, ...)"""
-        array = np.flip(np.moveaxis(array, 1, 2), axis=2)
-        return array.reshape(-1, *array.shape[2:])
-
-    codes, valid = (turn(array.reshape(frames, rows, columns, *array.shape[1:])) for array in (codes, valid))
-    flat = (len(codes) * codes.shape[1],)
-    return turn(films), codes.reshape(*flat, -1), valid.reshape(flat), (frames * columns, rows)
-
-
 @matplotlib.rc_context(STYLE)
 def codes_over_picture(picture, codes, valid, grid):
     """A clip with the first code of each patch written on it, and a map of the codes of each stage.
 
     Args:
-        picture: (T, F): log-mel frames, or the columns of pixels that `as_picture` makes of images and videos.
+        picture: (T, F): log-mel frames, or what `Modality.picture` makes of images and videos.
         codes: (N, M).
         valid: (N,), false where a patch is padding.
         grid: patches along both axes.

@@ -24,7 +24,7 @@ def tokenize(tokenizer, examples, batch_size=32):
     codes, valid = [], []
     for values, mask in batches(examples, batch_size, tokenizer.device, "codes"):
         codes.append(tokenizer.encode(values, attention_mask=mask).cpu().numpy())
-        valid.append(patch_validity(tokenizer.encoder, values, mask).cpu().numpy())
+        valid.append(patch_validity(tokenizer, values, mask).cpu().numpy())
     return np.concatenate(codes), np.concatenate(valid)
 
 
@@ -43,7 +43,7 @@ def initialize_codebooks_(tokenizer, examples, batch_size=32, seed=0):
 def projected(tokenizer, examples, batch_size):
     """What the quantizer receives for the valid patches of each batch (n, d), and their validity (B, N)."""
     for values, mask in batches(examples, batch_size, tokenizer.device, "projections"):
-        valid = patch_validity(tokenizer.encoder, values, mask)
+        valid = patch_validity(tokenizer, values, mask)
         yield tokenizer.project(values, attention_mask=mask)[valid], valid
 
 
@@ -60,7 +60,7 @@ def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
         Empty where the quantizer does not subtract.
     """
     quantizer = tokenizer.quantizer
-    if not hasattr(quantizer, "codebooks"):
+    if not quantizer.codebooks:
         return {}
     tokenizer.eval()
     books = np.stack([book.embed.double().cpu().numpy() for book in quantizer.codebooks])  # (M, K, d)

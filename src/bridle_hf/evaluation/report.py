@@ -147,7 +147,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         records: of the run's metrics.jsonl, for the loss curves.
         results: rows of a results table, dicts with the same keys (`{"features": "random", "accuracy": 0.65}`).
         clips (`int`): how many clips to draw codes over, evenly spaced.
-        sounds: numbers of clips -> dict number -> samples at the model's rate, see `data.source.read_sounds`; with it
+        sounds: numbers of clips -> dict number -> samples at the model's rate, see `data.source.sound_reader`; with it
             the page plays the clips nearest to some codes.
 
     Returns:
@@ -155,7 +155,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     """
     config = model.config
     tokenizers = {"cold start": cold_start_tokenizer(config, examples).to(model.device)}
-    if config.cold_start:
+    if model.tokenizer.cold_start is not None:
         tokenizers = {"cold start": model.tokenizer}
     else:
         tokenizers["trained"] = model.tokenizer
@@ -220,8 +220,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     ]
     for row in np.unique(np.linspace(0, len(codes) - 1, clips).round().astype(int)):
         values = examples.batch([row])[model.main_input_name]
-        grid = model.bridle.embeddings.patch_embeddings.grid(torch.as_tensor(values))
-        drawing = plots.codes_over_picture(*plots.as_picture(values[0], codes[row], valid[row], grid))
+        grid = model.bridle.patch_layer.grid(torch.as_tensor(values))
+        drawing = plots.codes_over_picture(*examples.modality.picture(values[0], codes[row], valid[row], grid))
         label = ", ".join(examples.labels_of(row))
         caption = (
             f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."

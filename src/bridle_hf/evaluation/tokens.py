@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 import torch
 
-from ..feature_extraction_bridle import HOP_SECONDS
+from ..data.modalities import MODALITIES
 from .windows import run_windows, write_parquet
 
 
@@ -16,20 +16,20 @@ def code_layout(config) -> dict:
     A code k of codebook m is the token m * codebook_size + k of one common vocabulary.
     """
     quantizer = config.quantizer_config
-    axes = {"audio": ["time", "frequency"], "image": ["row", "column"], "video": ["time", "row", "column"]}
+    modality = MODALITIES[config.modality]
     layout = {
-        "order": [*axes[config.modality], "codebook"],
+        "order": [*modality.axes, "codebook"],
         "patch_size": list(config.patch_size),
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
     }
-    if config.modality == "audio":
-        layout["seconds_per_patch"] = config.patch_size[0] * HOP_SECONDS
+    if (seconds := modality.seconds_per_patch(config)) is not None:
+        layout["seconds_per_patch"] = seconds
     return layout
 
 
 @torch.no_grad()
-def write_codes(path, tokenizer, data, processor, batch_size=32):
+def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
     """Encode every clip that `data` names and stream the codes to a parquet file.
 
     A row holds the dataset's columns besides the clip, `clip_name`, `codes` (the flat codes of all real patches, in the
@@ -42,19 +42,20 @@ def write_codes(path, tokenizer, data, processor, batch_size=32):
         data: `DataArguments`.
         processor: the model's front-end.
         batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
     Returns:
         the number of rows.
     """
     config = tokenizer.eval().config
-    patches = tokenizer.encoder.embeddings.patch_embeddings
+    patches = tokenizer.patch_layer
 
     def run(values, mask):
         grid = patches.grid(values)
         return tokenizer.encode(values, attention_mask=mask).unflatten(1, grid).cpu().numpy()  # (B, *grid, M)
 
     def rows():
-        parts = run_windows(data, processor, config.patch_size[0], run, 0.0, batch_size, tokenizer.device)
+        parts = run_windows(data, processor, config.patch_size[0], run, 0.0, batch_size, tokenizer.device, dataset)
         for example, windows in parts:
             pieces, done = [], 0
             for start, length, codes in windows:

@@ -1,8 +1,8 @@
 """A dataset streamed through a model, long sounds in overlapping windows, and rows streamed to a parquet file."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
-from ..feature_extraction_bridle import HOP_SECONDS
+from ..files import whole_file
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
@@ -35,7 +35,7 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
     return [*range(0, last, hop), last]
 
 
-def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu"):
+def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None):
     """Every clip that `data` names through `run`, with a progress bar; bad clips are skipped as in training.
 
     Args:
@@ -45,28 +45,29 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         run: (values (B, ...), attention mask (B, T) or None) -> a sequence of B results.
         overlap (`float`): of the windows of a sound.
         batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
     Yields:
         (example, parts): the dataset's row, and for each window the number of its first patch in time, the patches in
         time that it really has, and its result.
     """
-    source, modality = open_clips(data, processor), modality_of(processor)
-    collator = modality.collator(data, processor)
+    source, modality = open_clips(data, processor, dataset), modality_of(processor)
+    collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
         for number, (example, clip) in enumerate(source.decode_all(data.num_workers, data.max_bad_share)):
             example = {name: value for name, value in example.items() if name in kept(source)}
-            if modality.name != "audio":
+            if size is None:
                 yield number, example, 0, None, clip
                 continue
-            for start in window_starts(len(clip), collator.max_frames, overlap, unit):
-                piece = clip[start : start + collator.max_frames]
+            for start in window_starts(len(clip), size, overlap, unit):
+                piece = clip[start : start + size]
                 yield number, example, start // unit, math.ceil(len(piece) / unit), piece
 
     def results() -> Iterator[tuple]:
         stream = windows()
         for batch in iter(lambda: list(islice(stream, batch_size)), []):
-            inputs = collator.test([piece for *_, piece in batch])
+            inputs = collator.plain([piece for *_, piece in batch])
             inputs = {name: torch.as_tensor(value, device=device) for name, value in inputs.items()}
             mask = inputs.pop("attention_mask", None)
             (values,) = inputs.values()
@@ -84,9 +85,9 @@ def kept(source) -> set[str]:
     return columns | {"clip_name"}
 
 
-def frame_starts(count: int, unit: int) -> np.ndarray:
-    """When each patch in time of a sound begins, in seconds."""
-    return (np.arange(count) * unit * HOP_SECONDS).astype(np.float32)
+def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
+    """Start of each of `count` patches in time, in seconds; `unit` frames per patch."""
+    return (np.arange(count) * unit * hop_seconds).astype(np.float32)
 
 
 def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
@@ -99,21 +100,16 @@ def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = 
     """
     path, writer, count = Path(path), None, 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.unfinished")
-    try:
+    with whole_file(path) as partial, ExitStack() as opened:
         for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
             columns = {name: [_plain(row[name]) for row in group] for name in group[0]}
             schema = writer.schema if writer else None
             table = pa.table(columns, schema=schema)
             if writer is None:
                 table = table.replace_schema_metadata(metadata)
-                writer = pq.ParquetWriter(beside, table.schema)
+                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_table(table.cast(writer.schema))
             count += len(group)
-    finally:
-        if writer is not None:
-            writer.close()
-    os.replace(beside, path)
     return count
 
 

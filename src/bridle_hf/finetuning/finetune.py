@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
+from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..data.augmentation import mixup
 from ..data.examples import balanced_weights, load_examples
+from ..data.mixing import cutmix, mixup
 from ..data.modalities import MODALITIES, load_processor, modality_of
-from ..data.pixel_augmentation import cutmix, drawn_from
+from ..data.pixels import drawn_from
 from ..evaluation.metrics import load_metric
 from ..evaluation.probe import outer_folds
 from ..files import write_whole
@@ -121,7 +122,7 @@ class FinetuneRecipe:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
 
 
-def finetune(recipe):
+def finetune(recipe, dataset=None, test_dataset=None):
     """Fine-tunes one model a fold on the other folds and tests it on that fold, after the last epoch.
 
     Started again, it passes over folds that are done and goes on with the unfinished one from its last checkpoint.
@@ -129,6 +130,8 @@ def finetune(recipe):
 
     Args:
         recipe (`FinetuneRecipe`)
+        dataset: a dataset in hand instead of `recipe.data.dataset`, see `load_examples`.
+        test_dataset: one to test on, instead of folds.
 
     Returns:
         dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
@@ -140,12 +143,12 @@ def finetune(recipe):
             processes than a fold was begun with.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
-    modality = modality_of(processor).name
-    if recipe.training.cutmix and modality == "audio":
-        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; sounds take 0, only pictures have boxes.")
-    if tuple(recipe.data.test_views) != (1, 1) and modality != "video":
-        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; only videos take more than [1, 1].")
-    examples = load_examples(recipe.data, processor)
+    modality = modality_of(processor)
+    if recipe.training.cutmix and not modality.has_boxes:
+        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
+    if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
+        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
+    examples = load_examples(recipe.data, processor, dataset, test_dataset)
     if examples.labels.ndim > 1:
         if recipe.training.loss == "cross_entropy":
             raise ValueError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
@@ -157,7 +160,7 @@ def finetune(recipe):
     for fold in recipe.folds or examples.test_folds or there:
         if fold not in there:
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
-        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold))
+        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold), examples.fingerprint)
         if (before := kept.scores()) is not None:
             scores[fold] = before
             logger.info("fold %s was done before: %s", fold, before)
@@ -165,7 +168,7 @@ def finetune(recipe):
         of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
-            examples = load_examples(recipe.data, processor)
+            examples = load_examples(recipe.data, processor, dataset, test_dataset)
         scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
     names = list(next(iter(scores.values())))
@@ -197,7 +200,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     settings = recipe.training
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
-    arguments = TrainingArguments(
+    arguments = FoldArguments(
         output_dir=str(kept.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -218,10 +221,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
-    if arguments.n_gpu > 1:
-        # DataParallel would take `batch_size` clips on each, another recipe than asked for; no argument turns it off.
-        logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.n_gpu)
-        arguments._n_gpu = 1
+    if arguments.gpus > 1:
+        logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.gpus)
     if arguments.should_save:
         kept.begin()
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
@@ -264,11 +265,26 @@ def build_classifier(recipe, source, label_names):
     config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: label for label, name in enumerate(label_names)}
-    classifier, single = MODALITIES[config.modality].classifier, recipe.training.loss == "cross_entropy"
+    classifier = getattr(modeling_bridle, MODALITIES[config.modality].classifier)
+    single = recipe.training.loss == "cross_entropy"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     if recipe.from_scratch:
         return classifier(config)
     return classifier.from_pretrained(source, config=config)
+
+
+class FoldArguments(TrainingArguments):
+    """Arguments of one GPU per process: DataParallel would take `batch_size` samples on each, and no argument turns it
+    off."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that this process sees."""
+        return super().n_gpu
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, self.gpus)
 
 
 class FoldTrainer(Trainer):
@@ -340,7 +356,7 @@ def predict(trainer, examples, rows, views=(1, 1)):
 
 
 def plain_batch(examples, views, rows):
-    """Row numbers to a batch without chance; see `VideoCollator.test` for `views`."""
+    """Row numbers to a batch without chance; see `VideoCollator.plain` for `views`."""
     options = {} if tuple(views) == (1, 1) else {"views": views}
     return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
 

@@ -34,10 +34,11 @@ class KeptFold:
         folder: fold-K/ in the recipe's `output_dir`.
         recipe: the `FinetuneRecipe`.
         model: the pretrained model that it names for this fold.
+        dataset: fingerprint of a dataset that the caller built.
     """
 
-    def __init__(self, folder: Path, recipe, model: str):
-        self.folder, self.recipe = folder, describe(recipe, model)
+    def __init__(self, folder: Path, recipe, model: str, dataset: str | None = None):
+        self.folder, self.recipe = folder, describe(recipe, model) | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:
         """The scores of a fold that was done before with this recipe, otherwise None."""

@@ -8,9 +8,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from ..configuration_bridle import BridleConfig
+from ..data.modalities import MODALITIES
+from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
 
-TASKS = {"audio": "audio-classification", "image": "image-classification", "video": "video-classification"}
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
 
 
@@ -38,8 +39,8 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    is_classifier = type(model).__name__.endswith("Classification")
-    task = TASKS[config.modality] if is_classifier else "feature-extraction"
+    is_classifier = isinstance(model, BridleForClassification)
+    task = MODALITIES[config.modality].task if is_classifier else "feature-extraction"
     recipe = _recipe(run)
     text = environment.get_template(template.name).render(
         name=repo_id.split("/")[-1],

@@ -50,18 +50,18 @@ def to_official(model, source="bridle") -> dict[str, torch.Tensor]:
 
 def _choose_map(model, source: str) -> dict[str, str]:
     config = model.config
-    is_video, quantizer = config.modality == "video", config.quantizer_config.type
+    reference, quantizer = key_maps.REFERENCE_FORMATS[config.modality], config.quantizer_config.type
     if source not in key_maps.SOURCES:
         raise ValueError(f"`source` is {source!r}; it takes one of {', '.join(map(repr, key_maps.SOURCES))}.")
     if source != "bridle" and (modality := key_maps.MASKED_AUTOENCODERS[source].modality) != config.modality:
         raise ValueError(f"`source` is {source!r}; it takes a model of modality {modality!r}, not {config.modality!r}.")
     if isinstance(model, BridleForClassification):
-        return key_maps.VIDEO_CLASSIFICATION if is_video else key_maps.CLASSIFICATION
+        return reference.classification
     if source != "bridle":
         return key_maps.MASKED_AUTOENCODERS[source].names
     if quantizer not in key_maps.QUANTIZERS:
         raise ValueError(f"`quantizer_config.type` is {quantizer!r}; the reference has 'residual' and 'vector'.")
-    return key_maps.video_pretraining(quantizer) if is_video else key_maps.pretraining(config.decoder_type, quantizer)
+    return reference.pretraining(config.decoder_type, quantizer)
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -70,6 +70,8 @@ def _weights(model) -> dict[str, torch.Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, BridlePositions) and module.layout not in ("table", "flat"):
             weights[f"{name}.table"] = POSITION_TABLES[module.layout](module.table_grid, module.width)
+    weights = {name.replace("cold_start.patch", "encoder.embeddings.patch"): tensor for name, tensor in weights.items()}
+    weights = {name.replace("cold_start.pos", "encoder.embeddings.pos"): tensor for name, tensor in weights.items()}
     if isinstance(model, BridleForPreTraining) and not model.tokenizer.quantizer.initialized:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("tokenizer.")}
     return {prefix_of(model) + name: tensor for name, tensor in weights.items()}

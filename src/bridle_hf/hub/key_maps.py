@@ -7,7 +7,11 @@ tensor. Where two of their names become one of ours, the first is the one that i
 """
 
 import re
+from collections.abc import Callable
+from math import isqrt
 from typing import NamedTuple
+
+from ..configuration_bridle import SPECTROGRAM_DEFAULTS
 
 VIT_BLOCK = {
     "norm1.*": "norm1.*",
@@ -50,7 +54,7 @@ ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIT_BLOCK), "norm.*"
 VIDEO_ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIDEO_BLOCK), "norm.*": "layernorm.*"}
 QUANTIZE = {
     "quantize_layer.*.*": "quantize_layer.*.*",
-    "cold_start_encoder.weight": "cold_projection",
+    "cold_start_encoder.weight": "cold_start.projection",
 }
 QUANTIZERS = {
     "residual": {
@@ -106,8 +110,8 @@ def pretraining(decoder: str, quantizer: str) -> dict[str, str]:
     }
 
 
-def video_pretraining(quantizer: str) -> dict[str, str]:
-    """Names of a video checkpoint."""
+def video_pretraining(decoder: str, quantizer: str) -> dict[str, str]:
+    """Names of a video checkpoint, whose decoder is always plain."""
     return {
         **_under("encoder_decoder.encoder.", "bridle.", VIDEO_ENCODER),
         **_under("encoder_decoder.", "decoder.", VIDEO_DECODER),
@@ -121,6 +125,45 @@ def video_pretraining(quantizer: str) -> dict[str, str]:
 HEAD = {"fc_norm.*": "layernorm.*", "head.*": "classifier.*"}
 CLASSIFICATION = {**_under("", "bridle.", ENCODER), **HEAD}
 VIDEO_CLASSIFICATION = {**_under("", "bridle.", VIDEO_ENCODER), **HEAD}
+
+
+class ReferenceFormat(NamedTuple):
+    """Checkpoints of BRIDLE's reference code for one modality.
+
+    Attributes:
+        pretraining: (decoder, quantizer) -> names of a pretraining checkpoint.
+        classification: names of a fine-tuned checkpoint, or of an encoder alone.
+        grid: (number of patches, patch size) -> grid of a stored position table; () where none can be told.
+        stores_positions: whether a file holds position tables.
+        shares_decoder_class: whether the estimator is built as the decoder is, both without a bias in their embedding.
+        may_lack_norm: whether an encoder alone may come without its final norm (transformers' VideoMAE, pooled).
+    """
+
+    pretraining: Callable[[str, str], dict[str, str]]
+    classification: dict[str, str]
+    grid: Callable[[int, tuple[int, ...]], tuple[int, ...]]
+    stores_positions: bool = True
+    shares_decoder_class: bool = False
+    may_lack_norm: bool = False
+
+
+def _spectrogram_grid(patches: int, patch_size: tuple[int, ...]) -> tuple[int, ...]:
+    bins = SPECTROGRAM_DEFAULTS["input_size"][1] // patch_size[1]
+    return patches // bins, bins
+
+
+REFERENCE_FORMATS = {
+    "audio": ReferenceFormat(pretraining, CLASSIFICATION, _spectrogram_grid),
+    "image": ReferenceFormat(pretraining, CLASSIFICATION, lambda patches, patch_size: (isqrt(patches),) * 2),
+    "video": ReferenceFormat(
+        video_pretraining,
+        VIDEO_CLASSIFICATION,
+        lambda patches, patch_size: (),
+        stores_positions=False,
+        shares_decoder_class=True,
+        may_lack_norm=True,
+    ),
+}
 
 # The same encoders in transformers: names in its files, then names in its models where they differ.
 TRANSFORMERS_BLOCK = {
@@ -191,13 +234,12 @@ DROPPED_DECODER = dict.fromkeys(("decoder_", "decoder.", "mask_token", "encoder_
 
 def bridle(names, modality: str) -> dict[str, str]:
     """The map for the names of one of BRIDLE's own checkpoints."""
-    video = modality == "video"
+    reference = REFERENCE_FORMATS[modality]
     if not any(name.startswith(("encoder_decoder.", "tokenizer.")) for name in names):
-        return VIDEO_CLASSIFICATION if video else CLASSIFICATION
+        return reference.classification
     quantizer = "vector" if any(".quantizer.embedding." in name for name in names) else "residual"
-    if video:
-        return video_pretraining(quantizer)
-    return pretraining("swin" if any(".meta_mlp." in name for name in names) else "plain", quantizer)
+    decoder = "swin" if any(".meta_mlp." in name for name in names) else "plain"
+    return reference.pretraining(decoder, quantizer)
 
 
 def rename(name: str, names: dict) -> str | None:

@@ -25,15 +25,30 @@ class ConversionReport:
         used: reference key -> the name in our model it became, or became a part of.
         dropped: reference key -> why nothing was made of it.
         initialised: name in our model the file has nothing for -> what it holds instead.
+        assumed: what no weight tells and nobody gave -> what was assumed.
     """
 
     used: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     initialised: dict[str, str] = field(default_factory=dict)
+    assumed: dict[str, str] = field(default_factory=dict)
+
+
+# Why a tokenizer's tensors are dropped: a reference checkpoint always holds those of both.
+OF_TRAINED, OF_COLD_START = (
+    "of the trained tokenizer, not of a cold start",
+    "of the cold start, not of a trained tokenizer",
+)
 
 
 def load_official(
-    state_dict_or_path, cls=BridleForPreTraining, modality="audio", source=None, return_report=False, **overrides
+    state_dict_or_path,
+    cls=BridleForPreTraining,
+    modality="audio",
+    source=None,
+    return_report=False,
+    cold_start=None,
+    **overrides,
 ):
     """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
 
@@ -43,8 +58,6 @@ def load_official(
     Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
     `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
     `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
-    Whether its tokenizer is still the cold start of iteration 1 is not in a file either: pass `cold_start=False` for a
-    checkpoint made during or after a tokenizer phase.
 
     Stored position tables are carried as they are (`position_layout="table"`), and a shorter clip or a smaller image
     takes its part of them, unless they are the sin-cos table of the true grid, which is computed for any size
@@ -62,6 +75,10 @@ def load_official(
         source (`str`, *optional*): `"bridle"`, `"audiomae"`, `"vit-mae"` or `"videomae"`; told by the names when left
             out.
         return_report (`bool`): also return a `ConversionReport`.
+        cold_start (`bool`, *optional*): whether the codes are still those of the cold start, that is, whether the
+            checkpoint is of iteration 1. No weight tells: the reference saves the trained tokenizer and the projection
+            of the cold start alike. When left out it is assumed to be of a later iteration, and the report says so;
+            except where the file holds no trained tokenizer.
         overrides: fields of `BridleConfig`; `quantizer_config` a dict of some fields of `BridleQuantizerConfig`.
 
     Returns:
@@ -78,7 +95,13 @@ def load_official(
     found, names = our_names(state, modality, source, report)
     if cls is BridleForPreTraining and not any(name.startswith("decoder.") for name in found):
         raise ValueError("`cls` is BridleForPreTraining; the checkpoint holds no decoder: load a BridleModel.")
-    config = infer_config(found, names, modality, overrides)
+    if cold_start is None:
+        cold_start = not any(name.startswith("tokenizer.estimator.") for name in found)  # a trained one has it
+        if not cold_start and cls in (BridleForPreTraining, BridleTokenizer):
+            report.assumed["cold_start"] = "False: the tokenizer is taken to be trained, not the cold start"
+            logger.warning("`cold_start` is not given; the tokenizer is taken to be trained (cold_start=False).")
+    found = _for_cold_start(found) if cold_start else found
+    config = infer_config(found, names, modality, overrides | {"cold_start": cold_start})
     if cls is BridleModel and _ends_without_norm(found, modality):
         logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
         model = cls(config, use_final_norm=False)
@@ -89,11 +112,20 @@ def load_official(
     return (model, report) if return_report else model
 
 
+def _for_cold_start(found: dict) -> dict:
+    """`found` with the patch embedding of the tokenizer's encoder under the name that it has in the cold start too."""
+    ours, theirs = "tokenizer.cold_start.", "tokenizer.encoder.embeddings."
+    parts = ("patch_embeddings.", "positions.")
+    shared = {name for name in found if name.startswith(tuple(theirs + part for part in parts))}
+    return found | {ours + name.removeprefix(theirs): found[name] for name in shared}
+
+
 def _ends_without_norm(found: dict, modality: str) -> bool:
     """Whether the norm is the head's: in fine-tuned files, and in transformers' VideoMAE where it is to be pooled."""
     parts = {".".join(name.split(".")[:2]) for name in found}
+    may_lack_norm = key_maps.REFERENCE_FORMATS[modality].may_lack_norm
     is_alone = not any(part.startswith("decoder.") for part in parts)
-    return "bridle.layernorm" not in parts and ("layernorm.weight" in parts or (is_alone and modality == "video"))
+    return "bridle.layernorm" not in parts and ("layernorm.weight" in parts or (is_alone and may_lack_norm))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +241,7 @@ def our_values(model, found: dict, names: dict, report: ConversionReport) -> dic
     """The model's state dict from what was found; every key gets its entry in the report."""
     prefix = prefix_of(model)
     wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    values, faults = {}, []
+    values, faults, dropped = {}, [], {}
     for name, (tensor, keys) in found.items():
         if name in wanted:
             values[name] = _convert(name, tensor, found, model.config)
@@ -217,9 +249,10 @@ def our_values(model, found: dict, names: dict, report: ConversionReport) -> dic
             if values[name].shape != wanted[name].shape:
                 faults.append(f"{keys[0]} is {tuple(tensor.shape)} where {tuple(wanted[name].shape)} is wanted")
         elif reason := _why_unwanted(name, type(model).__name__, wanted):
-            report.dropped.update(dict.fromkeys(keys, reason))
+            dropped.update(dict.fromkeys(keys, reason))
         else:
             faults += [f"{key} is unknown" for key in keys]
+    report.dropped.update({key: reason for key, reason in dropped.items() if key not in report.used})
     has_tokenizer = any(name.startswith("tokenizer.") for name in found)
     for name in [name for name in wanted if name not in values]:
         if (filled := fill(name, wanted[name], has_tokenizer, model.config)) is None:
@@ -238,6 +271,10 @@ def our_values(model, found: dict, names: dict, report: ConversionReport) -> dic
 def _why_unwanted(name: str, model_name: str, wanted: dict) -> str | None:
     if name.split(".")[0] not in {other.split(".")[0] for other in wanted}:
         return f"no part of {model_name}"
+    if name.startswith("tokenizer.") and not name.startswith("tokenizer.quantizer."):
+        is_cold = any(other.startswith("tokenizer.cold_start.") for other in wanted)
+        if name.startswith("tokenizer.cold_start.") != is_cold:
+            return OF_TRAINED if is_cold else OF_COLD_START
     if name.endswith(TABLE):
         return "the same table is computed from the grid"
     if name.startswith("bridle.layernorm."):
@@ -249,7 +286,8 @@ def fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConf
     """(value, reason) for a tensor that the file has no key for, `None` if there must be one."""
     if name.startswith("tokenizer.") and not has_tokenizer:
         return fresh, "fresh: the file holds no tokenizer"
-    if config.modality == "video" and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
+    shared = key_maps.REFERENCE_FORMATS[config.modality].shares_decoder_class
+    if shared and name.endswith(("decoder.embed.bias", "estimator.embed.bias")):
         return torch.zeros_like(fresh), "zero: the reference has no bias here"
     if name.endswith(".initialized"):
         return torch.ones_like(fresh), "one: the file holds codebooks"
@@ -258,7 +296,7 @@ def fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConf
 
 def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig) -> torch.Tensor:
     """The reference's tensor as ours: the same numbers in our shape."""
-    if name.endswith(PATCH_WEIGHT):
+    if name.endswith(PATCH_WEIGHT.removeprefix("embeddings")):
         return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
     if name.endswith(TABLE):
         takes_cls = config.use_cls_token and config.decoder_type == "plain"

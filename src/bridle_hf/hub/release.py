@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
-from ..data.modalities import load_processor
+from ..data.modalities import MODALITIES, load_processor
 from . import reload
 from .card import find_run, read_finetuning, read_results, render_card
 
@@ -56,15 +56,15 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
             f"--card is {str(card)!r}, which is no file; it takes a template such as those in model_cards/."
         )
     model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
-    processor = load_processor(model_dir)
-    features = f"Bridle{config.modality.title()}FeatureExtractionPipeline"
-    if features in pipeline_bridle.__all__ and not architecture.endswith("Classification"):
-        task = {"impl": f"pipeline_bridle.{features}", "pt": ["AutoModel"]}
+    processor, pipeline = load_processor(model_dir), MODALITIES[config.modality].feature_pipeline
+    is_classifier = isinstance(model, modeling_bridle.BridleForClassification)
+    if pipeline is not None and not is_classifier:
+        task = {"impl": f"pipeline_bridle.{pipeline}", "pt": ["AutoModel"]}
         model.config.custom_pipelines = {f"{config.modality}-feature-extraction": task}
         shutil.copy(pipeline_bridle.__file__, folder)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    finetuning = read_finetuning(model_dir) if architecture.endswith("Classification") else None
+    finetuning = read_finetuning(model_dir) if is_classifier else None
     text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -9,7 +9,6 @@ outputs mean that the folder is whole. It must not import anything of the packag
 import sys
 
 FORBIDDEN = ("bridle_hf", "soxr", "torchaudio", "datasets", "accelerate")
-PROCESSORS = {"audio": "AutoFeatureExtractor", "image": "AutoImageProcessor", "video": "AutoVideoProcessor"}
 
 
 def forbid():
@@ -35,13 +34,14 @@ def outputs(source, **options):
 
     options |= {"trust_remote_code": True}
     config = transformers.AutoConfig.from_pretrained(source, **options)
-    processor = getattr(transformers, PROCESSORS[config.modality]).from_pretrained(source, **options)
+    auto_processor, auto_classifier, fixed_input = MODALITIES[config.modality]
+    processor = getattr(transformers, auto_processor).from_pretrained(source, **options)
     inputs = dict(fixed_input(config, processor))
     kept = {f"processor.{name}": value for name, value in inputs.items()}
-    heads = ("ForPreTraining", "ForAudioTokenization", f"For{config.modality.title()}Classification")
+    auto_classes = ("AutoModel", "AutoModelForPreTraining", "AutoModelForAudioTokenization", auto_classifier)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # that weights are missing is what is looked for here
-    for auto_class in ("AutoModel", *(f"AutoModel{head}" for head in heads)):
+    for auto_class in auto_classes:
         found = getattr(transformers, auto_class).from_pretrained(source, output_loading_info=True, **options)
         model, loading = found
         if loading["missing_keys"]:
@@ -55,19 +55,34 @@ def outputs(source, **options):
     return {name: value.contiguous() for name, value in kept.items()}
 
 
-def fixed_input(config, processor):
-    """A sound half as long as the model takes, or pixels a little larger than it takes, through the processor."""
+def fixed_waveform(config, processor):
+    """Noise half as long as the model takes, through the processor."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    if config.modality == "audio":
-        frames = max(processor.max_length // 2, processor.pad_to_multiple_of)
-        clip = rng.normal(size=(frames + 2) * processor.sampling_rate // 100).astype(np.float32) / 10
-        return processor(clip, sampling_rate=processor.sampling_rate, return_tensors="pt")
+    frames = max(processor.max_length // 2, processor.pad_to_multiple_of)
+    waveform = rng.normal(size=(frames + 2) * processor.sampling_rate // 100).astype(np.float32) / 10
+    return processor(waveform, sampling_rate=processor.sampling_rate, return_tensors="pt")
+
+
+def fixed_pixels(config, processor):
+    """Noise a little larger than the model takes, through the processor."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
     *frames, height, width = config.input_size
     pixels = rng.integers(256, size=(*frames, 3, height + 8, width + 8), dtype=np.uint8)
     sampled = {"do_sample_frames": False} if frames else {}
     return processor(pixels, return_tensors="pt", **sampled)
+
+
+# Auto classes of the processor and of the classifier, and the input. The names are those of `data.modalities`, which
+# cannot be imported here; a test compares them.
+MODALITIES = {
+    "audio": ("AutoFeatureExtractor", "AutoModelForAudioClassification", fixed_waveform),
+    "image": ("AutoImageProcessor", "AutoModelForImageClassification", fixed_pixels),
+    "video": ("AutoVideoProcessor", "AutoModelForVideoClassification", fixed_pixels),
+}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@
 """
 
 from dataclasses import fields
-from math import isqrt, prod
+from math import prod
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
 from ..layers_bridle import POSITION_TABLES
-from .key_maps import reference_name
+from .key_maps import REFERENCE_FORMATS, reference_name
 
 PATCH_WEIGHT = "embeddings.patch_embeddings.projection.weight"
 TABLE = "positions.table"
@@ -39,7 +39,7 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
         ValueError: a weight the sizes are read from is missing, or an override is unknown, contradicts the weights or
             makes no configuration.
     """
-    shapes = _Shapes(found, names)
+    shapes, reference = _Shapes(found, names), REFERENCE_FORMATS[modality]
     root = "bridle." if shapes.count("bridle.") or not shapes.count("tokenizer.") else "tokenizer.encoder."
     hidden_size, num_channels, *patch_size = shapes[root + PATCH_WEIGHT]
     if len(patch_size) != len(MODALITY_DEFAULTS[modality]["patch_size"]):
@@ -60,15 +60,16 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
         sizes["decoder_type"] = "swin" if tau else "plain"
         if tau:
             sizes["decoder_num_attention_heads"] = tau[0]
-    if shapes.count("tokenizer."):
+    if shapes.count("tokenizer.estimator."):
         sizes["estimator_hidden_size"] = shapes["tokenizer.estimator.embed.weight"][0]
         sizes["estimator_num_hidden_layers"] = shapes.count("tokenizer.estimator.layers.")
-        if modality == "video":  # the reference builds its video estimator as it builds its video decoder
-            defaults["estimator_num_attention_heads"] = MODALITY_DEFAULTS["video"]["decoder_num_attention_heads"]
+        if reference.shares_decoder_class:
+            heads = MODALITY_DEFAULTS[modality]["decoder_num_attention_heads"]
+            defaults["estimator_num_attention_heads"] = heads
     if "classifier.weight" in shapes and "id2label" not in overrides:
         defaults["num_labels"] = shapes["classifier.weight"][0]
     _check_overrides("", overrides, BridleConfig, sizes)
-    if (tables := position_tables(found, sizes["use_cls_token"])) or modality != "video":
+    if (tables := position_tables(found, sizes["use_cls_token"])) or reference.stores_positions:
         defaults |= _infer_positions(tables, shapes[root + "embeddings." + TABLE], sizes, modality, overrides)
     quantizer = overrides.get("quantizer_config") or {}
     quantizer_sizes = _infer_quantizer(found, shapes, quantizer)
@@ -104,13 +105,8 @@ def _infer_positions(tables, shape, sizes, modality, overrides) -> dict:
     patches, patch = shape[1] - int(sizes["use_cls_token"]), sizes["patch_size"]
     if "input_size" in overrides:
         grid = tuple(s // p for s, p in zip(overrides["input_size"], patch, strict=True))
-    elif modality == "audio":
-        bins = MODALITY_DEFAULTS["audio"]["input_size"][1] // patch[1]
-        grid = (patches // bins, bins)
-    elif modality == "image":
-        grid = (isqrt(patches), isqrt(patches))
     else:
-        grid = ()
+        grid = REFERENCE_FORMATS[modality].grid(patches, patch)
     if prod(grid) != patches:
         raise ValueError(
             f"`input_size` is {overrides.get('input_size')}; it must make {patches} patches of {patch}, "

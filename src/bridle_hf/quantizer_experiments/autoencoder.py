@@ -80,7 +80,7 @@ class DiscreteAutoencoder(nn.Module):
     @torch.no_grad()
     def individual_perplexity(self, images):
         """exp(entropy) of each assignment, 1 for one-hot ones: (B * h * w,); None where assignments are always hard."""
-        book = getattr(self.quantizer, "codebooks", [None])[0]
+        book = next(iter(self.quantizer.codebooks), None)
         if not hasattr(book, "log_assignments"):
             return None
         rows = self.quantizer.flatten(self.encode(images))

@@ -14,12 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
+from ..losses_bridle import LossSum
+from ..quantization_bridle import build_quantizer
 from .autoencoder import DiscreteAutoencoder
+from .batches import ordered_batches
 from .fidelity import Fidelity
-from .loop import ordered_batches
-from .methods import DatasetArguments, Method, TableRecipe, open_split
+from .table import DatasetArguments, Method, RowOutput, TableRecipe, open_split
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,20 @@ class AutoencodingRecipe(TableRecipe):
     def vectors(self, model, batch):
         return model.encode(batch["images"])
 
-    def loss(self, model, bare, batch):
-        reconstruction, output = model(batch["images"])
-        return F.mse_loss(reconstruction.float(), batch["images"]) + output.loss, output
+    def objective(self):
+        return {"reconstruction": 1.0, "quantizer": 1.0}
 
-    def open_clips(self, train):
+    def count(self, batch):
+        return len(batch["images"])
+
+    def forward(self, model, bare, batch):
+        images = batch["images"]
+        reconstruction, output = model(images)
+        count = torch.tensor(float(len(images)), device=images.device)
+        losses = {"reconstruction": F.mse_loss(reconstruction.float(), images), "quantizer": output.loss}
+        return RowOutput({name: LossSum.of_mean(loss, count) for name, loss in losses.items()}, output)
+
+    def open_samples(self, train):
         return open_split(self.data, train)
 
     def collate(self, examples, seed, train):
@@ -146,7 +156,7 @@ def evaluate(model: DiscreteAutoencoder, images: Iterable[torch.Tensor], device,
     counts = code_counts(codes, model.quantizer.codebook_size)  # (M, K)
     used = usage(counts)
     spread = torch.cat(spread).numpy() if spread else np.ones(1)
-    book = getattr(model.quantizer, "codebooks", [None])[0]
+    book = next(iter(model.quantizer.codebooks), None)
     return {
         "code_use": used["cur"].tolist(),
         "perplexity": used["perplexity"].tolist(),

@@ -11,11 +11,12 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
-from ..build_quantizer_bridle import build_quantizer
 from ..codebook_metrics import code_counts, usage
-from ..data.decoding import decode_audio
-from .loop import ordered_batches
-from .methods import DatasetArguments, Method, TableRecipe, open_split
+from ..data.audio import decode_audio
+from ..losses_bridle import LossSum
+from ..quantization_bridle import build_quantizer
+from .batches import ordered_batches
+from .table import DatasetArguments, Method, RowOutput, TableRecipe, open_split
 
 RATE = 16_000
 
@@ -73,7 +74,9 @@ class Wav2Vec2WithQuantizer(Wav2Vec2ForPreTraining):
         )
         if output.loss is not None:
             masked = mask_time_indices.sum()
-            output.loss = output.loss + self.quantizer_loss_weight * masked * self.quantizer.output.loss
+            # where the library has the loss that keeps its own codes in use
+            output.diversity_loss = masked * self.quantizer.output.loss
+            output.loss = output.loss + self.quantizer_loss_weight * output.diversity_loss
         return output
 
 
@@ -126,11 +129,18 @@ class Wav2Vec2Recipe(TableRecipe):
     def vectors(self, model, batch):
         return model.vectors(batch["input_values"])
 
-    def loss(self, model, bare, batch):
-        loss = model(**batch).loss / batch["mask_time_indices"].sum()
-        return loss, bare.quantizer.output
+    def objective(self):
+        return {"contrastive": 1.0, "quantizer": self.quantizer_loss_weight}
 
-    def open_clips(self, train):
+    def count(self, batch):
+        return batch["mask_time_indices"].sum()
+
+    def forward(self, model, bare, batch):
+        output, count = model(**batch), batch["mask_time_indices"].sum(dtype=torch.float32)
+        losses = {"contrastive": output.contrastive_loss, "quantizer": output.diversity_loss}
+        return RowOutput({name: LossSum(loss, count) for name, loss in losses.items()}, bare.quantizer.output)
+
+    def open_samples(self, train):
         return open_split(self.data, train).cast_column(self.data.column, datasets.Audio(decode=False))
 
     def collate(self, examples, seed, train):

@@ -1,9 +1,8 @@
-"""Pretraining: recipes, phases, parameter groups, checkpoints and the loop."""
+"""Pretraining: recipes, phases, parameter groups, checkpoints and the engine."""
 
 from ..recipe_reader import RecipeError
-from .arguments import PretrainRecipe, load_recipe
-from .failures import replay
-from .loop import pretrain
 from .parameters import parameter_groups
+from .pretraining import PretrainRecipe, load_recipe, pretrain
+from .replay import replay
 
 __all__ = ["PretrainRecipe", "RecipeError", "load_recipe", "parameter_groups", "pretrain", "replay"]

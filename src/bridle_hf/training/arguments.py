@@ -1,20 +1,12 @@
-"""What a recipe may say: the dataclasses of a pretraining run."""
+"""Settings of optimization, which pretraining shares with the quantizer experiments; keys of processors."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import BaseImageProcessor
 
-from ..configuration_bridle import BridleConfig
-from ..data.arguments import DataArguments
-from ..data.modalities import MODALITIES, build_processor
-from ..recipe_reader import config_keys, read_recipe
-
-Kind = Literal["encoder", "tokenizer", "joint"]
+from ..data.modalities import MODALITIES
 
 
 def processor_keys(recipe: dict) -> dict:
@@ -33,41 +25,8 @@ def _settings(processor: type) -> list[str]:
 
 
 @dataclass
-class PhaseArguments:
-    """What can be said about a phase. What an entry of `phases` leaves out is taken from the section of its kind.
-
-    Attributes:
-        steps, epochs: length in optimizer steps, or in passes over `training.examples_per_epoch`. `steps` wins.
-        learning_rate: peak of the cosine schedule (paper, table 5: 5e-4 encoder, 2e-4 tokenizer).
-        warmup_steps, warmup_epochs: linear warm-up; a tenth of the phase when both are left out. `warmup_steps` wins.
-        min_learning_rate: where the cosine ends.
-        from_scratch: encoder phases after the first draw the encoder anew; otherwise it stays warm.
-        from_encoder: tokenizer phases start the tokenizer's transformer as a copy of the encoder; otherwise it is drawn
-            anew, and a phase of a few hundred steps is too short for it to learn what the encoder knows.
-        tokenizer_update_every: joint phases update the tokenizer every so many steps (paper: 5).
-    """
-
-    steps: int | None = None
-    epochs: float | None = None
-    learning_rate: float | None = None
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    min_learning_rate: float | None = None
-    from_scratch: bool | None = None
-    from_encoder: bool | None = None
-    tokenizer_update_every: int | None = None
-
-
-@dataclass
-class PhaseEntry(PhaseArguments):
-    """One entry of `phases`: its kind, and what it says differently from the section of that kind."""
-
-    kind: Kind = "encoder"
-
-
-@dataclass
-class TrainingArguments:
-    """How a step is taken; the same for every phase.
+class OptimizationArguments:
+    """How steps are taken, the same for all tasks of a run.
 
     Attributes:
         batch_size: clips a process takes in one forward pass.
@@ -118,62 +77,6 @@ class TrainingArguments:
             raise ValueError(f"`skip_bad_steps` is {self.skip_bad_steps}; it takes a whole number of at least 0.")
         if not 0 < self.deadline < 1e9:
             raise ValueError(f"`deadline` is {self.deadline}; it takes a number of seconds above 0.")
-
-
-@dataclass
-class PretrainRecipe:
-    """A whole pretraining run.
-
-    Attributes:
-        output_dir: receives checkpoints/, encoder-iterK/, final/, metrics.jsonl and recipe.yaml.
-        resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
-        model: keyword arguments of `BridleConfig`.
-        processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
-            `model.input_size`.
-        phases: the schedule, in order. `encoder`, `tokenizer` and `joint` say what phases of a kind have in common.
-    """
-
-    output_dir: str
-    data: DataArguments
-    seed: int = 0
-    resume: str = "auto"
-    model: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
-    processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
-    training: TrainingArguments = field(default_factory=TrainingArguments)
-    phases: list[PhaseEntry] = field(default_factory=list)
-    encoder: PhaseArguments = field(default_factory=PhaseArguments)
-    tokenizer: PhaseArguments = field(default_factory=PhaseArguments)
-    joint: PhaseArguments = field(default_factory=PhaseArguments)
-
-    def __post_init__(self):
-        if not self.phases:
-            raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
-        if self.seed < 0:
-            raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
-        self.config()
-
-    def config(self) -> BridleConfig:
-        """The model's config; the values are checked by `BridleConfig` itself."""
-        try:
-            return BridleConfig(**self.model, attn_implementation=self.training.attention)
-        except (StrictDataclassError, AttributeError, TypeError) as error:  # the latter from transformers' own keys
-            raise ValueError(f"`model`: {error.__cause__ or error}") from error
-
-    def build_processor(self):
-        """The front-end, of the model's input size unless `processor` says otherwise."""
-        return build_processor(self.config(), **self.processor)
-
-    def open_data(self) -> DataArguments:
-        """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
-        if self.data.dataset != "synthetic":
-            return self.data
-        folder = MODALITIES[self.config().modality].write_set(Path(self.output_dir) / "synthetic")
-        return replace(self.data, dataset=str(folder))
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
-    """Reads a recipe of pretraining, or of another `cls`. See `read_recipe`."""
-    return read_recipe(cls, path, overrides)
 
 
 def _at_least_one(key: str, value: int) -> None:

@@ -4,7 +4,7 @@
         model.safetensors        weights and codebooks
         optimizer.safetensors    moments of AdamW by parameter name, its settings as JSON in the header
         rank-0.json, ...         of every process: position in the data, state of the random generators
-        state.json               phase, step, learning rate, number of processes, cold start
+        state.json               phase, step, learning rate, number of processes, minutes
         recipe.yaml              the recipe of the run
         manifest.json            size and sha256 of the files above
 
@@ -15,11 +15,10 @@ and step are the whole state of the scheduler.
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ..files import partial_of, whole_folder
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -44,10 +45,10 @@ OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An intact checkpoint folder and the place in the schedule it was taken at: `step` steps of `phase` are done."""
+    """An intact checkpoint folder and the place in the run it was taken at: `step` steps of task `task` are done."""
 
     path: Path
-    phase: int
+    task: int
     step: int
     state: dict
 
@@ -68,11 +69,11 @@ class Checkpoint:
         set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(full_state_dict=True))
 
 
-def checkpoint_name(phase: int, step: int) -> str:
-    return f"phase-{phase:02d}-step-{step:08d}"
+def checkpoint_name(task: int, step: int) -> str:
+    return f"phase-{task:02d}-step-{step:08d}"
 
 
-def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state, data, recipe, keep) -> Path:
+def save_checkpoint(folder, accelerator, model, optimizer, *, task, step, state, data, recipe, keep) -> Path:
     """Writes a checkpoint, then removes the oldest. Every process must call it; processes share the file system.
 
     Args:
@@ -83,7 +84,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
         recipe: the recipe as YAML.
         keep: how many of the newest checkpoints stay.
     """
-    target = Path(folder) / checkpoint_name(phase, step)
+    target = Path(folder) / checkpoint_name(task, step)
     weights = get_model_state_dict(model, options=WHOLE)
     moments = get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE)
     with folder_written_beside(target, accelerator, manifest=True) as beside:
@@ -94,7 +95,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
             tensors = {f"{name}/{key}": v for name, values in moments["state"].items() for key, v in values.items()}
             groups = {"param_groups": json.dumps(moments["param_groups"])}
             save_file(contiguous(tensors), beside / "optimizer.safetensors", groups)
-            state = {"phase": phase, "step": step, "num_processes": accelerator.num_processes, **state}
+            state = {"phase": task, "step": step, "num_processes": accelerator.num_processes, **state}
             (beside / "state.json").write_text(json.dumps(state, indent=1))
             (beside / "recipe.yaml").write_text(recipe)
     if accelerator.is_main_process:
@@ -104,43 +105,22 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, phase, step, state
 
 @contextmanager
 def folder_written_beside(target: Path, accelerator, manifest: bool = False) -> Iterator[Path]:
-    """A folder to write into that takes the place of `target`, flushed to disk, once the block ends without an error.
+    """`whole_folder` for all processes: a folder to write into that takes the place of `target` once the block ends
+    without an error.
 
     Every process must enter it. `manifest` adds size and sha256 of every file. After an error (a full disk) nothing is
     left of it.
     """
-    beside = target.with_name(f".{target.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        yield beside
+    partial, main = partial_of(target), accelerator.is_main_process
+    with whole_folder(target) if main else nullcontext():
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _put_in_place(beside, target, manifest)
-    except BaseException:
-        if accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
-        raise
+        yield partial
+        accelerator.wait_for_everyone()
+        if main and manifest:
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            entries = {str(path.relative_to(partial)): _fingerprint(path) for path in files}
+            (partial / MANIFEST).write_text(json.dumps(entries, indent=1))
     accelerator.wait_for_everyone()
-
-
-def _put_in_place(beside: Path, target: Path, manifest: bool) -> None:
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    if manifest:
-        entries = {str(path.relative_to(beside)): _fingerprint(path) for path in files}
-        (beside / MANIFEST).write_text(json.dumps(entries, indent=1))
-        files.append(beside / MANIFEST)
-    for path in (*files, beside):
-        _flush(path)
-    retired = target.with_name(f".{target.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
-        os.replace(target, retired)
-    os.replace(beside, target)
-    _flush(target.parent)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -192,7 +172,7 @@ def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned. So
     are those that a killed process was writing or replacing."""
     for path in list_checkpoints(folder):
-        if path.name > checkpoint_name(checkpoint.phase, checkpoint.step):
+        if path.name > checkpoint_name(checkpoint.task, checkpoint.step):
             shutil.rmtree(path)
     for path in Path(folder).glob(".phase-*"):
         shutil.rmtree(path)
@@ -233,10 +213,3 @@ def _from_hex(text: str) -> torch.Tensor:
 def _fingerprint(path: Path) -> dict:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """To disk, so that a power cut cannot leave a renamed folder of empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a training step is like: a record a logged step, in metrics.jsonl and in the trackers."""
+"""Metrics of training steps: one record per logged step, in metrics.jsonl and in the trackers."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,6 @@ from torch.nn import functional as F
 
 from ..codebook_metrics import usage
 from ..files import write_whole
-from .phases import project, valid_patches
-
-
-def mean_losses(losses: list[dict], accelerator: Accelerator) -> dict[str, float]:
-    """Named losses of a step from the weighted ones of its micro-batches: means over the patches of all processes."""
-    names = sorted(losses[0])
-    summed = torch.stack([torch.stack([each[name].detach().float() for name in names]) for each in losses]).sum(0)
-    return dict(zip(names, accelerator.reduce(summed, "mean").tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -34,30 +26,23 @@ def stage_predictions(output, accelerator: Accelerator) -> dict[str, list[float]
 
 
 @torch.no_grad()
-def codebook_metrics(model, output, batch: dict, accelerator: Accelerator) -> dict[str, list[float]]:
-    """CUR, ECU and perplexity of each codebook over the codes of a batch, and the share of energy left after it."""
-    valid = valid_patches(model, batch)
-    codes = output.codes.flatten(0, 1) if valid is None else output.codes[valid]  # (n, M)
-    size = model.config.quantizer_config.codebook_size
-    counts = torch.stack([codes[:, stage].bincount(minlength=size) for stage in range(codes.shape[1])])
+def code_usage(
+    codes: torch.Tensor, valid: torch.Tensor | None, codebook_size: int, accelerator: Accelerator
+) -> dict[str, list[float]]:
+    """CUR, ECU and perplexity of each codebook over the codes of a batch on all processes.
+
+    Args:
+        codes: (B, N, M).
+        valid: (B, N) True for codes that count; None where all do.
+    """
+    codes = codes.flatten(0, 1) if valid is None else codes[valid.to(codes.device)]  # (n, M)
+    counts = torch.stack([codes[:, stage].bincount(minlength=codebook_size) for stage in range(codes.shape[1])])
     measured = usage(accelerator.reduce(counts, "sum").cpu().numpy())
-    metrics = {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}
-    quantizer = model.tokenizer.quantizer
-    if hasattr(quantizer, "codebooks"):
-        with accelerator.autocast():
-            tokens = project(model, batch)
-        left = quantizer.flatten(tokens)  # (n, d)
-        energy = [left.square().sum()]
-        for stage, book in enumerate(quantizer.codebooks):
-            left = left - book.embed[codes[:, stage]]
-            energy.append(left.square().sum())
-        energy = accelerator.reduce(torch.stack(energy), "sum")
-        metrics["residual"] = (energy[1:] / energy[0]).tolist()
-    return metrics
+    return {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line. Every line is on its way to disk before the next step."""
+    """metrics.jsonl: one JSON object per line. Every line is on its way to disk before the next step."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

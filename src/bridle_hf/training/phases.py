@@ -1,4 +1,5 @@
-"""The schedule. A phase says what trains, what is frozen, which loss it takes, what happens first, and when it ends.
+"""The phases of pretraining. A phase says what trains, what is frozen, which losses it minimises, and what happens
+first and after a step.
 
 The paper's two iterations are three phases:
 
@@ -6,96 +7,207 @@ The paper's two iterations are three phases:
     tokenizer-iter2  a new tokenizer learns to express what the encoder knows; the encoder is frozen and sees everything
     encoder-iter2    the encoder, kept, learns to predict the new codes with a fresh decoder head
 
-Every phase starts from the weights its predecessor left, but for the parts it `redraws`: those are a new model's.
+Every phase starts from the weights of its predecessor, except for the parts that it `redraws`.
+
+A new kind of phase is a class here, with its own settings, in `KINDS`; and its losses in `modeling_bridle.py`, where
+those there do not do.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from accelerate import Accelerator
 
-from ..codebook_bridle import all_reduce_sum_
-from ..modeling_bridle import evaluating
-from .arguments import PhaseArguments, PhaseEntry, PretrainRecipe
+from ..losses_bridle import phase_weights
+from ..modeling_bridle import BridleForPreTraining
+from .checkpoints import folder_written_beside
+from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
+from .metrics import code_usage, stage_predictions
+from .seeds import seed_from
+from .task import Task, cosine
 
 PARTS = ("bridle", "decoder", "tokenizer")
-EMPTY_BATCHES = 100  # without a token, after which the search for some ends
-LEARNING_RATE = {"encoder": 5e-4, "tokenizer": 2e-4, "joint": 5e-4}
 
 
-def cosine(start: float, end: float, progress: float) -> float:
-    """Half a cosine from `start`, where progress is 0, to `end`, where it is 1."""
-    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * progress))
+@dataclass(kw_only=True)
+class Phase(Task):
+    """What all kinds of phase have in common.
 
+    Attributes:
+        steps, epochs: length in optimizer steps, or in passes over `training.examples_per_epoch`. `steps` wins.
+        learning_rate: peak of the cosine schedule.
+        min_learning_rate: where the cosine ends.
+        warmup_steps, warmup_epochs: linear warm-up; a tenth of the phase when both are left out. `warmup_steps` wins.
 
-@dataclass(frozen=True)
-class Phase:
-    """What all phases have in common: a place in the schedule, a length, a cosine learning rate with linear warm-up."""
+    Raises:
+        ValueError: a value outside its range.
+    """
 
-    index: int
-    iteration: int
-    steps: int
-    warmup_steps: int
-    learning_rate: float
-    min_learning_rate: float
-    redraws: tuple[str, ...] = ()
-    from_encoder: bool = False
-    tokenizer_update_every: int = 1
+    kind: str
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float = 5e-4
+    min_learning_rate: float = 0.0
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
-    kind: ClassVar[str]
     trains: ClassVar[tuple[str, ...]]
+    redraws: ClassVar[tuple[str, ...]] = ()
+    # Set by `build_schedule`.
+    index: ClassVar[int] = 0
+    iteration: ClassVar[int] = 1
+    is_last: ClassVar[bool] = False
+
+    def __post_init__(self):
+        self.check_range("steps", 1)
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "warmup_epochs"):
+            self.check_range(name, 0)
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"`epochs` is {self.epochs}; it takes a number above 0.")
+
+    def check_range(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}` is {value}; it takes a number of at least {least}.")
 
     @property
     def name(self) -> str:
         return f"{self.kind}-iter{self.iteration}"
 
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of the step after `step` steps are done."""
+    def learning_rate_at(self, step):
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return cosine(self.learning_rate, self.min_learning_rate, progress)
 
-    def loss_at(self, step: int) -> str:
+    # -- the model ----------------------------------------------------------------------------------------------------
+    def build(self, weights, begins):
+        config = self.recipe.config()
+        if weights is None:
+            return BridleForPreTraining(config)
+        # Another kind of phase may have had parts of its own.
+        weights = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
+        config.cold_start = any(name.startswith("tokenizer.cold_start.") for name in weights)
+        model = BridleForPreTraining(config)
+        if begins:
+            fresh = model.state_dict()
+            weights |= {name: fresh[name] for name in fresh if name.split(".")[0] in self.redraws}
+        model.load_state_dict(weights)
+        return model
+
+    def set_modes_(self, model):
+        """Frozen parts neither learn nor drop anything out; what trains is in training mode."""
+        for part in PARTS:
+            trains = part in self.trains
+            getattr(model, part).train(trains).requires_grad_(trains)
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+    def losses_at(self, step: int) -> str:
         """The `phase` argument of `BridleForPreTraining.forward`."""
         return self.kind
 
-    @classmethod
-    def set_modes_(cls, model: torch.nn.Module) -> None:
-        """Frozen parts neither learn nor drop anything out; what trains is in training mode."""
-        for part in PARTS:
-            trains = part in cls.trains
-            getattr(model, part).train(trains).requires_grad_(trains)
+    def objective(self, model, step):
+        return phase_weights(model.config, self.losses_at(step))
 
-    def start_(self, model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-        """What happens once, before the first step."""
+    def draw(self, model, batches, place):
+        batch, patches, name = next(batches), model.bridle.patch_layer, model.main_input_name
+        values, attention_mask = batch[name], batch.get("attention_mask")
+        valid = None
+        if attention_mask is not None and not attention_mask.all():
+            values, valid = patches.mask_padding(values, attention_mask)
+        drawn = {name: values} if valid is None else {name: values, "valid": valid}
+        if "bridle" in self.trains:
+            masks = self.recipe.training.masks_per_sample
+            noise = draw_noise(values, masks, prod(patches.grid(values)), seed_from(*place, 1))
+            drawn["patch_mask"] = model.bridle.make_patch_mask(values, noise=noise, valid=valid)
+        return drawn
 
-    def after_step_(self, model: torch.nn.Module, batches: list[dict], step: int, generator: torch.Generator) -> int:
-        """What happens after a step's codebook update. Returns the number of codes that were replaced."""
-        return 0
+    def counts(self, model, batch):
+        values, valid, mask = batch[model.main_input_name], batch.get("valid"), batch.get("patch_mask")
+        patches = prod(model.bridle.patch_layer.grid(values))
+        tokens = float(len(values) * patches if valid is None else valid.sum())
+        found = {"codebook": tokens, "cosine": tokens}
+        if mask is not None:
+            predicted = mask.masked.numel() if mask.masked_valid is None else mask.masked_valid.sum()
+            found["encoder"] = float(predicted * model.config.quantizer_config.num_codebooks)
+        return found
+
+    def forward(self, model, bare, batch, step):
+        return model(**batch, phase=self.losses_at(step))
+
+    def statistics(self, output):
+        return output.quantizer_stats
+
+    def update_(self, model, statistics):
+        model.tokenizer.update_(statistics)
+
+    def after_step_(self, model, batches, step, generator):
+        return {"codes_reset": 0}
+
+    def measure(self, model, output, batch, accelerator):
+        codebooks = code_usage(output.codes, batch.get("valid"), model.tokenizer.quantizer.codebook_size, accelerator)
+        if residual := residual_energy(model, output.codes, batch, accelerator):
+            codebooks["residual"] = residual
+        return {**stage_predictions(output, accelerator), "codebooks": codebooks}
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+    def export(self, model, folder: Path, accelerator: Accelerator, minutes: float):
+        """encoder-iterK/ after a phase that trains the encoder, final/ after the last phase."""
+        if type(model) is not BridleForPreTraining:  # with parts of its own
+            model = Phase.build(self, model.state_dict(), begins=False)
+        targets = {f"encoder-iter{self.iteration}": model.bridle} if "bridle" in self.trains else {}
+        targets |= {"final": model} if self.is_last else {}
+        processor = self.recipe.build_processor()
+        for name, part in targets.items():
+            with folder_written_beside(folder / name, accelerator) as beside:
+                if accelerator.is_main_process:
+                    part.save_pretrained(beside)
+                    processor.save_pretrained(beside)
+
+    def is_exported(self, folder: Path) -> bool:
+        return (folder / "final" / "config.json").is_file()
 
 
+@dataclass(kw_only=True)
 class EncoderPhase(Phase):
-    """Cross-entropy of the codes of the masked patches. The tokenizer gives the targets and is frozen."""
+    """Cross-entropy of the codes of the masked patches (eq. 4). The tokenizer gives the targets and is frozen.
 
-    kind = "encoder"
+    Attributes:
+        from_scratch: draw encoder and decoder anew; otherwise they go on from the phase before.
+    """
+
+    kind: Literal["encoder"] = "encoder"
+    from_scratch: bool = False
+
     trains = ("bridle", "decoder")
+
+    @property
+    def redraws(self):
+        return ("bridle", "decoder") if self.from_scratch else ()
 
     def start_(self, model, batches, generator):
         if self.iteration > 1:
             model.decoder.reset_head_()
-        elif model.config.cold_start:
+        elif model.tokenizer.cold_start is not None:
             initialize_codebooks_(model, batches, generator)
 
 
+@dataclass(kw_only=True)
 class TokenizerPhase(Phase):
-    """Codebook and cosine loss. The encoder is the teacher: frozen, in eval mode, without masks."""
+    """Codebook and cosine loss (eq. 5 and 6). The encoder is the teacher: frozen, in eval mode, without masks.
 
-    kind = "tokenizer"
+    Attributes:
+        from_encoder: start the tokenizer's transformer as a copy of the encoder; otherwise it is drawn anew, and a
+            phase of a few hundred steps is too short for it to learn what the encoder knows.
+    """
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    learning_rate: float = 2e-4
+    from_encoder: bool = False
+
     trains = ("tokenizer",)
 
     def start_(self, model, batches, generator):
@@ -105,145 +217,76 @@ class TokenizerPhase(Phase):
         initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batches, step, generator):
-        return reset_dead_codes_(model, batches, step, self.steps, generator)
+        return {"codes_reset": reset_dead_codes_(model, batches, step, self.steps, generator)}
 
 
+@dataclass(kw_only=True)
 class JointPhase(Phase):
-    """Both at once (eq. 8): the encoder loss at every step, the tokenizer loss at every k-th."""
+    """Both at once (eq. 8): the encoder loss at every step, the tokenizer loss at every k-th. The teacher of the
+    tokenizer is the encoder in eval mode.
 
-    kind = "joint"
+    Attributes:
+        tokenizer_update_every: k, from 1 on (paper: 5).
+    """
+
+    kind: Literal["joint"] = "joint"
+    tokenizer_update_every: int = 5
+
     trains = ("bridle", "decoder", "tokenizer")
+    may_leave_parameters_out = True  # most steps leave the tokenizer out
 
-    def loss_at(self, step):
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_range("tokenizer_update_every", 1)
+
+    def losses_at(self, step):
         return "joint" if step % self.tokenizer_update_every == 0 else "encoder"
 
     def start_(self, model, batches, generator):
-        if model.config.cold_start:
+        if model.tokenizer.cold_start is not None:
             model.tokenizer.reset_()
             initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batches, step, generator):
-        if self.loss_at(step) != "joint":
-            return 0
-        updates = step // self.tokenizer_update_every
-        return reset_dead_codes_(model, batches, updates, self.steps // self.tokenizer_update_every, generator)
+        if self.losses_at(step) != "joint":
+            return super().after_step_(model, batches, step, generator)
+        every = self.tokenizer_update_every
+        return {"codes_reset": reset_dead_codes_(model, batches, step // every, self.steps // every, generator)}
 
 
-KINDS = {phase.kind: phase for phase in (EncoderPhase, TokenizerPhase, JointPhase)}
+KINDS = {"encoder": EncoderPhase, "tokenizer": TokenizerPhase, "joint": JointPhase}
+# Keys of a phase that stand for each other: what is said of one replaces what was said of all of them.
+LENGTHS = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
 
 
-def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """Starts the tokenizer's codebooks from the tokens of the first batches."""
-    start_codebooks_(model.tokenizer.quantizer, (project(model, batch) for batch in batches), generator)
+def draw_noise(values: torch.Tensor, masks: int, patches: int, seed: int) -> torch.Tensor:
+    """Uniform noise (masks * B, patches), drawn on the CPU so that masks are the same for every kind of device."""
+    return torch.rand(masks * len(values), patches, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor], generator: torch.Generator) -> None:
-    """k-means (or what `codebook_init` says) on the first of `vectors`, (..., d) each: as many over all processes as
-    the quantizer asks for. Learned codebooks ask for none and take none.
-
-    Raises:
-        ValueError: batch after batch of all processes is nothing but padding.
-    """
-    tokens, found, empty = [], 0, 0
-    while found < quantizer.init_sample_size:
-        tokens.append(next(vectors).flatten(0, -2))
-        more = int(all_reduce_sum_(torch.tensor(len(tokens[-1]), device=tokens[-1].device)))
-        found, empty = found + more, 0 if more else empty + 1
-        if empty == EMPTY_BATCHES:
-            raise ValueError(f"{EMPTY_BATCHES} batches in a row hold nothing but padding: no token for the codebooks.")
-    if tokens:
-        quantizer.initialize_(torch.cat(tokens), generator=generator)
-
-
-def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generator: torch.Generator) -> int:
-    """Moves codes that are hardly used to tokens of this step, when `quantizer_config.reset` says so.
-
-    Periodic resets end half-way, so that the codes the encoder is to predict have settled by the end of the phase.
-    """
-    config = model.config.quantizer_config
-    due = {
-        "never": False,
-        "first_batch": step == 0,
-        "periodic": (step + 1) % config.reset_interval == 0 and step < steps // 2,
-    }[config.reset]
-    if not due:
-        return 0
-    tokens = torch.cat([project(model, batch) for batch in batches])
-    tokens = tokens[torch.isfinite(tokens).all(-1)]  # what is not finite makes the next step's loss NaN
-    return model.tokenizer.quantizer.reset_dead_codes_(tokens, generator=generator)
-
-
-@torch.no_grad()
-def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """What the quantizer receives for a batch, without padding: (tokens, d)."""
-    device = model.tokenizer.cold_projection.device
-    batch = {name: value.to(device) for name, value in batch.items()}
-    values, attention_mask = batch[model.main_input_name], batch.get("attention_mask")
-    with gathered(model), evaluating(model.tokenizer):
-        tokens = model.tokenizer.project(values, attention_mask)  # (B, N, d)
-    valid = valid_patches(model, batch)
-    return tokens.flatten(0, 1) if valid is None else tokens[valid]
-
-
-@contextmanager
-def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Has the parameters at hand that FSDP2 keeps in shards outside the model's forward."""
-    sharded = isinstance(model, FSDPModule)
-    if sharded:
-        model.unshard()
-    yield
-    if sharded:
-        model.reshard()
-
-
-def valid_patches(model: torch.nn.Module, batch: dict) -> torch.Tensor | None:
-    """(B, N) True for patches that are not padding; None where a batch has none."""
-    return model.bridle.embeddings.patch_validity(batch[model.main_input_name], batch.get("attention_mask"))
-
-
-def build_schedule(recipe: PretrainRecipe, num_processes: int = 1) -> list[Phase]:
-    """The recipe's phases with their lengths in steps.
+# ---------------------------------------------------------------------------------------------------------------------
+# The schedule
+# ---------------------------------------------------------------------------------------------------------------------
+def build_schedule(recipe, num_processes: int = 1) -> list[Phase]:
+    """The phases of a `PretrainRecipe` with their places in the run and their lengths in steps.
 
     Raises:
         ValueError: a phase without a length, or one in epochs where `training.examples_per_epoch` is not known.
     """
     phases, iteration = [], 0
-    for index, entry in enumerate(recipe.phases):
+    for index, phase in enumerate(recipe.phases):
+        steps, warmup = _lengths(phase, f"phases.{index}", recipe.training, num_processes)
+        phase = replace(phase, steps=steps, warmup_steps=warmup)
         # A tokenizer phase opens the iteration whose encoder phase learns from it.
-        number = iteration + 1
-        iteration += entry.kind != "tokenizer"
-        settings = _settings(entry, getattr(recipe, entry.kind))
-        steps, warmup = _lengths(settings, f"phases.{index}", recipe, num_processes)
-        phases.append(
-            KINDS[entry.kind](
-                index=index,
-                iteration=number,
-                steps=steps,
-                warmup_steps=warmup,
-                learning_rate=settings.learning_rate or LEARNING_RATE[entry.kind],
-                min_learning_rate=settings.min_learning_rate or 0.0,
-                redraws=("bridle", "decoder") if settings.from_scratch else (),
-                from_encoder=bool(settings.from_encoder),
-                tokenizer_update_every=settings.tokenizer_update_every or 5,
-            )
-        )
+        phase.recipe, phase.index, phase.iteration = recipe, index, iteration + 1
+        iteration += phase.kind != "tokenizer"
+        phases.append(phase)
+    phases[-1].is_last = True
     return phases
 
 
-def _settings(entry: PhaseEntry, common: PhaseArguments) -> PhaseArguments:
-    """The section of a kind with what an entry says laid over it; lengths replace each other whatever their unit."""
-    said = {key: value for key, value in asdict(entry).items() if value is not None and key != "kind"}
-    merged = asdict(common)
-    for one, other in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
-        if one in said or other in said:
-            merged[one] = merged[other] = None
-    return PhaseArguments(**(merged | said))
-
-
-def _lengths(settings: PhaseArguments, key: str, recipe: PretrainRecipe, num_processes: int) -> tuple[int, int]:
+def _lengths(phase: Phase, key: str, training, num_processes: int) -> tuple[int, int]:
     """Steps and warm-up steps of a phase. A phase cut short by `max_steps_per_phase` keeps its share of warm-up."""
-    training = recipe.training
 
     def in_steps(steps: int | None, epochs: float | None) -> int | None:
         if steps is not None or epochs is None:
@@ -254,12 +297,12 @@ def _lengths(settings: PhaseArguments, key: str, recipe: PretrainRecipe, num_pro
         return round(epochs * training.examples_per_epoch / batch)
 
     limit = training.max_steps_per_phase
-    steps = in_steps(settings.steps, settings.epochs)
+    steps = in_steps(phase.steps, phase.epochs)
     if steps is None:
         steps = limit
     if steps is None or steps < 1:
         raise ValueError(f"`{key}` is {steps} steps long; it takes `steps` or `epochs` that make at least one step.")
-    warmup = in_steps(settings.warmup_steps, settings.warmup_epochs)
+    warmup = in_steps(phase.warmup_steps, phase.warmup_epochs)
     warmup = steps // 10 if warmup is None else min(warmup, steps)
     if limit is not None and steps > limit:
         steps, warmup = limit, warmup * limit // steps

@@ -1,11 +1,12 @@
-"""What surrounds the steps: processes, data, schedule, output folder; where a run begins again and what it leaves."""
+"""A run: its processes, tasks, data and folder; where it goes on after an interruption, and what it writes."""
 
 import datetime
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,16 +16,13 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
-from ..data.streaming import build_loader
-from ..files import set_aside
-from ..modeling_bridle import BridleForPreTraining
+from ..files import set_aside, write_whole
 from ..recipe_reader import changed_keys, recipe_to_yaml
-from .arguments import PretrainRecipe
+from .arguments import OptimizationArguments
 from .checkpoints import (
     Checkpoint,
     drop_later_,
     find_checkpoint,
-    folder_written_beside,
     list_checkpoints,
     open_checkpoint,
     prune_,
@@ -32,36 +30,76 @@ from .checkpoints import (
     set_random_state_,
 )
 from .metrics import MetricsFile, flat
-from .phases import Phase, build_schedule
 from .seeds import seed_from
+from .task import Batches, Task
 
 logger = logging.getLogger(__name__)
 
 
-class Run:
-    """What all phases of a run share."""
+# Opens the data of one process: (seed, rank, number of processes) -> its batches.
+OpenBatches = Callable[[int, int, int], Batches]
 
-    def __init__(self, recipe: PretrainRecipe):
-        training = recipe.training
-        self.recipe, self.stopped = recipe, False
-        self.asked_to_stop = lambda: False
-        self.folder = Path(recipe.output_dir)
-        # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
-        self.ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            cpu=not torch.accelerator.is_available(),
-            dynamo_backend="inductor" if training.compile else None,
-            log_with=training.tracker,
-            project_dir=recipe.output_dir,
-            kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=training.deadline))],
-        )
-        check_processes(self.accelerator)
-        self.schedule = build_schedule(recipe, self.accelerator.num_processes)
-        self.processor = recipe.build_processor()
+
+def build_accelerator(
+    settings: OptimizationArguments, folder: Path, find_unused_parameters: bool = False
+) -> Accelerator:
+    """The processes of a run.
+
+    Raises:
+        ValueError: processes that do not know of each other, or that shard what a checkpoint has to hold.
+    """
+    # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+    )
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        cpu=not torch.accelerator.is_available(),
+        dynamo_backend="inductor" if settings.compile else None,
+        log_with=settings.tracker,
+        project_dir=str(folder),
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.deadline))],
+    )
+    check_processes(accelerator)
+    return accelerator
+
+
+class Run:
+    """What all tasks of a run share.
+
+    Args:
+        accelerator: of `build_accelerator`.
+        folder: receives checkpoints/, failure/, metrics.jsonl, recipe.yaml and what the tasks export.
+        tasks: in order, each with its `index`.
+        settings: how a step is taken.
+        open_batches: opens the data.
+        recipe: what the run follows from, a dataclass that `recipe_to_yaml` takes; with `output_dir`.
+        seed: of everything random.
+        resume: "auto" goes on from the newest good checkpoint in `folder`, "never" starts over; or a checkpoint.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        tasks: list[Task],
+        settings: OptimizationArguments,
+        open_batches: OpenBatches,
+        recipe: Any,
+        seed: int = 0,
+        resume: str = "auto",
+    ):
+        self.accelerator, self.folder, self.tasks, self.settings = accelerator, Path(folder), tasks, settings
+        self.open_batches, self.recipe, self.seed, self.resume = open_batches, recipe, seed, resume
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self.data_seed, self.steps_skipped = recipe.seed, 0
-        self.met, self.named = 0, set()  # bad clips: how often they were met, and their names
+        self.data_seed, self.steps_skipped = seed, 0
+        self.stopped, self.asked_to_stop = False, lambda: False
+        self.met, self.named = 0, set()  # bad samples: how often they were met, and their names
+
+    @property
+    def samples_per_step(self) -> int:
+        settings = self.settings
+        return settings.batch_size * settings.gradient_accumulation_steps * self.accelerator.num_processes
 
     def find_start(self) -> Checkpoint | None:
         """The checkpoint to go on from, None to start from nothing.
@@ -72,21 +110,21 @@ class Run:
         Raises:
             ValueError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the processes.
         """
-        recipe, checkpoints = self.recipe, self.folder / "checkpoints"
-        if recipe.resume == "never":
+        checkpoints = self.folder / "checkpoints"
+        if self.resume == "never":
             if self.accelerator.is_main_process and checkpoints.exists():
                 logger.warning("resume=never: the earlier run was moved to %s", set_aside(self.folder))
             self.accelerator.wait_for_everyone()
         checkpoint = find_checkpoint(checkpoints)
-        if recipe.resume not in ("auto", "never") and (checkpoint is None or not self.wrote(checkpoint)):
-            checkpoint = open_checkpoint(recipe.resume)
+        if self.resume not in ("auto", "never") and (checkpoint is None or not self.wrote(checkpoint)):
+            checkpoint = open_checkpoint(self.resume)
         if checkpoint is not None:
             self.check_fits(checkpoint)
         return checkpoint
 
     def wrote(self, checkpoint: Checkpoint) -> bool:
         """Whether this very command wrote the checkpoint, as far as `resume` tells."""
-        return yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())["resume"] == self.recipe.resume
+        return yaml.safe_load((checkpoint.path / "recipe.yaml").read_text()).get("resume") == self.resume
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint."""
@@ -100,11 +138,11 @@ class Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(recipe_to_yaml(self.recipe))
-            self.named = self.metrics.rewind(*(checkpoint.phase, checkpoint.step) if checkpoint else (-1, 0))
+            write_whole(self.folder / "recipe.yaml", recipe_to_yaml(self.recipe))
+            self.named = self.metrics.rewind(*(checkpoint.task, checkpoint.step) if checkpoint else (-1, 0))
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
-                prune_(self.folder / "checkpoints", self.recipe.training.keep_checkpoints)
+                prune_(self.folder / "checkpoints", self.settings.keep_checkpoints)
         accelerator.init_trackers("tensorboard")
 
     def go_on_in_data(self, checkpoint: Checkpoint) -> None:
@@ -122,39 +160,32 @@ class Run:
                 self.loader.load_state_dict(state["data"])
                 return
         logger.warning("%s was written with %s: the data is shuffled anew", checkpoint.path, changed)
-        self.data_seed = seed_from(self.recipe.seed, checkpoint.phase, checkpoint.step, accelerator.num_processes)
+        self.data_seed = seed_from(self.seed, checkpoint.task, checkpoint.step, accelerator.num_processes)
         self.loader = self.open_data()
 
-    def open_data(self):
-        """The loader of this process."""
-        accelerator = self.accelerator
-        return build_loader(
-            self.recipe.open_data(),
-            self.processor,
-            batch_size=self.recipe.training.batch_size,
-            seed=self.data_seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
+    def open_data(self) -> Batches:
+        """The batches of this process."""
+        return self.open_batches(self.data_seed, self.accelerator.process_index, self.accelerator.num_processes)
 
     def check_fits(self, checkpoint: Checkpoint) -> None:
         """A run goes on only in a phase that the recipe has, as long as it was unless the recipe made it so. Another
         recipe is followed from there, with a warning; a finished run it would leave as it is."""
-        names, before = [phase.name for phase in self.schedule], checkpoint.state
-        if before["phase_name"] not in names[checkpoint.phase : checkpoint.phase + 1]:
+        before = checkpoint.state
+        if not any((task.index, task.name) == (checkpoint.task, before["phase_name"]) for task in self.tasks):
+            names = ", ".join(task.name for task in self.tasks)
             raise ValueError(
-                f"{checkpoint.path} is of phase {checkpoint.phase} ({before['phase_name']}); "
-                f"the recipe's phases are {', '.join(names)}. Give resume=never or another output_dir."
+                f"{checkpoint.path} is of phase {checkpoint.task} ({before['phase_name']}); "
+                f"the recipe's phases are {names}. Give resume=never or another output_dir."
             )
         written = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
         changed = changed_keys(written, yaml.safe_load(recipe_to_yaml(self.recipe)))
         changed = ", ".join(key for key in changed if key not in ("output_dir", "resume"))
-        steps, processes = self.schedule[checkpoint.phase].steps, self.accelerator.num_processes
-        if not changed and steps != before.get("phase_steps", steps):
+        steps, processes = self.tasks[checkpoint.task].steps, self.accelerator.num_processes
+        if not changed and steps != before["phase_steps"]:
             raise ValueError(
-                f"{before['phase_name']} is {steps} steps long on {processes} processes, and {checkpoint.path} is of "
-                f"{before['phase_steps']} on {before['num_processes']}: epochs are fewer steps where a step takes more "
-                "clips. Change training.batch_size or training.gradient_accumulation_steps so that it takes as many."
+                f"Cannot resume {before['phase_name']}: it has {steps} steps with {processes} processes, but "
+                f"{checkpoint.path} belongs to one of {before['phase_steps']} steps with {before['num_processes']}. "
+                "Keep batch_size * gradient_accumulation_steps * processes as it was."
             )
         if changed and self.is_finished(checkpoint):
             raise ValueError(
@@ -165,31 +196,31 @@ class Run:
             logger.warning("the recipe has changed since %s: %s", checkpoint.path, changed)
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
-        last = self.schedule[-1]
-        done = checkpoint is not None and (checkpoint.phase, checkpoint.step) >= (last.index, last.steps)
-        return done and (self.folder / "final" / "config.json").is_file()
+        last = self.tasks[-1]
+        done = checkpoint is not None and (checkpoint.task, checkpoint.step) >= (last.index, last.steps)
+        return done and last.is_exported(self.folder)
 
-    def build_model(self, phase: Phase, checkpoint: Checkpoint | None) -> BridleForPreTraining:
-        """A new model with the checkpoint's weights; the parts a phase redraws stay new where the phase begins."""
-        torch.manual_seed(seed_from(self.recipe.seed, phase.index))
-        config = self.recipe.config()
+    def build_model(self, task: Task, checkpoint: Checkpoint | None) -> torch.nn.Module:
+        """The model of a task with the checkpoint's weights.
+
+        Raises:
+            ValueError: they are of another model.
+        """
+        torch.manual_seed(seed_from(self.seed, task.index))
         if checkpoint is None:
-            return BridleForPreTraining(config)
-        config.cold_start = checkpoint.state["cold_start"]
-        model = BridleForPreTraining(config)
-        weights = checkpoint.weights()
-        if checkpoint.phase < phase.index:
-            for part in phase.redraws:
-                weights |= {name: value for name, value in model.state_dict().items() if name.startswith(f"{part}.")}
+            return task.build(None, begins=True)
         try:
-            model.load_state_dict(weights)
+            return task.build(checkpoint.weights(), begins=checkpoint.task < task.index)
         except RuntimeError as error:
-            raise ValueError(f"{checkpoint.path} does not fit the recipe's `model`: {error}") from error
-        return model
+            raise ValueError(f"{checkpoint.path} does not fit the recipe's model: {error}") from error
 
-    def save(self, phase: Phase, step: int, model, optimizer, bare: BridleForPreTraining, position: dict) -> Checkpoint:
-        """A checkpoint after `step` steps of a phase; `bare` is the model inside the prepared `model`, `position` that
-        of the loader after the batches of these steps.
+    def save(self, task: Task, step: int, model, optimizer, position: dict, minutes: float) -> Checkpoint:
+        """A checkpoint after `step` steps of a task.
+
+        Args:
+            model, optimizer: as prepared by the accelerator.
+            position: of the loader after the batches of these steps.
+            minutes: of training that the task took so far.
 
         Raises:
             OSError: it could not be written. The checkpoints before it are as they were.
@@ -201,41 +232,33 @@ class Run:
                 self.accelerator,
                 model,
                 optimizer,
-                phase=phase.index,
+                task=task.index,
                 step=step,
                 state={
-                    "phase_name": phase.name,
-                    "phase_steps": phase.steps,
-                    "learning_rate": phase.learning_rate_at(step - 1),
-                    "cold_start": bare.config.cold_start,
+                    "phase_name": task.name,
+                    "phase_steps": task.steps,
+                    "learning_rate": task.learning_rate_at(step - 1),
+                    "minutes": minutes,
                     "data_seed": self.data_seed,
                     "steps_skipped": self.steps_skipped,
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
                 data=position,
                 recipe=recipe_to_yaml(self.recipe),
-                keep=self.recipe.training.keep_checkpoints,
+                keep=self.settings.keep_checkpoints,
             )
         except (OSError, SafetensorError) as error:
             last = [str(old) for old in list_checkpoints(folder)[-1:]]
             raise OSError(
-                f"the checkpoint of step {step} of {phase.name} could not be written: {error}. "
+                f"the checkpoint of step {step} of {task.name} could not be written: {error}. "
                 f"The last one is {last[0] if last else 'none'}; make room and start again."
             ) from error
         return open_checkpoint(path, verify=False)
 
-    def export(self, phase: Phase, checkpoint: Checkpoint) -> None:
-        """encoder-iterK/ after a phase that trains the encoder, final/ after the last phase."""
-        model, targets = self.build_model(phase, checkpoint), {}
-        if "bridle" in phase.trains:
-            targets[f"encoder-iter{phase.iteration}"] = model.bridle
-        if phase is self.schedule[-1]:
-            targets["final"] = model
-        for name, part in targets.items():
-            with folder_written_beside(self.folder / name, self.accelerator) as beside:
-                if self.accelerator.is_main_process:
-                    part.save_pretrained(beside)
-                    self.processor.save_pretrained(beside)
+    def export(self, task: Task, checkpoint: Checkpoint) -> None:
+        """Lets a finished task write its results."""
+        model = self.build_model(task, checkpoint)
+        task.export(model, self.folder, self.accelerator, checkpoint.state["minutes"])
 
     def end(self) -> None:
         """Names what was skipped and closes the trackers."""
@@ -292,7 +315,7 @@ def waiting_for_others(deadline: float) -> Iterator[None]:
         text = str(error)
         if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "pair closure" in text):
             raise RuntimeError(
-                f"another process ended, or did not get here in training.deadline={deadline:g} seconds; "
+                f"another process ended, or did not get here in deadline={deadline:g} seconds; "
                 f"what it said last tells why. Started again, the run goes on from its last checkpoint ({text})."
             ) from error
         raise

@@ -2,7 +2,7 @@ import kaldi
 import numpy as np
 import pytest
 
-from bridle_hf.data import mixup, roll_magnitude, spec_augment
+from bridle_hf.data import roll_magnitude, spec_augment
 
 MEAN, SCALE = -4.4446096, 2 * 3.3216383
 NORMALIZATION = {"mean": MEAN, "scale": SCALE}
@@ -85,18 +85,6 @@ def test_spec_augment_without_masks_changes_nothing():
     features = np.random.default_rng(0).standard_normal((3, 20, 8)).astype("float32")
     out = spec_augment(features.copy(), np.array([20, 10, 5]), np.random.default_rng(0), frequency_mask=0, time_mask=0)
     np.testing.assert_array_equal(out, features)
-
-
-def test_mixup_mixes_features_and_targets_alike():
-    features = np.broadcast_to(np.arange(64, dtype=np.float32)[:, None, None], (64, 3, 2))
-    targets = np.eye(64, dtype=np.float32)
-    mixed, soft = mixup(features, targets, np.random.default_rng(0))
-    assert mixed.dtype == np.float32 and soft.dtype == np.float32
-    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(mixed, np.broadcast_to((soft @ np.arange(64))[:, None, None], mixed.shape), atol=1e-4)
-    weights = np.diag(soft)[(np.diag(soft) > 0) & (np.diag(soft) < 1)]
-    assert len(weights) > 50
-    assert weights.mean() == pytest.approx(0.5, abs=0.05) and weights.std() == pytest.approx(0.109, abs=0.04)
 
 
 @pytest.mark.parametrize("function", [roll_magnitude, spec_augment])

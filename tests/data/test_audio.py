@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from bridle_hf.data import BadClipError, decode_audio
-from bridle_hf.data.decoding import clip_features
+from bridle_hf.data import BadClipError, DataArguments, decode_audio
+from bridle_hf.data.audio import audio_features
 
 
 def sine(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
@@ -132,11 +132,11 @@ def test_bad_clips_say_why(audio, message):
 
 def test_what_the_feature_extractor_refuses_is_a_bad_clip(extractor):
     with pytest.raises(BadClipError, match="samples"):
-        clip_features(encoded(sine(440, 16000, seconds=0.05), 16000, "WAV"), extractor)
+        audio_features(encoded(sine(440, 16000, seconds=0.05), 16000, "WAV"), DataArguments(min_seconds=0), extractor)
 
 
 def test_features_are_neither_padded_nor_cut(extractor):
-    features = clip_features(encoded(sine(440, 8000, seconds=0.8), 8000, "WAV"), extractor)
+    features = audio_features(encoded(sine(440, 8000, seconds=0.8), 8000, "WAV"), DataArguments(), extractor)
     assert features.shape == (1 + (12800 - 400) // 160, 32)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridle_hf import knn_regularizer, perplexity_regularizer, regularization_bridle
+from bridle_hf import knn_regularizer, learned_quantization_bridle, perplexity_regularizer
 
 HAND = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.3, 0.5, 0.2]])
 
@@ -48,7 +48,7 @@ def test_knn_equals_float64(divergence, k, monkeypatch):
     p = assignments()
     expected = knn_in_float64(p, k, divergence)
     assert knn_regularizer(p.float(), k, divergence).item() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(regularization_bridle, "BLOCK", 110)  # two vertices at a time
+    monkeypatch.setattr(learned_quantization_bridle, "BLOCK", 110)  # two vertices at a time
     assert knn_regularizer(p.float(), k, divergence).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -163,16 +163,16 @@ def test_many_codes_and_neighbours_need_little_memory():
 
 
 def test_errors_name_what_is_wrong():
-    with pytest.raises(ValueError, match="divergence is 'kl', must be one of ce, l2"):
+    with pytest.raises(ValueError, match="`divergence` is 'kl'; it takes one of 'ce', 'l2'"):
         knn_regularizer(HAND, 1, "kl")
-    with pytest.raises(ValueError, match="num_neighbors is 5, must be from 1 to the number of assignments, 4"):
+    with pytest.raises(ValueError, match="`num_neighbors` is 5; it takes 1 to 4, the number of assignments"):
         knn_regularizer(HAND, 5)
-    with pytest.raises(ValueError, match="num_neighbors is 0"):
+    with pytest.raises(ValueError, match="`num_neighbors` is 0"):
         knn_regularizer(HAND, 0)
-    with pytest.raises(ValueError, match="num_vertices is 4, must be from 1 to the number of codes, 3"):
+    with pytest.raises(ValueError, match="`num_vertices` is 4; it takes 1 to 3, the number of codes"):
         knn_regularizer(HAND, 1, num_vertices=4)
     for function in (lambda p, m=None: knn_regularizer(p, 1, mask=m), perplexity_regularizer):
-        with pytest.raises(ValueError, match=r"p is \(2, 4, 3\) torch.float32, must be floating point \(N, K\)"):
+        with pytest.raises(ValueError, match=r"`p` is \(2, 4, 3\) torch.float32; it takes floating point \(N, K\)"):
             function(HAND.expand(2, 4, 3))
-        with pytest.raises(ValueError, match=r"mask is \(3,\), must be \(4,\), one per assignment"):
+        with pytest.raises(ValueError, match=r"`mask` is \(3,\); it takes \(4,\), one per assignment"):
             function(HAND, torch.ones(3))

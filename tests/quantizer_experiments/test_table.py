@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bridle_hf import SmoothedQuantizer, VectorQuantizer
-from bridle_hf.quantizer_experiments.loop import Steps, share_at
-from bridle_hf.quantizer_experiments.methods import run_methods
+from bridle_hf.losses_bridle import LossSum
+from bridle_hf.quantizer_experiments.batches import Steps
+from bridle_hf.quantizer_experiments.table import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.training import load_recipe
 
@@ -80,16 +81,18 @@ def test_results_of_another_recipe_are_named(clips, tmp_path, caplog):
 
 
 def test_a_bad_loss_ends_the_method_and_keeps_the_checkpoint_before_it(clips, tmp_path, monkeypatch):
-    loss = Wav2Vec2Recipe.loss
+    forward = Wav2Vec2Recipe.forward
     steps = iter(range(9))
 
     def turns_bad(self, model, bare, batch):
-        value, output = loss(self, model, bare, batch)
-        return value * (float("nan") if next(steps) == 2 else 1), output
+        output = forward(self, model, bare, batch)
+        total, count = output.losses["contrastive"]
+        output.losses["contrastive"] = LossSum(total * (float("nan") if next(steps) == 2 else 1), count)
+        return output
 
-    monkeypatch.setattr(Wav2Vec2Recipe, "loss", turns_bad)
+    monkeypatch.setattr(Wav2Vec2Recipe, "forward", turns_bad)
     broken = recipe(clips, tmp_path, "checkpoint_steps=1")
-    with pytest.raises(FloatingPointError, match="gumbel: at step 3 the loss is nan and the gradient norm"):
+    with pytest.raises(FloatingPointError, match="step 3 of gumbel: the loss is nan and the gradient norm"):
         run_methods(broken, ["gumbel"])
     (checkpoint,) = (tmp_path / "gumbel" / "checkpoints").iterdir()
     assert checkpoint.name == "phase-00-step-00000002"
@@ -101,7 +104,7 @@ def take(steps, count):
 
 
 def test_every_process_takes_clips_of_its_own_and_each_clip_once_an_epoch():
-    by_rank = [take(Steps(14, 3, 5, 0, rank, 2), 6) for rank in range(2)]  # 2 steps of 6 clips an epoch, 2 clips left
+    by_rank = [take(Steps(14, 3, 5, rank, 2, 0), 6) for rank in range(2)]  # 2 steps of 6 clips an epoch, 2 clips left
     for epoch in range(3):
         taken = [number for rank in by_rank for step in rank[2 * epoch : 2 * epoch + 2] for number, _ in step]
         assert len(taken) == len(set(taken)) == 12 and set(taken) <= set(range(14))
@@ -109,18 +112,18 @@ def test_every_process_takes_clips_of_its_own_and_each_clip_once_an_epoch():
     assert orders[0] != orders[1] != orders[2]
     seeds = [{seed for _, seed in step} for rank in by_rank for step in rank]
     assert all(len(seed) == 1 for seed in seeds) and len(set.union(*seeds)) == 12
-    assert take(Steps(14, 3, 5, 3, 1, 2), 3) == by_rank[1][3:]  # from any step on
-    assert take(Steps(14, 3, 6, 0, 0, 2), 1) != by_rank[0][:1]
-    with pytest.raises(ValueError, match="has 5 clips; a step takes batch_size=3 on each of 2 processes"):
-        Steps(5, 3, 0, 0, 0, 2)
+    assert take(Steps(14, 3, 5, 1, 2, 3), 3) == by_rank[1][3:]  # from any step on
+    assert take(Steps(14, 3, 6, 0, 2, 0), 1) != by_rank[0][:1]
+    with pytest.raises(ValueError, match="has 5 samples; a step takes batch_size=3 on each of 2 processes"):
+        Steps(5, 3, 0, 0, 2, 0)
 
 
 def test_the_learning_rate_is_torch_s_cosine(clips, tmp_path):
-    cosine = recipe(clips, tmp_path, "final_share=0.3", "steps=9")
+    row = recipe(clips, tmp_path, "final_share=0.3", "steps=9", "learning_rate=2.0").build_tasks()[0]
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9, eta_min=0.6)
     for step in range(9):
-        assert 2 * share_at(step, cosine) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert row.learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
 

@@ -1,0 +1,138 @@
+"""A whole pretraining run: its recipe, and the call that runs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any, Union
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_bridle import BridleConfig
+from ..data.arguments import DataArguments
+from ..data.modalities import MODALITIES, build_processor
+from ..data.streaming import build_loader
+from ..recipe_reader import config_keys, read_recipe
+from .arguments import OptimizationArguments, processor_keys
+from .engine import Stop, train
+from .phases import KINDS, LENGTHS, Phase, build_schedule
+from .run import Run, build_accelerator
+
+AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 (of a tuple)
+# A section for each kind: what its phases have in common.
+Sections = make_dataclass("Sections", [(kind, cls, field(default_factory=cls)) for kind, cls in KINDS.items()])
+
+
+@dataclass(kw_only=True)
+class PretrainRecipe(Sections):
+    """A whole pretraining run.
+
+    Attributes:
+        output_dir: receives checkpoints/, encoder-iterK/, final/, metrics.jsonl and recipe.yaml.
+        resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
+        model: keyword arguments of `BridleConfig`.
+        processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
+            `model.input_size`.
+        phases: the schedule, in order. In a recipe file an entry is laid over the section of its kind: `encoder`,
+            `tokenizer`, `joint`.
+    """
+
+    output_dir: str
+    data: DataArguments
+    seed: int = 0
+    resume: str = "auto"
+    model: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
+    processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
+    training: OptimizationArguments = field(default_factory=OptimizationArguments)
+    phases: list[AnyPhase] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.phases:
+            raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
+        if self.seed < 0:
+            raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
+        self.config()
+
+    @staticmethod
+    def prepare(values: dict) -> dict:
+        """Lays each entry of `phases` over the section of its kind. Sections come first, to be checked first."""
+        sections = {kind: values[kind] for kind in KINDS if kind in values}
+        entries = values.get("phases")
+        if isinstance(entries, list):
+            entries = [_laid_over(sections, entry) for entry in entries]
+            values = values | {"phases": entries}
+        return sections | values
+
+    def config(self) -> BridleConfig:
+        """The model's config; the values are checked by `BridleConfig` itself."""
+        try:
+            return BridleConfig(**self.model, attn_implementation=self.training.attention)
+        except (StrictDataclassError, AttributeError, TypeError) as error:  # the latter from transformers' own keys
+            raise ValueError(f"`model`: {error.__cause__ or error}") from error
+
+    def build_processor(self):
+        """The processor, of the model's input size unless `processor` says otherwise."""
+        return build_processor(self.config(), **self.processor)
+
+    def build_tasks(self, num_processes: int = 1) -> list[Phase]:
+        """The phases with their lengths in steps. See `build_schedule`."""
+        return build_schedule(self, num_processes)
+
+    def open_data(self) -> DataArguments:
+        """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
+        if self.data.dataset != "synthetic":
+            return self.data
+        folder = MODALITIES[self.config().modality].write_demo_set(Path(self.output_dir) / "synthetic")
+        return replace(self.data, dataset=str(folder))
+
+
+def _laid_over(sections: dict, entry: Any) -> Any:
+    """An entry of `phases` with what it leaves out from the section of its kind."""
+    section = sections.get(entry.get("kind", "encoder")) if isinstance(entry, dict) else None
+    if not isinstance(section, dict):
+        return entry
+    said = {key for group in LENGTHS if any(key in entry for key in group) for key in group}
+    return {key: value for key, value in section.items() if key not in said} | entry
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
+    """Reads a recipe of pretraining, or of another `cls`. See `read_recipe`."""
+    return read_recipe(cls, path, overrides)
+
+
+def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) -> bool:
+    """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
+
+    Args:
+        recipe: what to do.
+        dataset: a dataset in hand instead of `recipe.data.dataset`, in every process the same: a `datasets.Dataset` or
+            `IterableDataset`, a dictionary of them by split, or a list of arrays; see `data.in_hand.take_in_hand`.
+        stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
+            after the step at hand and a checkpoint. The commands pass one that listens to SIGTERM and SIGINT.
+
+    Returns:
+        True when the run is finished, False when it was stopped.
+
+    Raises:
+        FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
+        RuntimeError: another process ended or hangs, or too many samples cannot be used.
+        OSError: a checkpoint could not be written; those before it are intact.
+        ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
+            processes that do not know of each other.
+    """
+    folder, settings = Path(recipe.output_dir), recipe.training
+    accelerator = build_accelerator(settings, folder, any(phase.may_leave_parameters_out for phase in recipe.phases))
+    processor = recipe.build_processor()
+
+    def open_batches(seed: int, rank: int, num_processes: int):
+        return build_loader(
+            recipe.open_data(),
+            processor,
+            dataset,
+            batch_size=settings.batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=num_processes,
+        )
+
+    tasks = recipe.build_tasks(accelerator.num_processes)
+    return train(Run(accelerator, folder, tasks, settings, open_batches, recipe, recipe.seed, recipe.resume), stop)

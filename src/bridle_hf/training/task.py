@@ -1,0 +1,143 @@
+"""What the engine trains. A task says what its model is, what it minimises, and what happens besides gradients.
+
+The engine (`engine.py`) knows nothing of encoders, tokenizers or tables; a task knows nothing of checkpoints,
+logs or failures.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from ..losses_bridle import LossSum
+from .parameters import parameter_groups
+from .seeds import seed_from
+
+# Inputs of one forward pass, on the CPU: tensors, and a `PatchMask` where patches are masked.
+Batch = dict[str, Any]
+# Where a step is: (seed, task, step, process, micro-batch).
+Place = tuple[int, int, int, int, int]
+
+
+class Batches(Protocol):
+    """Endless batches with a position that can be saved."""
+
+    skipped: dict[str, str]  # name -> reason of every sample that could not be used
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]: ...
+
+    def __next__(self) -> dict[str, torch.Tensor]: ...
+
+    def state_dict(self) -> dict:
+        """The position, as JSON values."""
+
+    def differs(self, state: dict) -> str:
+        """How these batches are drawn otherwise than those that `state` is of; empty where it fits."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on at a position."""
+
+
+class Losses(Protocol):
+    """What a forward pass returns: named losses, and whatever else the task wants to see of it."""
+
+    losses: Mapping[str, LossSum]
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start`, where progress is 0, to `end`, where it is 1."""
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+class Task:
+    """Base class of tasks: everything that has a sensible default. A trailing underscore means that a method mutates.
+
+    Attributes:
+        name: of the task, in logs and checkpoints.
+        index: its number in the run.
+        steps: its length in optimizer steps.
+        may_leave_parameters_out: whether a step may not reach some of the parameters that train.
+    """
+
+    name: str
+    index: int = 0
+    steps: int | None
+    may_leave_parameters_out: bool = False
+
+    def build(self, weights: dict[str, torch.Tensor] | None, begins: bool) -> torch.nn.Module:
+        """The model, on the CPU.
+
+        Args:
+            weights: of the last checkpoint; None where the run begins.
+            begins: whether the task has taken no step yet.
+
+        Raises:
+            RuntimeError: `weights` are of another model.
+        """
+        raise NotImplementedError
+
+    def set_modes_(self, model: torch.nn.Module) -> None:
+        """Training mode and `requires_grad` of each part."""
+        model.train()
+
+    def start_(self, model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
+        """What happens once, before the first step. `generator` is the same on all processes."""
+
+    def build_optimizer(self, model: torch.nn.Module, weight_decay: float, betas: tuple) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, self.learning_rate_at(0), weight_decay)
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of the step after `step` steps are done."""
+        raise NotImplementedError
+
+    def draw(self, model: torch.nn.Module, batches: Iterator[dict], place: Place) -> Batch:
+        """The inputs of a forward pass. All randomness comes from `place`."""
+        return next(batches)
+
+    def seed(self, place: Place) -> int:
+        """Seed of the global random generators before a forward pass."""
+        return seed_from(*place)
+
+    def objective(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        """The named losses that a step minimises, and their weights."""
+        raise NotImplementedError
+
+    def counts(self, model: torch.nn.Module, batch: Batch) -> dict[str, float]:
+        """How many items each weighted loss of a batch goes over; equal to the counts that `forward` returns.
+
+        They are needed before the first forward pass of a step, since losses are divided by those of all passes.
+        """
+        raise NotImplementedError
+
+    def forward(self, model: torch.nn.Module, bare: torch.nn.Module, batch: Batch, step: int) -> Losses:
+        """A forward pass. `model` is `bare` as prepared for several processes and mixed precision."""
+        return model(**batch)
+
+    def statistics(self, output: Losses) -> dict[str, torch.Tensor] | None:
+        """What `update_` takes, to be added up over the micro-batches of a step; None where there is nothing."""
+        return None
+
+    def update_(self, model: torch.nn.Module, statistics: dict[str, torch.Tensor]) -> None:
+        """What moves without gradients, such as moving averages of codes. Called before the optimizer's step."""
+
+    def after_step_(
+        self, model: torch.nn.Module, batches: list[Batch], step: int, generator: torch.Generator
+    ) -> dict[str, float]:
+        """What follows an optimizer step; what it returns is logged. `generator` is the same on all processes."""
+        return {}
+
+    def measure(self, model: torch.nn.Module, output: Losses, batch: Batch, accelerator: Accelerator) -> dict[str, Any]:
+        """What is logged of a forward pass besides its losses. Every process calls it."""
+        return {}
+
+    def export(self, model: torch.nn.Module, folder: Path, accelerator: Accelerator, minutes: float) -> None:
+        """Writes the results of the finished task. Every process calls it; `minutes` of training lie behind it."""
+        raise NotImplementedError
+
+    def is_exported(self, folder: Path) -> bool:
+        """Whether `export` was done."""
+        raise NotImplementedError

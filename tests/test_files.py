@@ -1,0 +1,80 @@
+"""Files and folders are there as a whole or not at all; what was there before stays until then."""
+
+import os
+
+import pytest
+
+from bridle_hf.files import set_aside, whole_file, whole_folder, write_whole
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", ["text, ä\n", b"\x00bytes"])
+def test_a_file_replaces_the_one_before(tmp_path, content):
+    (tmp_path / "a").write_text("before")
+    write_whole(tmp_path / "a", content)
+    assert (tmp_path / "a").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_after_an_error_all_is_as_it_was(tmp_path, error):
+    write_whole(tmp_path / "file", "before")
+    with whole_folder(tmp_path / "folder") as folder:
+        write_whole(folder / "inside", "before")
+    with pytest.raises(error), whole_file(tmp_path / "file") as file:
+        file.write_text("half")
+        raise error
+    with pytest.raises(error), whole_folder(tmp_path / "folder") as folder:
+        (folder / "other").write_text("half")
+        raise error
+    assert names(tmp_path) == ["file", "folder"] and names(tmp_path / "folder") == ["inside"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_folder_replaces_the_one_before(tmp_path):
+    for name in ("first", "second"):
+        with whole_folder(tmp_path / "folder") as folder:
+            assert not names(folder)
+            (folder / name).mkdir()
+            write_whole(folder / name / "file", name)
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["second"]
+
+
+def test_what_a_killed_process_left_is_gone_on_with_where_it_says_how_far_it_came(tmp_path):
+    for step in range(2):
+        with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "folder", resume="progress") as folder:
+            assert names(folder) == (["progress", "work-0"] if step else [])
+            (folder / f"work-{step}").touch()
+            (folder / "progress").touch()
+            raise KeyboardInterrupt
+    with whole_folder(tmp_path / "folder", resume="progress") as folder:
+        (folder / "progress").unlink()
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["work-0", "work-1"]
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "other", resume="progress"):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the names of open files are read from /proc")
+def test_a_power_cut_finds_the_content_on_disk(tmp_path, monkeypatch):
+    """Everything is flushed before the rename."""
+    flushed, fsync, replace = [], os.fsync, os.replace
+
+    def record(number):
+        flushed.append(os.readlink(f"/proc/self/fd/{number}"))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", lambda *paths: flushed.append("rename") or replace(*paths))
+    with whole_folder(tmp_path / "folder") as folder:
+        (folder / "file").touch()
+    assert [path.rsplit("/", 1)[-1] for path in flushed] == ["file", ".folder.partial", "rename", tmp_path.name]
+
+
+def test_old_folders_are_numbered(tmp_path):
+    for number in (1, 2):
+        (tmp_path / "run").mkdir()
+        assert set_aside(tmp_path / "run") == tmp_path / f"run.old-{number}"
