@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from bridle_hf.losses_bridle import LossSum
 from bridle_hf.quantizer_experiments.batches import Steps
 from bridle_hf.quantizer_experiments.table import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
-from bridle_hf.training import load_recipe
+from bridle_hf.training import load_recipe, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "examples" / "recipes" / "wav2vec2" / "esc10_small.yaml"
@@ -97,6 +98,27 @@ def test_a_bad_loss_ends_the_method_and_keeps_the_checkpoint_before_it(clips, tm
     (checkpoint,) = (tmp_path / "gumbel" / "checkpoints").iterdir()
     assert checkpoint.name == "phase-00-step-00000002"
     assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
+    (failure,) = (tmp_path / "gumbel" / "failure").iterdir()
+    losses, gradients = replay(failure, recipe_class=Wav2Vec2Recipe)
+    assert isfinite(losses["contrastive"]) and losses["loss"] > 0  # the NaN is of this test, not of the batch
+    assert "quantizer.quantizer.codebooks.0.embed" in gradients
+
+
+def test_a_bad_step_is_skipped_where_the_recipe_says_so(clips, tmp_path, monkeypatch, caplog):
+    forward, steps = Wav2Vec2Recipe.forward, iter(range(99))
+
+    def turns_bad(self, model, bare, batch):
+        output = forward(self, model, bare, batch)
+        total, count = output.losses["contrastive"]
+        output.losses["contrastive"] = LossSum(total * (float("nan") if next(steps) == 2 else 1), count)
+        return output
+
+    monkeypatch.setattr(Wav2Vec2Recipe, "forward", turns_bad)
+    (result,) = run_methods(recipe(clips, tmp_path, "skip_bad_steps=1", "logging_steps=2"), ["gumbel"])
+    assert isfinite(result["contrastive_loss"]) and "skipped step 3 of gumbel" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "gumbel" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[-1]["steps_skipped"] == 1
+    assert set(lines[0]["losses"]) == {"contrastive", "quantizer"} and lines[0]["codebooks"]["cur"]
 
 
 def take(steps, count):
