@@ -8,8 +8,7 @@ import yaml
 
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.recipe_reader import RecipeError, changed_keys, recipe_to_yaml
-from bridle_hf.training import load_recipe
-from bridle_hf.training.arguments import PretrainRecipe
+from bridle_hf.training import PretrainRecipe, load_recipe
 from bridle_hf.training.phases import build_schedule
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
