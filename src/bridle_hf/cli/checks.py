@@ -1,9 +1,9 @@
-"""What scripts do before their work: look at the model, the processor and the data that a user named, and say in one
-line what is not there. Errors of the work itself keep their traceback."""
+"""Checks before a command's work: the model, the processor and the data that the user named. What is not there is one
+line of error; errors of the work itself keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ PRETRAINED, CLASSIFIER = (
 
 @contextmanager
 def setting_up(parser) -> Iterator[None]:
-    """Ends the script with one line and exit code 2 where what the user gave cannot be used.
+    """Ends the command with one line and exit code 2 where what the user gave cannot be used.
 
     Args:
-        parser: the script's `argparse.ArgumentParser`.
+        parser: the command's `argparse.ArgumentParser`.
     """
     try:
         yield
@@ -60,30 +60,6 @@ def check_finetuning(recipe: Any) -> None:
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))
-
-
-def add_data_options(parser, dataset: str = "folder or Hub id of a dataset") -> None:
-    """Adds the options that say what to read, for `given_data`.
-
-    Args:
-        parser: the script's `argparse.ArgumentParser`.
-        dataset: the help of `--dataset`.
-    """
-    parser.add_argument("--dataset", required=True, help=dataset)
-    parser.add_argument("--files", help="pattern of the files to read, such as '**/*.flac', all as split train")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
-
-
-def given_data(given: Any, **more) -> DataArguments:
-    """The data that a command line names.
-
-    Args:
-        given: what `argparse` found; its options that are fields of `DataArguments` count.
-        more: further fields.
-    """
-    named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
-    return DataArguments(**named, **more)
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:

@@ -1,7 +1,7 @@
 """Release a trained model on the Hub: card, code, weights and processor, reloaded in a clean process before the push.
 
-    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --dry-run
-    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --results results.yaml --tag v1
+    bridle release runs/as2m_base/final --repo-id ORG/bridle-audio --dry-run
+    bridle release runs/as2m_base/final --repo-id ORG/bridle-audio --results results.yaml --tag v1
 
 The card is `model_cards/bridle-MODALITY.md` of the current folder, or --card.
 """
@@ -105,8 +105,8 @@ def push(folder, repo_id, private=False, tag=None):
     return commit
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments=None, prog="python -m bridle_hf.hub.release"):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder of a trained model and its processor")
     parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub")
     parser.add_argument("--card", help="the card's template")
