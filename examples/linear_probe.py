@@ -1,6 +1,6 @@
 """Linear probe of a frozen encoder: logistic regression on pooled features.
 
-    python examples/linear_probe.py --model runs/esc10_tiny/final --dataset DIR --label-column target --fold-column fold
+    python examples/linear_probe.py --model runs/mine/final --dataset DIR --label-column target --fold-column fold
 
 `bridle probe` is the same; `--help` lists the options.
 """

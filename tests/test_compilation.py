@@ -6,6 +6,7 @@ from tiny import fill_codebooks_, tiny_config
 from torch.export import Dim
 
 import bridle_hf
+from bridle_hf.quantization_bridle import QUANTIZERS
 
 pytestmark = pytest.mark.slow  # a minute and a half
 SIZES = {
@@ -53,6 +54,21 @@ def test_a_compiled_step_has_the_gradients_of_an_eager_one(step, modality):
     eager, traced = gradients
     assert len(eager) > 20
     torch.testing.assert_close(traced, eager, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_quantizer_is_one_graph(name):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    config = bridle_hf.BridleQuantizerConfig(type=name, codebook_size=12, codebook_dim=8, levels=(4, 3))
+    quantizer, weight = bridle_hf.build_quantizer(config).train(), torch.randn(50, 8)
+    found = []
+    for call in (quantizer, torch.compile(quantizer, fullgraph=True, backend="aot_eager")):
+        z = torch.randn(50, 8, generator=torch.manual_seed(1)).requires_grad_()
+        output = call(z, torch.arange(50) < 40)
+        (gradient,) = torch.autograd.grad((output.quantized * weight).sum() + output.loss, z)
+        found.append((output.codes, output.quantized, output.loss, output.stats, gradient))
+    torch.testing.assert_close(*found)
 
 
 def check_export(model, example, other, dynamic_shapes=None):

@@ -9,7 +9,6 @@ import transformers
 
 import bridle_hf
 from bridle_hf.data import MODALITIES, build_processor
-from bridle_hf.hub.reload import PROCESSORS
 
 TINY = {
     "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -90,8 +89,9 @@ def test_auto_classes_find_the_processor_of_a_modality_and_no_other(trust, tmp_p
         config = bridle_hf.BridleConfig(modality=modality, **TINY)
         for part in (bridle_hf.BridleModel(config), build_processor(config)):
             part.save_pretrained(tmp_path / modality)
-        for auto in ("AutoProcessor", *PROCESSORS.values()):
-            expected[modality, auto] = processor if auto in ("AutoProcessor", PROCESSORS[modality]) else None
+        for auto in ("AutoProcessor", *(each.auto_processor for each in MODALITIES.values())):
+            own = auto in ("AutoProcessor", MODALITIES[modality].auto_processor)
+            expected[modality, auto] = processor if own else None
             try:
                 loaded = getattr(transformers, auto).from_pretrained(tmp_path / modality, trust_remote_code=trust)
                 found[modality, auto] = type(loaded)

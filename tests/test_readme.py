@@ -196,7 +196,7 @@ def merged(recipe: dict, changes: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder like the repository, with data beside it as small as its recipes."""
+    """A folder like the repository, with datasets of the Hub's names in it, as small as its recipes."""
     folder = tmp_path_factory.mktemp("beside") / "repository"
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "model_cards", folder / "model_cards")
@@ -206,16 +206,17 @@ def workplace(tmp_path_factory):
             path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
 
     sounds = [{"audio": {"bytes": flac(clip(i)), "path": "a.flac"}} for i in range(20)]
-    labels = [{"target": i % 2, "category": "ab"[i % 2], "fold": i // 2 % 5 + 1} for i in range(20)]
+    labels = [{"target": i % 2, "category": "ab"[i % 2], "fold": i // 2 % 5 + 1, "esc10": True} for i in range(20)]
     rows = [sound | label for sound, label in zip(sounds, labels, strict=True)]
-    write(folder.parent / "shared" / "data" / "esc10", train=rows)
+    others = [row | {"target": 2, "category": "c", "esc10": False} for row in rows]
+    write(folder / "ashraq" / "esc50", train=[row for pair in zip(rows, others, strict=True) for row in pair])
     write(folder / "my_sounds", train=rows)
     for number in range(20):
         path = folder / "my_labelled" / "ab"[number % 2] / f"{number}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(flac(clip(number)))
     rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
-    write(folder.parent / "shared" / "data" / "cifar10-small", train=rows, test=rows[::4])
+    write(folder / "uoft-cs" / "cifar10", train=rows, test=rows[::4])
     torch.save({"model": reference_checkpoint(MODEL)}, folder / "checkpoint.pth")
     return folder
 

@@ -102,7 +102,7 @@ def _override(values: dict, origins: dict, override: str) -> None:
                 target[parent] = {}
             target = target[parent]
     try:
-        # A pattern of files begins with what YAML takes for an alias, of which one line can hold none.
+        # A leading '*' would be parsed as a YAML alias, so glob patterns are taken literally.
         value = text if text.startswith("*") else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error

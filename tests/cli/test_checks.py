@@ -7,10 +7,12 @@ from datasets import Dataset
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.cli.checks import (
+    add_data_options,
     check_data,
     check_finetuning,
     check_model,
     check_recipe,
+    given_data,
     open_model,
     setting_up,
 )
@@ -32,6 +34,23 @@ def saved(recipe, tmp_path, monkeypatch):
     for cls, name in ((BridleForPreTraining, "pretrained"), (BridleModel, "encoder"), (BridleTokenizer, "tokenizer")):
         cls(config).save_pretrained(name)
         build_processor(config).save_pretrained(name)
+
+
+def test_values_to_leave_out_are_a_mapping(capsys):
+    parser = argparse.ArgumentParser("script.py")
+    add_data_options(parser)
+    words = ["--dataset", "x", "--exclude"]
+    assert given_data(parser.parse_args(words[:2])).exclude == {}
+    assert given_data(parser.parse_args([*words, "{esc10: [false], fold: [1, 2]}"])).exclude == {
+        "esc10": [False],
+        "fold": [1, 2],
+    }
+    for text in ("[1]", "{", "fold"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([*words, text])
+        assert f"argument --exclude: invalid mapping value: '{text}'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="data.exclude.fold must be a list"):
+        given_data(parser.parse_args([*words, "{fold: 1}"]))
 
 
 @pytest.mark.parametrize("error", [ValueError("two\n  lines"), FileNotFoundError("two lines")])
@@ -58,9 +77,9 @@ def test_other_errors_keep_their_traceback():
         (["data.test_split=test"], r"Bad split: test. Available splits: \['train'\]$"),
         (
             ["data.files=**/*.mp3"],
-            r"^data.files is '\*\*/\*.mp3'; no file in '.*sounds' that datasets can read is so.$",
+            r"^data.files='\*\*/\*.mp3' matches no readable file in '.*sounds'.$",
         ),
-        (["data.files=no.wav"], "^data.files is 'no.wav'; no file in '.*sounds' that datasets can read is so.$"),
+        (["data.files=no.wav"], "^data.files='no.wav' matches no readable file in '.*sounds'.$"),
         (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
         (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
         (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),

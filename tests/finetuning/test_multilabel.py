@@ -80,7 +80,7 @@ def test_numbers_take_the_dataset_s_names(tmp_path, tone, to_wav, extractor):
 def test_labels_that_are_neither_are_named(tmp_path, tone, to_wav, extractor):
     rows = [{"audio": to_wav(tone(0, 0)), "labels": [0.5]}]
     Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"'labels' must hold a list of integers or strings a clip, got \[0.5\]"):
+    with pytest.raises(ValueError, match=r"'labels' must hold a list of integers or strings per sample, got \[0.5\]"):
         load_examples(DataArguments(dataset=str(tmp_path), label_column="labels"), extractor)
 
 

@@ -14,6 +14,7 @@ from PIL import Image as Picture
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
 from bridle_hf.quantizer_experiments.autoencoder import DiscreteAutoencoder
 from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe, evaluate, save_pairs
+from bridle_hf.quantizer_experiments.methods import DatasetArguments, open_split
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +172,16 @@ def test_what_is_wrong_is_named(table, pictures, tmp_path):
     assert "each with a name of its own" in table(*recipe, twice, fails=True)
     with pytest.raises(ValueError, match="data.column is 'image'; .* has img, label"):
         table(*recipe, f"data.dataset={pictures}", "data.column=image", "--method", "cosine-ste")
+
+
+def test_excluded_clips_are_not_opened(pictures):
+    given = {"dataset": str(pictures), "column": "img", "test_split": "test"}
+    kept = [open_split(DatasetArguments(**given, exclude={"label": ["2", 5]}), train) for train in (True, False)]
+    assert [len(clips) for clips in kept] == [10, 4] and kept[0].column_names == ["img"]
+    whole = open_split(DatasetArguments(**given), True)
+    assert kept[0][2]["img"] == whole[3]["img"] and kept[0][4]["img"] == whole[6]["img"]
+    with pytest.raises(ValueError, match="^data.exclude names 'esc10'; .* has img, label.$"):
+        open_split(DatasetArguments(**given, exclude={"esc10": [False]}), True)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)

@@ -33,8 +33,9 @@ METHODS = (
 
 def options(clips, folder, *more):
     return [
-        f"data.dataset={clips}", "data.seconds=0.25", "data.train_split=train", "data.test_split=train", "batch_size=4",
-        "steps=6", f"model={MODEL}", f"methods={METHODS}", "quantizer={codebook_dim: 8}", f"output_dir={folder}", *more,
+        f"data.dataset={clips}", "data.exclude={}", "data.seconds=0.25", "data.train_split=train",
+        "data.test_split=train", "batch_size=4", "steps=6", f"model={MODEL}", f"methods={METHODS}",
+        "quantizer={codebook_dim: 8}", f"output_dir={folder}", *more,
     ]  # fmt: skip
 
 

@@ -88,7 +88,14 @@ def test_one_command_ends_in_one_table(clips, tmp_path, monkeypatch, capsys):
     methods = "[{name: 1x8, quantizer: {type: smoothed, codebook_size: 8}}, {name: 2x4, quantizer: "
     methods += "{type: product, inner: vector, codebook_size: 4, kmeans_samples_per_code: 4}}]"
     options = [f"model.{key}={list(v) if isinstance(v, tuple) else v}" for key, v in TINY.items()]
-    options += [f"data.dataset={clips}", "data.seconds=0.25", "steps=2", "batch_size=4", f"methods={methods}"]
+    options += [
+        f"data.dataset={clips}",
+        "data.exclude={}",
+        "data.seconds=0.25",
+        "steps=2",
+        "batch_size=4",
+        f"methods={methods}",
+    ]
     options += ["quantizer={codebook_dim: 8}", f"output_dir={tmp_path}"]
     script = ROOT / "examples" / "wav2vec2_pretraining.py"
     monkeypatch.setattr("sys.argv", [str(script), "--recipe", str(RECIPES / "esc10_small.yaml"), *options])

@@ -9,6 +9,7 @@ import yaml
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.recipe_reader import RecipeError, changed_keys, recipe_to_yaml
 from bridle_hf.training import load_recipe
+from bridle_hf.training.arguments import PretrainRecipe
 from bridle_hf.training.phases import build_schedule
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
@@ -161,6 +162,29 @@ def test_the_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert build_schedule(recipe)
     assert recipe.resume == "auto" and recipe.data.split == "train"
+
+
+def test_shipped_recipes_name_data_that_everybody_has():
+    """A dataset of the Hub, a set that the run makes, or a folder that the user is told to give."""
+    found = set()
+    for path in RECIPES.glob("*/*.yaml"):
+        assert "shared" not in path.read_text(), path
+        found.add(yaml.safe_load(path.read_text()).get("data", {}).get("dataset"))
+    hub = {name for name in found if name and name.count("/") == 1 and not name.startswith(".")}
+    assert {"ashraq/esc50", "uoft-cs/cifar10"} < hub
+    made = {name for name in found - hub if name and name.startswith("runs/") and name.endswith("/synthetic")}
+    assert found - hub - made <= {None, "synthetic", "my_sounds", "kinetics400"}
+
+
+def test_esc10_is_a_part_of_esc50_and_a_folder_of_it_alone_takes_two_overrides():
+    audio = RECIPES / "audio"
+    for path, cls in ((audio / "vq_tiny.yaml", PretrainRecipe), (audio / "esc10_finetune.yaml", FinetuneRecipe)):
+        data = load_recipe(path, cls=cls).data
+        assert (data.dataset, data.exclude) == ("ashraq/esc50", {"esc10": [False]})
+        data = load_recipe(path, ["data.dataset=DIR", "data.exclude={}"], cls).data
+        assert (data.dataset, data.exclude) == ("DIR", {})
+        inductive = load_recipe(path, ["data.exclude.fold=[1]"], cls).data
+        assert inductive.exclude == {"esc10": [False], "fold": [1]}
 
 
 def test_as2m_base_is_the_paper_s_table_5():

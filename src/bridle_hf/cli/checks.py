@@ -1,5 +1,5 @@
-"""Checks before a command's work: the model, the processor and the data that the user named. What is not there is one
-line of error; errors of the work itself keep their traceback."""
+"""Checks of commands before their work: model, processor and data exist, or one line says what is missing. Errors of
+the work itself keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +81,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
             open_source(replace(data, split=split, test_split=None), processor)
     except OSError as error:
         if data.files is not None and (path.is_dir() or isinstance(error, NOTHING_TO_READ)):
-            raise ValueError(f"{files} is {data.files!r}; no file in {name!r} that datasets can read is so.") from error
+            raise ValueError(f"{files}={data.files!r} matches no readable file in {name!r}.") from error
         if isinstance(error, NOTHING_TO_READ):
             raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
         if path.is_dir():

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+import yaml
+
 from ..data.arguments import DataArguments
 
 OVERRIDE = re.compile(r"[\w.]+=")
@@ -51,6 +53,22 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or 
     parser.add_argument("--files", help="pattern of the files to read, such as '**/*.flac', all as split train")
     parser.add_argument("--split", default="train")
     parser.add_argument("--input-column", help="by default the first column of the model's modality")
+    parser.add_argument("--exclude", type=mapping, default={}, help="column: values to leave out, as '{fold: [1, 2]}'")
+
+
+def mapping(text: str) -> dict:
+    """A YAML mapping of a command line.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is no mapping")
+    return value
 
 
 def given_data(given: Any, **more) -> DataArguments:

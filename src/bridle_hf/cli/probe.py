@@ -1,8 +1,8 @@
 """Linear probe of a frozen encoder: logistic regression on pooled features, five folds, nested search of C.
 
-    bridle probe --model runs/esc10_tiny/final --dataset DIR --label-column target --fold-column fold
-    bridle probe --model runs/esc10_tiny/final --dataset DIR ... --baseline random --pooling mean_std
-    bridle probe --model runs/cifar10_tiny/final --dataset DIR --label-column label --test-split test
+    bridle probe --model runs/mine/final --dataset DIR --label-column target --fold-column fold
+    bridle probe --model runs/mine/final --dataset DIR ... --baseline random --pooling mean_std
+    bridle probe --model runs/cifar10_tiny/final --dataset uoft-cs/cifar10 --label-column label --test-split test
 
 Baselines under the same protocol: `random`, the model's architecture with random weights; and features without any
 encoder. For audio `logmel`, mean and standard deviation of the log-mel bins, and `logmel-delta`, with mean absolute
@@ -46,7 +46,7 @@ def parse_arguments(arguments, prog):
     if not given.model and given.baseline in (None, "random"):
         parser.error(f"--model is missing; it is needed for everything but --baseline {', '.join(MODALITY_OF)}")
     if given.model and "{fold}" in given.model and not (given.folds and given.fold_column):
-        parser.error("--model has {fold} in it, one model a test fold; give --fold-column and --folds, too")
+        parser.error("--model has {fold} in it, one model per test fold; give --fold-column and --folds, too")
     return parser, given
 
 

@@ -66,10 +66,9 @@ def main(arguments=None, prog=None):
         recipe = load_recipe(given.recipe, given.overrides)
         check_recipe(recipe)
         recipe.data = recipe.open_data()
-        data, processor = (
-            replace(recipe.data, exclude={}, label_column=given.label_column, **tested),
-            recipe.build_processor(),
-        )
+        # folds that pretraining does not see are tested all the same; what else it leaves out is not in the study
+        recipe.data.exclude.pop(given.fold_column, None)
+        data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
         check_data(data, processor)
     folder = Path(recipe.output_dir)
     examples = load_examples(data, processor)
@@ -104,7 +103,8 @@ def pretrain_command(given, recipe, run):
     command = ["pretrain", "--recipe", given.recipe, *given.overrides]
     command += [f"data.dataset={recipe.data.dataset}", f"output_dir={run['folder']}", f"seed={run['seed']}"]
     if given.inductive:
-        command.append(f"data.exclude={json.dumps({given.fold_column: run['test_folds']})}")
+        exclude = recipe.data.exclude | {given.fold_column: run["test_folds"]}
+        command.append(f"data.exclude={json.dumps(exclude)}")
     return command
 
 
@@ -169,7 +169,8 @@ def finetune_rows(given, recipe):
         for name, suffix, changes in variants:
             target = Path(recipe.output_dir) / f"finetune-seed-{seed}{suffix}"
             command = ["finetune", "--recipe", given.finetune, f"model={model}", f"seed={seed}"]
-            command += [f"output_dir={target}", f"data.dataset={recipe.data.dataset}", *changes]
+            command += [f"output_dir={target}", f"data.dataset={recipe.data.dataset}"]
+            command += [f"data.exclude={json.dumps(recipe.data.exclude)}", *changes]
             run_all(1, [command], [target])  # what is done it passes over
             results = json.loads((target / "results.json").read_text())
             per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))

@@ -6,27 +6,28 @@ from typing import Literal
 
 @dataclass
 class DataArguments:
-    """Where the clips come from, how they are read and how they are augmented.
+    """Where the samples come from, how they are read and how they are augmented.
 
     Args:
-        dataset: folder or Hub id of a dataset with a column of sounds, images or videos.
+        dataset: folder or Hub id of a dataset with a column of audio, images or videos. Empty where the caller hands
+            over a dataset of their own.
         name: configuration of the dataset, where it has several.
         files: one pattern of the files to read, such as `**/*.flac`, all as split `train`; by default every file,
             in the split that its name speaks of (`test/1.wav`, `dev-1.wav`).
         split: split to read.
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
-        input_column: column that holds the clips; by default the first of the model's modality.
-        label_column: column of the class (integer or string), for probing and fine-tuning; or, for fine-tuning, of the
-            list of a clip's classes.
+        input_column: column to decode; by default the first of the model's modality.
+        label_column: column of the class (integer or string), for probing and fine-tuning; or, for fine-tuning, of a
+            list of classes per sample.
         fold_column: column of the cross-validation fold.
         exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`.
-        shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard. Single files and cached
-            clips that are more than this are drawn from all of them instead.
+        shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard. More single files,
+            cached samples or rows of a `datasets.Dataset` than this are shuffled as a whole instead.
         num_workers: processes that read and decode; 0 reads in the training process.
-        cache: decode every clip once, keep it on disk and stream from there: features of sounds, pixels of the rest.
-        in_memory: hold all decoded clips of a probe or of fine-tuning in memory; otherwise decode each in its turn.
+        cache: decode every sample once, keep it on disk and stream from there: log-mel features or pixels.
+        in_memory: hold all decoded samples of a probe or of fine-tuning in memory; otherwise decode each when needed.
         cache_dir: folder of the caches; by default `bridle` in the datasets cache of HuggingFace.
-        max_bad_share: share of clips that may be undecodable before the run stops.
+        max_bad_share: share of the samples that may be undecodable before the run stops.
 
     Audio:
         min_seconds: a shorter clip counts as undecodable: a truncated wav file decodes without any error.

@@ -1,9 +1,9 @@
-"""Clips decoded once and kept on disk as a dataset of their own, which then streams like any other.
+"""Cache of decoded samples on disk, a dataset of its own that streams like any other.
 
-A cache is a folder of Arrow files, which cost half of what parquet files do to read. Each row holds `features` (log-mel
-features or pixels as raw bytes) with their `dtype` and `shape`, or the clip's `file` undecoded; its `clip_name` and the
-source's other columns. The content does not depend on `exclude`, crops or augmentation, so that folds and phases share
-it.
+A cache is a folder of Arrow files, which are twice as fast to read as parquet files. Each row holds `features` (log-mel
+features or pixels as raw bytes) with their `dtype` and `shape`, or the undecoded `file`; the sample's `clip_name` and
+the other columns of the source. The content does not depend on `exclude`, crops or augmentation, so that folds and
+phases share it.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ CLIP_COLUMNS = {
 FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
-PROGRESS = "progress.json"  # of an unfinished cache: whole files, and the examples and skipped clips behind them
-SKIPPED = "skipped.json"  # name -> reason of the clips that could not be decoded
+PROGRESS = "progress.json"  # of an unfinished cache: number of whole files, and the examples and bad samples so far
+SKIPPED = "skipped.json"  # name -> reason of the samples that could not be decoded
 FORMAT = 3  # part of the fingerprint: raise it when the content of a cache changes
 
 
@@ -47,7 +47,7 @@ def open_clips(data: DataArguments, processor, dataset=None) -> Source:
         return source
     folder = write_cache(source, data, processor)
     table = _open_table(folder)
-    # Without features each file would have those of its own rows, and a column that is empty there no type.
+    # Otherwise each file would infer its features from its own rows, and a column that is empty there has no type.
     files = str(folder / "*.arrow")
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     skipped = json.loads((folder / SKIPPED).read_text())
@@ -102,7 +102,7 @@ def _open_table(folder: Path) -> datasets.Dataset:
 
 
 def _leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
-    """The rows that `exclude` keeps."""
+    """The rows without those that `exclude` names."""
     if not exclude:
         return table
     columns = table.select_columns(list(exclude))
@@ -146,7 +146,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     done, schema = {"files": 0, "examples": 0, "skipped": {}}, None
     if (folder / PROGRESS).exists():
         done = json.loads((folder / PROGRESS).read_text())
-        logger.info("going on with the cache behind %d clips", done["examples"])
+        logger.info("resuming the cache after %d samples", done["examples"])
     source.skipped |= done["skipped"]
     if source.dataset.features is not None:
         columns = {key: value for key, value in source.dataset.features.items() if key != source.input_column}
@@ -163,7 +163,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
             with pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
             os.fsync(file.fileno())
-        # Another time a bad shard may be read, and then the number of examples would not fit.
+        # A bad shard may be readable the next time; the number of examples would then not fit.
         if not any(name.startswith("shard ") for name in source.skipped):
             done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
@@ -172,7 +172,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
 
 
 def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterator[list[dict]]:
-    """Lists of rows that end where they hold so many rows or, with the last, so many bytes."""
+    """Lists of rows, each closed once it holds `most_rows` rows or at least `most_bytes` bytes."""
     portion, size = [], 0
     for row in rows:
         portion.append(row)
@@ -191,13 +191,13 @@ def _bytes_of(value) -> int:
 
 
 def _pack(clip: np.ndarray) -> dict:
-    """The columns that hold a clip: floating point numbers in half precision, pixels as they are."""
+    """The columns that hold a sample: floating point numbers in half precision, pixels as they are."""
     dtype = np.float16 if clip.dtype.kind == "f" else clip.dtype
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 
 def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
-    """The clip of a row. It is kept whole; what of it is used, the collator chooses."""
+    """The sample of a row, whole; the collator crops it."""
     return np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
 
 

@@ -1,4 +1,4 @@
-"""Labelled sets for probes and fine-tuning: every clip at hand by its number."""
+"""Labelled sets for probes and fine-tuning, indexable by sample."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ from .source import open_source
 
 @dataclass
 class Examples:
-    """A labelled set of n decoded clips.
+    """A labelled set of n decoded samples.
 
     Attributes:
-        modality: what the clips are.
-        clips: one array a clip, as the modality decodes it.
-        collate: makes model inputs of clips, see `Modality.collator`.
+        modality: of the samples.
+        clips: one array per sample, as the modality decodes it.
+        collate: makes model inputs of samples, see `Modality.collator`.
         labels: (n,) int64, contiguous from 0; multi-hot (n, classes) int8 where `label_column` holds lists; or None
             without `label_column`.
         folds: (n,) the values of `fold_column`, or "train" and "test" with `test_split`, or None without.
         label_names: name of each label: the dataset's own, or the column's value as text.
-        clip_names: name of each clip, for reports.
-        test_folds: the folds to test on, where it is not all of them in turn.
+        clip_names: name of each sample, for reports.
+        test_folds: the folds to test on; None for all of them in turn.
         fingerprint: identifies a dataset that the caller built; None for one with a name.
     """
 
@@ -47,20 +47,20 @@ class Examples:
         return len(self.clips)
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
-        """The model's inputs for some clips, without chance. `options` are the collator's."""
+        """The model's inputs for some samples, without augmentation. `options` are those of the collator."""
         return self.collate.plain([self.clips[row] for row in rows], **options)
 
     def labels_of(self, row: int) -> list[str]:
-        """The names of a clip's labels."""
+        """The names of the labels of a sample."""
         if self.labels is None:
             return []
         found = np.flatnonzero(self.labels[row]) if self.labels.ndim > 1 else [self.labels[row]]
         return [self.label_names[label] for label in found]
 
     def training_batch(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The model's inputs for some clips, augmented. Of files no more is decoded than the part that is used."""
+        """The model's inputs for some samples, augmented. Of files only the part that is used is decoded."""
         if isinstance(self.clips, MappedClips):
-            # generators of their own, since what augmentation draws must not hang on where the clips are kept
+            # separate generators: augmentation must draw the same wherever the samples are kept
             clips = [self.clips.part(row, own) for row, own in zip(rows, rng.spawn(len(rows)), strict=True)]
         else:
             clips = [self.clips[row] for row in rows]
@@ -68,7 +68,7 @@ class Examples:
 
 
 class MappedClips(Sequence):
-    """Clips of a table on disk, each made an array when it is asked for."""
+    """Samples of a table, decoded when they are indexed."""
 
     def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray]):
         self.table, self.decode = table, decode
@@ -80,10 +80,10 @@ class MappedClips(Sequence):
         return self.decode(self.table[int(row)])
 
     def part(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """A clip, or a random part of it where the whole is costly to decode."""
+        """A sample; of long media only a random window."""
         try:
             return self.decode(self.table[int(row)], rng)
-        except BadClipError:  # of a header that promises more than is there; as a whole the clip was found good
+        except BadClipError:  # the header overstates the length; decoding the whole worked when the set was indexed
             return self[row]
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
@@ -158,7 +158,7 @@ def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray]
 
 
 def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
-    """Labels, numbers (n,) or of lists multi-hot rows, and the names of the classes in the order of their values."""
+    """Labels, (n,) numbers or multi-hot rows for lists, and the names of the classes in the order of their values."""
     several = any(isinstance(value, list) for value in values)
     lists = values if several else [[value] for value in values]
     feature = getattr(feature, "feature", feature)
@@ -169,7 +169,7 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
         for value in lists:
             if not isinstance(value, list) or not all(isinstance(label, (int, str)) for label in value):
                 what = "a list of integers or strings" if several else "one integer or string"
-                raise ValueError(f"data.label_column: {column!r} must hold {what} a clip, got {value!r}.")
+                raise ValueError(f"data.label_column: {column!r} must hold {what} per sample, got {value!r}.")
         classes = sorted({label for value in lists for label in value})
         index, names = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
     if not several:
@@ -181,13 +181,13 @@ def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
 
 
 def balanced_weights(labels):
-    """Weight of each clip in the balanced sampler: the sum over its labels of 1 / clips with that label.
+    """Weight of each sample in the balanced sampler: the sum over its labels of 1 / samples with that label.
 
     Args:
         labels: (n,) classes or (n, classes) multi-hot.
 
     Returns:
-        float array (n,). A clip without a label is never drawn.
+        float array (n,). A sample without a label is never drawn.
     """
     labels = np.asarray(labels)
     if labels.ndim == 1:

@@ -1,7 +1,7 @@
-"""The dataset that `data` names, opened without looking longer at a folder than needed, and the same in every process.
+"""Opening of named datasets: fast for large folders, and in the same order in every process.
 
 `datasets` looks for the splits of a folder with 66 patterns and walks the whole folder for each, a minute for 50,000
-files. Where no name speaks of a split it is told so, and what was opened is kept until the folder changes.
+files. If no name hints at a split, it is told so, and the opened dataset is kept until the folder changes.
 """
 
 import hashlib

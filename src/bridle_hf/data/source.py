@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE = 16  # examples fetched together from a shard
 FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
-BAD_SHARE_OVER = 100  # the share of bad clips is judged as if at least this many had been read
+BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
 class BadShardError(OSError):
@@ -89,7 +89,7 @@ class Source:
         return example | {"clip_name": path or example.get("clip_name") or otherwise}
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict]:
-        """The examples of one shard from the `start`-th on, the excluded ones too. Each carries a `clip_name`.
+        """The examples of one shard from index `start` on, with a `clip_name` each and including the excluded ones.
 
         Raises:
             BadShardError: reading failed `READ_ATTEMPTS` times.
@@ -116,7 +116,7 @@ class Source:
                 yield dict(zip(batch, values, strict=True))
 
     def batches(self, shard: int) -> Iterator[dict]:
-        """What the dataset reads at once of one shard: column -> values."""
+        """The batches in which the dataset reads one shard: column -> values."""
         # `iter(batch_size)` and not `iter()`: inside a worker the latter would share the shards out a second time.
         return self.dataset.shard(self.num_shards, shard).iter(batch_size=READ_AT_ONCE)
 
@@ -133,11 +133,11 @@ class Source:
                 check_bad_shards(bad, self.num_shards, max_bad_share, error)
 
     def keeps(self, example: dict) -> bool:
-        """Whether `exclude` lets the example in."""
+        """Whether an example is not excluded."""
         return keeps(self.exclude, example)
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:
-        """Of a source of files, the column of clips and the `clip_name` of all examples that `exclude` keeps."""
+        """A table of the input column and `clip_name` of all examples that are not excluded, for a source of files."""
         needed = self.dataset.select_columns([self.input_column, *self.exclude])
         examples = filter(self.keeps, replace(self, dataset=needed).read_all(max_bad_share))
         rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
@@ -145,11 +145,11 @@ class Source:
         return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
     def decode_all(self, num_workers: int, max_bad_share: float, start: int = 0) -> Iterator[tuple[dict, np.ndarray]]:
-        """Every example that `exclude` keeps, in order from the `start`-th on, with its decoded clip; `num_workers`
-        threads decode ahead, and `behind` counts the examples up to the one that was given last.
+        """Yield `(example, array)` for every example that is not excluded, in order from index `start` on.
 
-        Threads do here what processes do elsewhere, since decoding and filter banks run outside Python's lock.
-        Bad clips are skipped and logged; too many of them raise the error of `check_bad_share`.
+        `num_workers` threads decode ahead (decoding and filter banks release Python's lock); `behind` counts the
+        examples up to the last one yielded. Bad samples are skipped and logged; too many of them raise the error of
+        `check_bad_share`.
         """
         examples = islice(filter(self.keeps, self.read_all(max_bad_share)), start, None)
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
@@ -176,7 +176,7 @@ class Source:
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:
-    """Whether an example is left in. Values compare as text: a recipe may say 1 for a column of strings."""
+    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings."""
     return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
 
 
@@ -191,7 +191,7 @@ def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
 
 
 def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason: Exception) -> None:
-    """Raise a `RuntimeError` where more than `max_bad_share` of the clips read could not be used."""
+    """Raise a `RuntimeError` if more than `max_bad_share` of the samples read could not be used."""
     if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
         raise RuntimeError(
             f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
@@ -200,7 +200,7 @@ def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason
 
 
 def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Exception) -> None:
-    """Raise a `RuntimeError` where more than `max_bad_share` of the shards could not be read."""
+    """Raise a `RuntimeError` if more than `max_bad_share` of the shards could not be read."""
     if bad > max_bad_share * shards:
         raise RuntimeError(
             f"{bad} of {shards} shards could not be read, more than data.max_bad_share={max_bad_share} allows; "
@@ -209,7 +209,7 @@ def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Except
 
 
 class Raw:
-    """A column that is passed on as it is. The library's own need torchcodec even to pass on a path."""
+    """A column that is passed on unchanged; those of the library need torchcodec even to pass on a path."""
 
     def encode_example(self, value) -> dict:
         if isinstance(value, (str, os.PathLike)):
@@ -331,7 +331,7 @@ def choose_column(types: dict, data: DataArguments, processor, description: str)
 
 
 def find_column(features: dict, modality, description: str) -> str:
-    """The first column of a modality's type, or else of a usual name."""
+    """The first column of a modality's type, otherwise one with a usual name."""
     typed = [column for column, feature in features.items() if isinstance(feature, modality.column_type)]
     named = [column for column in modality.column_names if column in features]
     if typed or named:

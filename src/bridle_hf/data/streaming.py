@@ -1,4 +1,4 @@
-"""Endless training batches from a streamed dataset, with a position that can be saved and restored exactly."""
+"""Endless training batches of a dataset, with a position that can be saved and restored exactly."""
 
 import hashlib
 import logging
@@ -29,16 +29,15 @@ SHARDS, SPLIT, BLOCK, BATCH, CLIP, ROWS = range(6)  # what a random generator is
 class ClipStream(IterableDataset):
     """Endless batches of one consumer: a worker of a rank.
 
-    Where the source has its examples at hand by number, an epoch is a permutation of them all, of which each of C
-    consumers has every C-th.
+    If the source is indexable (`source.rows`), an epoch is one global permutation; consumer c of C takes items c,
+    c + C, c + 2C, ...
 
-    Otherwise an epoch's examples are split between all consumers: whole shards, and where there are too few of them,
-    the single examples of a shard between those that share it. A consumer reads a block of `shuffle_buffer` raw
-    examples, permutes it and works it off.
+    Otherwise the shards of an epoch are split between the consumers; if there are too few shards, consumers share one
+    and split its examples. A consumer reads a block of `shuffle_buffer` raw examples, permutes it and goes through it.
 
-    Every random number is drawn from (seed, place), so the position is a few integers: where the block starts in the
-    dataset, and how much of it, or of the permutation, is done. A restored stream reads its block again and goes on
-    inside it.
+    Every random number is drawn from (seed, position), so the position is a few integers: where the block starts in the
+    dataset, and how many examples of it, or of the permutation, are done. A restored stream reads its block again and
+    goes on inside it.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ClipStream(IterableDataset):
                 features, skipped = [], []
 
     def _permuted_rows(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
-        """Raw examples from the position on, for ever, each with a generator of its own; the position is behind it."""
+        """Yield `(example, rng)` endlessly from the current position, which is advanced before each yield."""
         at, rows = self.position, self.source.rows
         while consumer < len(rows):
             mine = self._rng(ROWS, at["epoch"]).permutation(len(rows))[consumer::consumers]
@@ -94,7 +93,7 @@ class ClipStream(IterableDataset):
         raise self._nothing_for(consumer, consumers)
 
     def _shuffled_blocks(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
-        """The same of examples that are read in order."""
+        """`_permuted_rows` for examples that can only be read in order."""
         at = self.position
         for block in self._blocks(consumer, consumers):
             order = self._rng(BLOCK, at["epoch"], at["block"], consumer).permutation(len(block))
@@ -103,7 +102,7 @@ class ClipStream(IterableDataset):
                 yield block[index], self._rng(CLIP, at["epoch"], at["block"], consumer, at["index"])
 
     def _blocks(self, consumer: int, consumers: int) -> Iterator[list[dict]]:
-        """Blocks of raw examples from the position on, for ever; moves the position from block to block."""
+        """Yield blocks of raw examples endlessly from the current position, which is advanced after each block."""
         at, empty = self.position, 0
         while empty < EMPTY_EPOCHS:
             examples = self._examples(at["epoch"], at["start"], consumer, consumers)
@@ -122,7 +121,7 @@ class ClipStream(IterableDataset):
         )
 
     def _examples(self, epoch: int, start: tuple, consumer: int, consumers: int) -> Iterator[tuple[tuple, dict]]:
-        """This consumer's raw examples of an epoch, each with the position behind it.
+        """Yield `(position behind it, example)` for the raw examples that this consumer has of an epoch.
 
         A position is (shards done, examples read of the next one, examples so far that `exclude` keeps).
         """
@@ -143,7 +142,7 @@ class ClipStream(IterableDataset):
             offset = 0
 
     def _read(self, shard: int, start: int) -> Iterator[dict]:
-        """A shard's examples, up to where it cannot be read any more."""
+        """The examples of a shard; a shard that cannot be read any further ends early and counts as bad."""
         try:
             yield from self.source.read(shard, start)
         except BadShardError as error:
@@ -170,7 +169,7 @@ class ClipLoader:
     ahead.
 
     Attributes:
-        skipped: name -> reason of every clip that could not be used so far, or when the cache was written.
+        skipped: name -> reason of every sample that could not be used so far, or when the cache was written.
     """
 
     def __init__(self, stream: ClipStream, num_workers: int):
@@ -207,19 +206,19 @@ class ClipLoader:
         return batch
 
     def state_dict(self) -> dict:
-        """Position of this process in the stream: one file a rank."""
+        """Position of this process in the stream, to be saved per rank."""
         return {"layout": self._layout, "skipped": dict(self.skipped), "loader": self._loader.state_dict()}
 
     def differs(self, state: dict) -> str:
-        """In what the loader that `state` was taken from was built otherwise, so that its position would not fit."""
+        """The arguments in which the loader of `state` differs, so that its position does not fit; empty if none."""
         before = {key: state["layout"].get(key) for key in self._layout}
         return ", ".join(f"{key}={before[key]}, now {now}" for key, now in self._layout.items() if before[key] != now)
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state` was taken.
+        """Continue from `state`.
 
         Raises:
-            ValueError: where it `differs`.
+            ValueError: the state of a loader that `differs`.
         """
         if differences := self.differs(state):
             raise ValueError(f"the saved position in the data is of another loader: {differences}.")
@@ -239,9 +238,9 @@ def _identity(source: Source) -> str:
 
 
 def _obey_the_run_alone(worker: int) -> None:
-    """A signal to all processes is for the run, which stops its workers when it has saved.
+    """Shield a worker from signals that mean the run, which stops its workers once it has saved.
 
-    Some are sent to the group (Ctrl-C, `timeout`), others to every process (service managers, batch systems).
+    They are sent to the process group (Ctrl-C, `timeout`) or to every process (service managers, batch systems).
     """
     os.setpgid(0, 0)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -15,6 +15,7 @@ from safetensors.torch import save_model
 
 from ..codebook_bridle import this_process
 from ..configuration_bridle import BridleQuantizerConfig
+from ..data.source import keeps
 from ..files import write_whole
 from ..losses_bridle import LossSum
 from ..quantization_bridle import QuantizerOutput
@@ -42,6 +43,7 @@ class DatasetArguments:
     Attributes:
         dataset: folder or Hub id; name: its configuration; column: the one that holds the samples.
         train_split, test_split: splits, or parts of them such as "train[:80%]".
+        exclude: column -> values; samples that hold one of them are left out, as in `data.DataArguments`.
     """
 
     dataset: str
@@ -50,6 +52,7 @@ class DatasetArguments:
     train_split: str = "train"
     test_split: str = "validation"
     num_workers: int = 0
+    exclude: dict[str, list] = field(default_factory=dict)
 
 
 def quantizer_keys(_) -> dict:
@@ -84,14 +87,20 @@ class Method:
 
 
 def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
-    """The samples of a split.
+    """The samples of a split that `data.exclude` keeps.
 
     Raises:
-        ValueError: `data.column` is not among its columns.
+        ValueError: `data.column` or a column of `data.exclude` is not among its columns.
     """
     samples = datasets.load_dataset(data.dataset, data.name, split=data.train_split if train else data.test_split)
     if data.column not in samples.column_names:
         raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(samples.column_names)}.")
+    for column in data.exclude:
+        if column not in samples.column_names:
+            raise ValueError(f"data.exclude names {column!r}; {data.dataset} has {', '.join(samples.column_names)}.")
+    if data.exclude:
+        columns = samples.select_columns(list(data.exclude))
+        samples = samples.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
     return samples.select_columns([data.column])
 
 

@@ -88,6 +88,8 @@ class Phase(Task):
         config = self.recipe.config()
         if weights is None:
             return BridleForPreTraining(config)
+        # Another kind of phase may have had parts of its own.
+        weights = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
         config.cold_start = any(name.startswith("tokenizer.cold_start.") for name in weights)
         model = BridleForPreTraining(config)
         if begins:
@@ -154,6 +156,8 @@ class Phase(Task):
     # -- the end ------------------------------------------------------------------------------------------------------
     def export(self, model, folder: Path, accelerator: Accelerator, minutes: float):
         """encoder-iterK/ after a phase that trains the encoder, final/ after the last phase."""
+        if type(model) is not BridleForPreTraining:  # with parts of its own
+            model = Phase.build(self, model.state_dict(), begins=False)
         targets = {f"encoder-iter{self.iteration}": model.bridle} if "bridle" in self.trains else {}
         targets |= {"final": model} if self.is_last else {}
         processor = self.recipe.build_processor()
