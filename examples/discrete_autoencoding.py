@@ -1,6 +1,6 @@
 """Discrete autoencoding with every quantizer of a recipe, and one table.
 
-    python examples/discrete_autoencoding.py --recipe examples/recipes/autoencoding/cifar10_small.yaml
+    python examples/discrete_autoencoding.py --recipe autoencoding/cifar10_small
 
 `bridle autoencoding` is the same; `--help` lists the options.
 """

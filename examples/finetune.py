@@ -1,6 +1,6 @@
 """Fine-tune a pretrained encoder on a labelled set, one model per fold, and test each.
 
-    python examples/finetune.py --recipe examples/recipes/audio/esc50_finetune.yaml model=runs/esc50/final
+    python examples/finetune.py --recipe audio/esc50_finetune model=runs/esc50/final
 
 `bridle finetune` is the same; `--help` lists the options.
 """

@@ -1,7 +1,7 @@
 """Pretrain BRIDLE: all phases of a recipe.
 
-    accelerate launch examples/pretrain.py --recipe examples/recipes/audio/demo.yaml
-    accelerate launch examples/pretrain.py --recipe examples/recipes/audio/esc10_tiny.yaml output_dir=runs/a seed=1
+    accelerate launch examples/pretrain.py --recipe audio/demo
+    accelerate launch examples/pretrain.py --recipe audio/esc10_tiny output_dir=runs/a seed=1
 
 `bridle pretrain` is the same; `--help` lists the options.
 """

@@ -1,6 +1,6 @@
 """Pretrain over seeds, probe the frozen encoders, fine-tune: one table.
 
-    python examples/study.py --recipe examples/recipes/audio/demo.yaml
+    python examples/study.py --recipe audio/demo
 
 `bridle study` is the same; `--help` lists the options.
 """

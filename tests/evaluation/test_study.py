@@ -32,9 +32,8 @@ TINY = [
 
 @pytest.fixture
 def run_study(repository, tones, tmp_path):
-    recipes = repository / "examples" / "recipes" / "audio"
     finetune = {
-        "base": str(recipes / "demo_finetune.yaml"),
+        "base": "audio/demo_finetune",
         "model": "",
         "output_dir": "",
         "data": {"dataset": "", "label_column": "sound"},
@@ -50,8 +49,7 @@ def run_study(repository, tones, tmp_path):
 
 def start(repository, folder, modality, *options):
     """What the study of a demo prints, cut down to a few steps, and its results."""
-    recipe = repository / "examples" / "recipes" / modality / "demo.yaml"
-    command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", str(recipe)]
+    command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", f"{modality}/demo"]
     paths = os.environ | {"PYTHONPATH": str(repository / "src")}
     command += [*options, "output_dir=runs", *TINY]
     done = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, timeout=300)
