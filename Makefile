@@ -6,8 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint bench
 
 demo: .venv/.installed
-	$(BIN)/python examples/study.py --recipe examples/recipes/$(MODALITY)/demo.yaml \
-		--finetune examples/recipes/$(MODALITY)/demo_finetune.yaml
+	$(BIN)/bridle study $(MODALITY)/demo --finetune $(MODALITY)/demo_finetune
 
 test: .venv/.tested
 	$(BIN)/python -m pytest

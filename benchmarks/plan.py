@@ -1,6 +1,6 @@
 """How much work the phases of a recipe are, and how long they take at a rate that was measured.
 
-    python benchmarks/plan.py --recipe examples/recipes/audio/as2m_base.yaml --tflops 350 [--gpus 1,8,64] [--price 3]
+    python benchmarks/plan.py --recipe audio/as2m_base --tflops 350 [--gpus 1,8,64] [--price 3]
 
 Counts the operations of the matrix products of one clip in each phase, forward and backward. `--tflops` is what one GPU
 does of them in a second while it trains; operations over time of any run give it, and no figure of this script does.
@@ -28,7 +28,7 @@ def count(recipe) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="of examples/pretrain.py")
+    parser.add_argument("--recipe", required=True, help="of `bridle pretrain`: a name or a path")
     parser.add_argument("--tflops", type=float, help="10^12 operations a second that a GPU was measured to do")
     parser.add_argument("--gpus", default="1,8,64", help="numbers of them, a line each")
     parser.add_argument("--price", type=float, help="of a GPU hour")

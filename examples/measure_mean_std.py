@@ -1,48 +1,11 @@
-"""Measure the mean and standard deviation of a dataset's log-mel features, for `processor` in a recipe.
+"""Measure the mean and standard deviation of a dataset's log-mel features.
 
-    python examples/measure_mean_std.py --dataset FOLDER --max-length 512
+    python examples/measure_mean_std.py --dataset DIR --max-length 512
 
-The last line of standard output is one JSON object. Frames of the clips count, padding does not.
+`bridle measure` is the same; `--help` lists the options.
 """
 
-import argparse
-import json
-import sys
-from functools import partial
-from zlib import crc32
-
-import numpy as np
-
-from bridle_hf import BridleFeatureExtractor
-from bridle_hf.cli.checks import add_data_options, check_data, given_data, setting_up
-from bridle_hf.data.source import open_source
-from bridle_hf.feature_extraction_bridle import measure_mean_std
-
-
-def window(featurize, example):
-    """As many frames of a clip as count, the same ones every time; of hours of sound no more is read."""
-    return featurize(example, np.random.default_rng(crc32(example["clip_name"].encode())))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser, "folder or Hub id of a dataset with audio")
-    parser.add_argument("--num-mel-bins", type=int, default=128)
-    parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")
-    parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
-    arguments = parser.parse_args()
-    with setting_up(parser):
-        extractor = BridleFeatureExtractor(
-            num_mel_bins=arguments.num_mel_bins, max_length=arguments.max_length, do_normalize=False
-        )
-        data = given_data(arguments)
-        check_data(data, extractor, "--dataset")
-    source = open_source(data, extractor)
-    source.featurize = partial(window, source.featurize)
-    clips = source.decode_all(data.num_workers, data.max_bad_share)
-    mean, std = measure_mean_std((features for _, features in clips), extractor)
-    sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")
-
+from bridle_hf.cli.measure import main
 
 if __name__ == "__main__":
     main()

@@ -1,45 +1,11 @@
-"""Turn the clips of a dataset into discrete codes, one parquet file, for models of audio tokens.
+"""Turn the samples of a dataset into discrete codes, one parquet file.
 
     python examples/tokenize_audio.py --model runs/esc10_tiny/final --dataset DIR --output codes.parquet
 
-A row holds the dataset's other columns, `clip_name`, `codes` (flat) and `shape` (patches in time, patches in frequency,
-codebooks). What the numbers stand for is written into the file's metadata under `bridle_codes`, and printed. Code k of
-codebook m is token m * codebook_size + k of one vocabulary:
-
-    codes = np.array(row["codes"]).reshape(row["shape"])
-    tokens = codes + codebook_size * np.arange(num_codebooks)
+`bridle tokens` is the same; `--help` lists the options.
 """
 
-import argparse
-import json
-import sys
-
-import torch
-
-from bridle_hf import BridleTokenizer
-from bridle_hf.cli.checks import add_data_options, check_data, given_data, open_model, setting_up
-from bridle_hf.data import load_processor
-from bridle_hf.evaluation.tokens import code_layout, write_codes
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
-    add_data_options(parser)
-    parser.add_argument("--output", default="codes.parquet")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
-    given = parser.parse_args()
-
-    with setting_up(parser):
-        tokenizer = open_model(BridleTokenizer, given.model)
-        data, processor = given_data(given), load_processor(given.model)
-        check_data(data, processor, "--dataset")
-    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
-    clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
-    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config)
-    sys.stdout.write(json.dumps(summary) + "\n")
-
+from bridle_hf.cli.tokens import main
 
 if __name__ == "__main__":
     main()

@@ -68,7 +68,7 @@ def test_a_plan_adds_up(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import plan
 
-    recipe = ["--recipe", str(ROOT / "examples" / "recipes" / "audio" / "esc10_tiny.yaml")]
+    recipe = ["--recipe", "audio/esc10_tiny"]
     small = ["model.hidden_size=24", "model.num_hidden_layers=1", "model.input_size=[64, 128]"]
     plan.main([*recipe, *small, "training.masks_per_sample=2", "--tflops=0.5", "--gpus=2,4", "--price=3"])
     phases, times = (

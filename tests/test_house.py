@@ -16,7 +16,7 @@ PYTHON = sorted(p for folder in ("src", "examples", "tests", "benchmarks") for p
 FRONT = [ROOT / name for name in ("README.md", "Makefile", "setup.cfg", "pyproject.toml", "CITATION.cff")]
 TEXTS = (
     PYTHON
-    + sorted(p for f in ("docs", "examples", "model_cards", "benchmarks") for p in (ROOT / f).rglob("*.[ymj]*"))
+    + sorted(p for f in ("src", "docs", "examples", "model_cards", "benchmarks") for p in (ROOT / f).rglob("*.[ymj]*"))
     + FRONT
     + sorted((ROOT / ".ci").iterdir())
 )
@@ -32,6 +32,7 @@ FLOORS = [
         "masking_bridle",
         "outputs_bridle",
         "recipe_reader",
+        "recipes",
     },
     {"quantization_bridle", "layers_bridle"},
     {"learned_quantization_bridle", "swin_bridle"},

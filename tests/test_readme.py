@@ -18,18 +18,22 @@ from picture_files import picture, png
 from sound_files import clip, flac
 
 from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
+from bridle_hf.cli.main import main as bridle
 from bridle_hf.finetuning.finetune import FinetuneRecipe
-from bridle_hf.hub import convert, key_maps, release, to_official
+from bridle_hf.hub import key_maps, to_official
 from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.recipes import recipe_names
 from bridle_hf.training import PretrainRecipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPES = {
-    "finetune.py": FinetuneRecipe,
-    "discrete_autoencoding.py": AutoencodingRecipe,
-    "wav2vec2_pretraining.py": Wav2Vec2Recipe,
+    "pretrain": PretrainRecipe,
+    "study": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+    "autoencoding": AutoencodingRecipe,
+    "wav2vec2": Wav2Vec2Recipe,
 }
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BLOCKS = [(page, language, text) for page in PAGES for language, text in BLOCK.findall((ROOT / page).read_text())]
@@ -94,26 +98,24 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
     for flag in (word for word in arguments if word.startswith("--")):
         assert re.search(rf"{flag}\b", usage), f"{script} has no {flag}"
     if "--recipe" in arguments:
-        path = ROOT / arguments[arguments.index("--recipe") + 1]
         overrides = [word for word in arguments if "=" in word]
-        load_recipe(path, overrides, RECIPES.get(Path(script).name, PretrainRecipe))
+        load_recipe(arguments[arguments.index("--recipe") + 1], overrides)
 
 
-def check_convert(words: list[str], _, capsys) -> None:
+def check_command(words: list[str], _, capsys) -> None:
+    command, *arguments = words
     with pytest.raises(SystemExit):
-        convert.main(["--help"])
+        bridle([command, "--help"])
     usage = capsys.readouterr().out
-    assert all(re.search(rf"{flag}\b", usage) for flag in words if flag.startswith("--"))
-    assert words[words.index("--source") + 1] in key_maps.SOURCES
-    fields = set(BridleConfig().to_dict()) | {"processor"}
-    assert {word.partition("=")[0] for word in words if "=" in word} <= fields
-
-
-def check_release(words: list[str], _, capsys) -> None:
-    with pytest.raises(SystemExit):
-        release.main(["--help"])
-    usage = capsys.readouterr().out
-    assert all(re.search(rf"{flag}\b", usage) for flag in words if flag.startswith("--"))
+    assert all(re.search(rf"{flag}\b", usage) for flag in arguments if flag.startswith("--"))
+    overrides = [word for word in arguments if "=" in word]
+    if command == "convert":
+        assert arguments[arguments.index("--source") + 1] in key_maps.SOURCES
+        assert {word.partition("=")[0] for word in overrides} <= set(BridleConfig().to_dict()) | {"processor"}
+    elif command in RECIPES:
+        load_recipe(arguments[0], overrides, RECIPES[command])
+        if "--finetune" in arguments:
+            load_recipe(arguments[arguments.index("--finetune") + 1], cls=FinetuneRecipe)
 
 
 def check_make(words: list[str], *_) -> None:
@@ -136,10 +138,10 @@ def check_pytest(words: list[str], *_) -> None:
 # the longest prefix first: what is left of a command goes to its check
 CHECKS = {
     "python -m pytest": check_pytest,
-    "python -m bridle_hf.hub.convert": check_convert,
-    "python -m bridle_hf.hub.release": check_release,
-    "python": check_script,
+    "bridle": check_command,
+    "accelerate launch -m bridle_hf.cli": check_command,
     "accelerate launch": check_script,
+    "python": check_script,
     "make": check_make,
     "pip": check_pip,
 }
@@ -154,10 +156,8 @@ def test_command_can_be_given_as_written(command, monkeypatch, capsys):
 
 def test_the_table_of_recipes_is_complete_and_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text()
-    folder = ROOT / "examples" / "recipes"
-    recipes = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.yaml")}
     rows = "".join(re.findall(r"^\| `.*", readme, re.MULTILINE))
-    assert set(re.findall(r"`(\w+/\w+\.yaml)`", rows)) == recipes
+    assert set(re.findall(r"`(\w+/\w+)`", rows)) == set(recipe_names())
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
         assert (ROOT / path).exists(), path
 
@@ -179,7 +179,10 @@ SMALLER = {
     "": {"model": MODEL, "training": {"max_steps_per_phase": 2, "batch_size": 8}},
 }
 # what runs a command, and what of the page is not run here
-PROGRAMS = {"python": [sys.executable], "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"]}
+PROGRAMS = {
+    "bridle": [sys.executable, "-m", "bridle_hf.cli"],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"],
+}
 ELSEWHERE = {
     "python -m pytest": "this is one of the tests",
     "python examples/space/app.py": "it serves until it is stopped: test_space.py",
@@ -196,11 +199,11 @@ def merged(recipe: dict, changes: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder like the repository, with datasets of the Hub's names in it, as small as its recipes."""
+    """A folder like the repository, with datasets of the Hub's names in it, and recipes as small."""
     folder = tmp_path_factory.mktemp("beside") / "repository"
     shutil.copytree(ROOT / "examples", folder / "examples")
-    shutil.copytree(ROOT / "model_cards", folder / "model_cards")
-    for path in (folder / "examples" / "recipes").glob("*/*.yaml"):
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for path in (folder / "src" / "bridle_hf" / "recipes").glob("*/*.yaml"):
         changes = next(change for ending, change in SMALLER.items() if path.stem.endswith(ending))
         if path.parent.name in ("audio", "image", "video"):
             path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
@@ -233,7 +236,7 @@ def test_the_front_pages_commands_run_as_written(workplace):
     """One after the other, each with what those before it have left."""
     chosen = [line for line in commands(["README.md"]) if not line.startswith(tuple(ELSEWHERE))]
     assert len(chosen) > 15
-    paths = os.environ | {"PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true"}
+    paths = os.environ | {"PYTHONPATH": str(workplace / "src"), "ACCELERATE_USE_CPU": "true"}
     for command in chosen:
         program, *arguments = shlex.split(command)
         done = subprocess.run(PROGRAMS[program] + arguments, cwd=workplace, env=paths, capture_output=True, text=True)

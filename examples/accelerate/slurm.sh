@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch examples/accelerate/slurm.sh examples/recipes/audio/as2m_base.yaml data.dataset=... output_dir=...
+# sbatch examples/accelerate/slurm.sh audio/as2m_base data.dataset=... output_dir=...
 # Ten minutes before its time is up the job is told to stop: it saves, ends, and is put in the queue again.
 #SBATCH --job-name=bridle
 #SBATCH --nodes=2

@@ -5,7 +5,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -17,7 +17,14 @@ class RecipeError(ValueError):
     """A recipe that cannot be read: names the key, what it got, what it takes and where it was written."""
 
 
-def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = ()) -> Any:
+Find = Callable[[str | Path, Path], Path]  # what a recipe calls another, the folder it is in -> the file
+
+
+def _in_folder(name: str | Path, folder: Path) -> Path:
+    return folder / name
+
+
+def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find: Find = _in_folder) -> Any:
     """Reads a recipe file into `cls`.
 
     Args:
@@ -25,11 +32,12 @@ def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = ()) -> A
         path: YAML file. Its key `base` names another file, relative to this one, that it is laid over: sections are
             merged, lists and values replaced.
         overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value.
+        find: gives the file of `path` and of `base`, which may then be names that are no path.
 
     Raises:
         RecipeError: unknown key, wrong type or missing value, named with the file or override it came from.
     """
-    values, origins = _read(Path(path), ())
+    values, origins = _read(find(path, Path()), (), find)
     for override in overrides:
         _override(values, origins, override)
     return _build(cls, values, "", Origins(origins, str(path)))
@@ -57,7 +65,7 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     return [found for key in keys for found in changed_keys(before.get(key), now.get(key), f"{prefix}{key}.")]
 
 
-def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
+def _read(path: Path, children: tuple[Path, ...], find: Find) -> tuple[dict, dict]:
     """Values of a file laid over its base, and for every dotted key the file that said it."""
     path = path.resolve()
     if path in children:
@@ -73,7 +81,13 @@ def _read(path: Path, children: tuple[Path, ...]) -> tuple[dict, dict]:
     base = values.pop("base", None)
     if not isinstance(base, str | None):
         raise RecipeError(_mismatch("base", base, "the path of another recipe", str(path)))
-    merged, origins = _read(path.parent / base, (*children, path)) if base else ({}, {})
+    merged, origins = {}, {}
+    if base:
+        try:
+            below = find(base, path.parent)
+        except RecipeError as error:
+            raise RecipeError(f"{error} (base of {path})") from error
+        merged, origins = _read(below, (*children, path), find)
     _merge(merged, values, origins, str(path), "")
     return merged, origins
 

@@ -76,9 +76,9 @@ def test_scripts_of_codes_want_a_tokenizer(script, tones, encoder, name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("pretrain.py", ["--recipe", "{recipe}", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
-        ("study.py", ["--recipe", "{recipe}", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
-        ("study.py", ["--recipe", "{recipe}", "data.dataset={tones}", "--label-column", "x"], "has no column 'x'"),
+        ("pretrain.py", ["--recipe", "audio/demo", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
+        ("study.py", ["--recipe", "audio/demo", "data.dataset=no/such/set"], "data.dataset is 'no/such/set'; there"),
+        ("study.py", ["--recipe", "audio/demo", "data.dataset={tones}", "--label-column", "x"], "has no column 'x'"),
         ("measure_mean_std.py", ["--dataset", "no/such/set"], "--dataset is 'no/such/set'; there is no such folder"),
         ("measure_mean_std.py", ["--dataset", "{tones}", "--input-column", "x"], "has no column 'x'"),
         ("extract_features.py", ["--model", "no/such/model", "--dataset", "{tones}"], "--model is 'no/such/model'; th"),
@@ -89,16 +89,13 @@ def test_scripts_of_codes_want_a_tokenizer(script, tones, encoder, name):
         ("linear_probe.py", ["--model", "{model}", "--dataset", "{tones}", "--label-column", "x"], "no column 'x'"),
     ],
 )
-def test_scripts_say_in_one_line_what_is_not_there(
-    script, repository, tones, pretrained, tmp_path, name, arguments, message
-):
-    recipe = repository / "examples" / "recipes" / "audio" / "demo.yaml"
-    words = [word.format(recipe=recipe, tones=tones, model=pretrained) for word in arguments]
+def test_scripts_say_in_one_line_what_is_not_there(script, tones, pretrained, name, arguments, message):
+    words = [word.format(tones=tones, model=pretrained) for word in arguments]
     assert message in script(name, *words, fails=True).splitlines()[-1]
 
 
-def test_finetune_runs_the_shipped_recipe(script, repository, tones, pretrained, tmp_path):
-    recipe = repository / "examples" / "recipes" / "audio" / "esc50_finetune.yaml"
+def test_finetune_runs_the_shipped_recipe(script, tones, pretrained, tmp_path):
+    recipe = "audio/esc50_finetune"
     changes = [f"model={pretrained}", f"data.dataset={tones}", "data.label_column=sound", "output_dir=out"]
     out = script("finetune.py", "--recipe", recipe, *changes, "folds=[2]", "training.epochs=1")
     assert json.loads(out.splitlines()[-1])["folds"] == [2]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,6 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from bridle_hf.cli import study
+from bridle_hf.cli.main import main as bridle
 from bridle_hf.demo_data.motion import write_video
 
 SPECTROGRAM = "model.input_size=[48, 64]"
@@ -30,10 +31,9 @@ TINY = [
 
 
 @pytest.fixture
-def study(repository, tones, tmp_path):
-    recipes = repository / "examples" / "recipes" / "audio"
+def run_study(repository, tones, tmp_path):
     finetune = {
-        "base": str(recipes / "demo_finetune.yaml"),
+        "base": "audio/demo_finetune",
         "model": "",
         "output_dir": "",
         "data": {"dataset": "", "label_column": "sound"},
@@ -49,8 +49,7 @@ def study(repository, tones, tmp_path):
 
 def start(repository, folder, modality, *options):
     """What the study of a demo prints, cut down to a few steps, and its results."""
-    recipe = repository / "examples" / "recipes" / modality / "demo.yaml"
-    command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", str(recipe)]
+    command = [sys.executable, str(repository / "examples" / "study.py"), "--recipe", f"{modality}/demo"]
     paths = os.environ | {"PYTHONPATH": str(repository / "src")}
     command += [*options, "output_dir=runs", *TINY]
     done = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, timeout=300)
@@ -58,8 +57,8 @@ def start(repository, folder, modality, *options):
     return done.stdout, json.loads((folder / "runs" / "results.json").read_text())
 
 
-def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
-    out, results = study("--finetune", "finetune.yaml", "--seeds", "0")  # key=value follows
+def test_one_table_from_pretraining_to_fine_tuning(run_study, tmp_path):
+    out, results = run_study("--finetune", "finetune.yaml", "--seeds", "0")  # key=value follows
     names = {row["encoder"] for row in results["encoders"]}
     assert names >= {"random weights", "iteration 1", "iteration 2", "fine-tuned", "fine-tuned from random weights"}
     logmel = results["encoders"][0]
@@ -75,30 +74,28 @@ def test_one_table_from_pretraining_to_fine_tuning(study, tmp_path):
     assert recipes[0]["training"]["layer_decay"] < 1 and recipes[1]["training"]["layer_decay"] is None
 
 
-def test_a_study_fine_tunes_anew_what_is_of_another_recipe(repository, tones, pretrained, tmp_path, monkeypatch):
+def test_a_study_fine_tunes_anew_what_is_of_another_recipe(tones, pretrained, tmp_path, monkeypatch):
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "final").symlink_to(pretrained)
     settings = {"model": "", "output_dir": "", "data": {"label_column": "sound", "fold_column": "fold"}, "folds": [1]}
-    finetune_rows = runpy.run_path(str(repository / "examples" / "study.py"))["finetune_rows"]
 
     def run_here(jobs, commands, folders):
         for command in commands:
-            monkeypatch.setattr("sys.argv", command)
-            runpy.run_path(command[0], run_name="__main__")
+            bridle(command)
 
-    monkeypatch.setitem(finetune_rows.__globals__, "run_all", run_here)
+    monkeypatch.setattr(study, "run_all", run_here)
     given = SimpleNamespace(seeds=[0], inductive=False, finetune=str(tmp_path / "finetune.yaml"))
     recipe = SimpleNamespace(output_dir=str(tmp_path), data=SimpleNamespace(dataset=str(tones), exclude={}))
     for layer_decay in (0.75, 0.75, 0.5):  # from random weights it is always null
         settings["training"] = {"epochs": 1, "layer_decay": layer_decay}
         (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(settings))
-        assert [row["encoder"] for row in finetune_rows(given, recipe)][0] == "fine-tuned"
+        assert [row["encoder"] for row in study.finetune_rows(given, recipe)][0] == "fine-tuned"
     assert sorted(path.name for path in tmp_path.glob("finetune-seed-0/fold-*")) == ["fold-1", "fold-1.old-1"]
     assert sorted(path.name for path in tmp_path.glob("finetune-seed-0-scratch/fold-*")) == ["fold-1"]
 
 
-def test_inductive_runs_do_not_see_the_test_fold(study, tmp_path):
-    _, results = study("--inductive", "--jobs", "2", "phases=[{kind: encoder}]", "data.exclude={sound: [none]}")
+def test_inductive_runs_do_not_see_the_test_fold(run_study, tmp_path):
+    _, results = run_study("--inductive", "--jobs", "2", "phases=[{kind: encoder}]", "data.exclude={sound: [none]}")
     for fold in (1, 2, 3):
         recipe = yaml.safe_load((tmp_path / "runs" / f"seed-0-fold-{fold}" / "recipe.yaml").read_text())
         assert recipe["data"]["exclude"] == {"sound": ["none"], "fold": [fold]}

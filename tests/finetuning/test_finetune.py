@@ -174,8 +174,8 @@ def test_unknown_fold_is_named(recipe):
         ("data.label_column=null", "label_column"),
     ],
 )
-def test_the_shipped_recipe_reads_and_bad_overrides_are_named(repository, override, message):
-    path = repository / "examples" / "recipes" / "audio" / "esc50_finetune.yaml"
+def test_the_shipped_recipe_reads_and_bad_overrides_are_named(override, message):
+    path = "audio/esc50_finetune"
     made = load_recipe(path, ["model=runs/x", "training.epochs=3"], FinetuneRecipe)
     assert made.training.epochs == 3 and made.training.layer_decay == 0.75
     with pytest.raises(RecipeError, match=message):

@@ -12,7 +12,7 @@ from tiny import tiny_config
 import bridle_hf
 from bridle_hf.data import build_processor
 from bridle_hf.hub import release
-from bridle_hf.hub.card import read_results, render_card
+from bridle_hf.hub.card import CARDS, read_results, render_card
 from bridle_hf.training import load_recipe
 
 SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
@@ -84,7 +84,7 @@ UNITS = {
 @pytest.mark.parametrize("modality", SIZES)
 def test_a_card_speaks_of_its_modality_and_of_the_data_of_its_run(modality, repository, tmp_path):
     name = {"audio": "as2m", "image": "in1k", "video": "k400"}[modality]
-    base = repository / "examples" / "recipes" / modality / f"{name}_base.yaml"
+    base = f"{modality}/{name}_base"
     papers = load_recipe(base, ["output_dir=x"]).data.dataset
     said = {
         papers: {"audio": "AudioSet, the unb", "image": "ImageNet-1K, the", "video": "Kinetics-400, the"}[modality],
@@ -171,6 +171,16 @@ def test_only_a_model_with_a_tokenizer_has_one_in_its_card(repository):
     assert "| Tokenizer |" not in card_of("audio", repository, "BridleModel")
 
 
+def test_the_cards_are_the_package_s_and_one_of_your_own_extends_them(repository, tmp_path):
+    names = {path.name for path in (repository / "model_cards").iterdir()}
+    assert names == {f"bridle-{modality}.md" for modality in SIZES}
+    assert all((repository / "model_cards" / name).samefile(CARDS / name) for name in names)
+    own = tmp_path / "mine.md"
+    own.write_text('{% extends "bridle-audio.md" %}{% block summary %}Mine.{% endblock %}')
+    text = render_card(own, *tiny("audio"), "org/x")
+    assert "Mine." in text and "16 kHz mono; 32 frames" in text and "## Citation" in text
+
+
 def test_a_card_says_what_is_cut_off(repository):
     assert "use the first 32 frames (10 ms each)" in card_of("audio", repository)
 
@@ -187,9 +197,9 @@ def test_the_card_s_code_runs(modality, kind, repository, tmp_path, monkeypatch)
     exec(compile(code, f"bridle-{modality}.md", "exec"), {})
 
 
-def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, repository, tmp_path, capsys, monkeypatch):
+def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "results.yaml").write_text(yaml.safe_dump([RESULT]))
-    monkeypatch.chdir(repository)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(release, "push", lambda *_: pytest.fail("pushed"))
     arguments = [str(run / "final"), "--repo-id", "org/bridle-audio", "--results", str(tmp_path / "results.yaml")]
     release.main([*arguments, "--output", str(tmp_path / "out"), "--license", "cc-by-4.0", "--dry-run"])
@@ -227,8 +237,7 @@ def test_a_release_that_lacks_a_file_or_differs_is_refused(tmp_path):
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bridle"}'), "holds a None"),
     ],
 )
-def test_what_is_no_model_is_named(run, tmp_path, change, message, repository, capsys, monkeypatch):
-    monkeypatch.chdir(repository)
+def test_what_is_no_model_is_named(tmp_path, change, message, capsys):
     save(tmp_path, *tiny("audio"))
     change(tmp_path)
     with pytest.raises(SystemExit):

@@ -15,10 +15,11 @@ from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
 from bridle_hf.quantizer_experiments.autoencoder import DiscreteAutoencoder
 from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe, evaluate, save_pairs
 from bridle_hf.quantizer_experiments.table import DatasetArguments, open_split
+from bridle_hf.recipes import FOLDER
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "examples" / "recipes" / "autoencoding"
+RECIPES = FOLDER / "autoencoding"
 TINY = ["steps=2", "batch_size=4", "model.channels=8", "quantizer={codebook_size: 8, codebook_dim: 4}"]
 
 

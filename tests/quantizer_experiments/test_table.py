@@ -17,10 +17,11 @@ from bridle_hf.losses_bridle import LossSum
 from bridle_hf.quantizer_experiments.batches import Steps
 from bridle_hf.quantizer_experiments.table import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
+from bridle_hf.recipes import FOLDER
 from bridle_hf.training import load_recipe, replay
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "examples" / "recipes" / "wav2vec2" / "esc10_small.yaml"
+RECIPE = FOLDER / "wav2vec2" / "esc10_small.yaml"
 MODEL = (
     "{conv_dim: [8, 8, 8, 8, 8, 8, 8], hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, "
     "intermediate_size: 32, num_conv_pos_embeddings: 4, num_conv_pos_embedding_groups: 2, proj_codevector_dim: 8, "

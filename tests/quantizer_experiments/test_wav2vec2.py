@@ -10,10 +10,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from bridle_hf import GradientQuantizer, ProductQuantizer, SmoothedQuantizer
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe, Wav2Vec2WithQuantizer, cut, draw_masks
+from bridle_hf.recipes import FOLDER
 from bridle_hf.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "examples" / "recipes" / "wav2vec2"
+RECIPES = FOLDER / "wav2vec2"
 TINY = {
     "conv_dim": (8,) * 7, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "proj_codevector_dim": 8, "num_negatives": 5,

@@ -1,8 +1,6 @@
 """Steps with NaN or inf: skipped where the recipe says so, else saved so that they can be taken again."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 from math import inf, nan
 
@@ -11,6 +9,7 @@ import torch
 from runs import differing, records, weights
 
 from bridle_hf import BridleForPreTraining
+from bridle_hf.cli.main import main as bridle
 from bridle_hf.training import engine, load_recipe, replay
 from bridle_hf.training.codebooks import reset_dead_codes_
 from bridle_hf.training.run import Run
@@ -64,9 +63,9 @@ def test_one_bad_step_more_than_allowed_stops_the_run(train_on, tmp_path):
     assert len(list((tmp_path / "run" / "failure").iterdir())) == 2
 
 
-def test_a_step_is_taken_again(train_on, tmp_path, capsys, monkeypatch, repository):
+def test_a_step_is_taken_again(train_on, tmp_path, capsys):
     """The learning rate throws the weights far out; the saved step, none of whose files is a pickle, tells so."""
-    with pytest.raises(FloatingPointError, match="replay_step.py"):
+    with pytest.raises(FloatingPointError, match="bridle replay"):
         train_on(tmp_path / "run", {}, "encoder.learning_rate=1e30")
     (folder,) = (tmp_path / "run" / "failure").iterdir()
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
@@ -74,8 +73,7 @@ def test_a_step_is_taken_again(train_on, tmp_path, capsys, monkeypatch, reposito
     }  # fmt: skip
     losses, gradients = replay(folder)
     assert not torch.isfinite(torch.tensor([losses["loss"], *gradients.values()])).all()
-    monkeypatch.setattr(sys, "argv", ["replay_step.py", str(folder)])
-    runpy.run_path(str(repository / "examples" / "replay_step.py"), run_name="__main__")
+    bridle(["replay", str(folder)])
     said = capsys.readouterr().out
     about = json.loads((folder / "rank-0.json").read_text())
     assert f"step {about['step'] + 1} of encoder-iter1" in said and "finite" in said

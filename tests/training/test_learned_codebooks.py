@@ -1,16 +1,16 @@
 """Tokenizers whose codebooks learn by gradient, through whole runs."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from bridle_hf import BridleForPreTraining, ResidualQuantizer, build_quantizer
+from bridle_hf.recipes import FOLDER
 from bridle_hf.training import load_recipe
 
-RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "quantizer"
+RECIPES = FOLDER / "quantizer"
 SMOOTHED = "model.quantizer_config.inner=smoothed"
 GUMBEL = ("model.quantizer_config.gumbel=soft", "model.quantizer_config.gumbel_schedule=[2.0, 0.5, 0.9]")
 

@@ -207,7 +207,7 @@ def test_what_overflows_in_one_process_stops_all(tmp_path, tiny_recipe, way):
     said = errors.read_text()
     if way == "stops":
         assert said.count("FloatingPointError: step 3 of encoder-iter1: the loss is nan") == 2
-        assert f"`python examples/replay_step.py {folder}`" in said
+        assert f"`bridle replay {folder}`" in said
     else:
         assert records(tmp_path / "run")[-1]["steps_skipped"] == 1
         assert not differing(*(load_file(tmp_path / f"{rank}-encoder-iter1.safetensors") for rank in (0, 1)))

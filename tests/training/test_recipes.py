@@ -1,17 +1,15 @@
 """Recipes: overlays, overrides, types, and messages that name the key, the file and what was meant."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import yaml
 
 from bridle_hf.finetuning.finetune import FinetuneRecipe
-from bridle_hf.recipe_reader import RecipeError, changed_keys, recipe_to_yaml
+from bridle_hf.recipe_reader import RecipeError, changed_keys, read_recipe, recipe_to_yaml
+from bridle_hf.recipes import FOLDER, find_recipe, recipe_names
 from bridle_hf.training import PretrainRecipe, load_recipe
 from bridle_hf.training.phases import build_schedule
-
-RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 
 
 @dataclass
@@ -82,8 +80,11 @@ def test_bad_files_are_named(tmp_path):
         load_recipe(top, cls=Outer)
     with pytest.raises(RecipeError, match="`name` is missing.*empty.yaml"):
         load_recipe(write(tmp_path / "empty.yaml", ""), cls=Outer)
+    lost = write(tmp_path / "lost.yaml", {"base": "gone.yaml"})
+    with pytest.raises(RecipeError, match="'gone.yaml' is neither a file nor .*base of .*lost.yaml"):
+        load_recipe(lost, cls=Outer)
     with pytest.raises(RecipeError, match="gone.yaml .*base of .*lost.yaml"):
-        load_recipe(write(tmp_path / "lost.yaml", {"base": "gone.yaml"}), cls=Outer)
+        read_recipe(Outer, lost)
     with pytest.raises(RecipeError, match="leads back"):
         load_recipe(write(tmp_path / "loop.yaml", {"base": "loop.yaml"}), cls=Outer)
     with pytest.raises(RecipeError, match="list.yaml holds list"):
@@ -149,8 +150,35 @@ def test_changes_between_recipes_are_named():
     assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
 
 
+def test_recipes_of_the_package_have_names_and_a_file_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "audio/demo" in recipe_names() and len(recipe_names()) == len(list(FOLDER.rglob("*.yaml")))
+    assert find_recipe("audio/demo") == find_recipe("audio/demo.yaml") == FOLDER / "audio" / "demo.yaml"
+    (tmp_path / "audio").mkdir()
+    assert find_recipe("audio/demo") == FOLDER / "audio" / "demo.yaml"
+    own = write(tmp_path / "audio" / "demo.yaml", {"base": "audio/vq_tiny", "output_dir": "here"})
+    assert find_recipe("audio/demo.yaml").resolve() == own
+    recipe = load_recipe(own)  # laid over a recipe of the package, by its name
+    assert recipe.output_dir == "here" and recipe.model["quantizer_config"]["type"] == "vector"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("audio/dmeo", "Did you mean audio/demo or "),
+        ("demo", "Did you mean .*audio/demo"),
+        ("examples/recipes/audio/demo.yaml", "Did you mean audio/demo or "),
+        ("zzz", "recipes.$"),
+        ("audio", "."),  # a folder, not a recipe
+    ],
+)
+def test_a_recipe_that_is_not_there(name, hint):
+    with pytest.raises(RecipeError, match=f"^'{name}' is neither a file nor a recipe of the package in .*{hint}"):
+        load_recipe(name)
+
+
 OTHERS = {"autoencoding", "wav2vec2"}  # of other scripts
-SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name not in OTHERS)
+SHIPPED = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in OTHERS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -166,7 +194,7 @@ def test_the_shipped_recipes_load(path):
 def test_shipped_recipes_name_data_that_everybody_has():
     """A dataset of the Hub, a set that the run makes, or a folder that the user is told to give."""
     found = set()
-    for path in RECIPES.glob("*/*.yaml"):
+    for path in FOLDER.glob("*/*.yaml"):
         assert "shared" not in path.read_text(), path
         found.add(yaml.safe_load(path.read_text()).get("data", {}).get("dataset"))
     hub = {name for name in found if name and name.count("/") == 1 and not name.startswith(".")}
@@ -176,7 +204,7 @@ def test_shipped_recipes_name_data_that_everybody_has():
 
 
 def test_esc10_is_a_part_of_esc50_and_a_folder_of_it_alone_takes_two_overrides():
-    audio = RECIPES / "audio"
+    audio = FOLDER / "audio"
     for path, cls in ((audio / "vq_tiny.yaml", PretrainRecipe), (audio / "esc10_finetune.yaml", FinetuneRecipe)):
         data = load_recipe(path, cls=cls).data
         assert (data.dataset, data.exclude) == ("ashraq/esc50", {"esc10": [False]})
@@ -187,7 +215,7 @@ def test_esc10_is_a_part_of_esc50_and_a_folder_of_it_alone_takes_two_overrides()
 
 
 def test_as2m_base_is_the_paper_s_table_5():
-    recipe = load_recipe(RECIPES / "audio" / "as2m_base.yaml")
+    recipe = load_recipe(FOLDER / "audio" / "as2m_base.yaml")
     config = recipe.config()
     encoder, tokenizer, again = build_schedule(recipe, num_processes=64)
     assert (encoder.name, tokenizer.name, again.name) == ("encoder-iter1", "tokenizer-iter2", "encoder-iter2")

@@ -1,1 +1,1 @@
-"""What commands do around the library's calls: checks of what the user named, and settings of the process."""
+"""The `bridle` command: a module per command, and what they share (options, checks, settings of the process)."""

@@ -3,11 +3,10 @@ the work itself keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from transformers import PreTrainedModel
@@ -29,10 +28,10 @@ PRETRAINED, CLASSIFIER = (
 
 @contextmanager
 def setting_up(parser) -> Iterator[None]:
-    """Ends the script with one line and exit code 2 where what the user gave cannot be used.
+    """Ends the command with one line and exit code 2 where what the user gave cannot be used.
 
     Args:
-        parser: the script's `argparse.ArgumentParser`.
+        parser: the command's `argparse.ArgumentParser`.
     """
     try:
         yield
@@ -61,46 +60,6 @@ def check_finetuning(recipe: Any) -> None:
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))
-
-
-def add_data_options(parser, dataset: str = "folder or Hub id of a dataset") -> None:
-    """Adds the options that say what to read, for `given_data`.
-
-    Args:
-        parser: the script's `argparse.ArgumentParser`.
-        dataset: the help of `--dataset`.
-    """
-    parser.add_argument("--dataset", required=True, help=dataset)
-    parser.add_argument("--files", help="pattern of the files to read, such as '**/*.flac', all as split train")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-column", help="by default the first column of the model's modality")
-    parser.add_argument("--exclude", type=mapping, default={}, help="column: values to leave out, as '{fold: [1, 2]}'")
-
-
-def mapping(text: str) -> dict:
-    """A YAML mapping of a command line.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no mapping")
-    return value
-
-
-def given_data(given: Any, **more) -> DataArguments:
-    """The data that a command line names.
-
-    Args:
-        given: what `argparse` found; its options that are fields of `DataArguments` count.
-        more: further fields.
-    """
-    named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
-    return DataArguments(**named, **more)
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:

@@ -1,6 +1,7 @@
-"""Settings of the process that runs a command: memory that malloc keeps, signals that stop a run."""
+"""Settings of the process that runs a command: its log, memory that malloc keeps, signals that stop a run."""
 
 import ctypes
+import logging
 import os
 import platform
 import signal
@@ -12,6 +13,13 @@ import torch
 # Of glibc's malloc.h. The values are int.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def log_progress() -> None:
+    """Shows this package's messages on standard error, of the first process alone, and warnings of all."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.getLogger("bridle_hf").setLevel(level)
 
 
 def keep_freed_memory() -> bool:

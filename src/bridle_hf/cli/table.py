@@ -1,31 +1,35 @@
 """The command line of a table of quantizers: reads a recipe, trains its rows, writes and prints the table."""
 
 import argparse
-import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
 
 from ..evaluation.tables import markdown
 from ..quantizer_experiments.table import TableRecipe, run_methods
-from ..recipe_reader import RecipeError, read_recipe
-from .process import keep_freed_memory
+from ..recipe_reader import RecipeError
+from ..training import load_recipe
+from .options import add_recipe_options, parse_recipe_options
+from .process import keep_freed_memory, log_progress
 
 
-def main(recipe_class: type[TableRecipe], description: str) -> None:
+def run_table(
+    recipe_class: type[TableRecipe], description: str, arguments: Sequence[str] | None = None, prog: str | None = None
+) -> None:
     """Runs the command for recipes of one class."""
-    keep_freed_memory()
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a YAML file, see examples/recipes")
+    parser = argparse.ArgumentParser(
+        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_recipe_options(parser, "such as steps=100")
     parser.add_argument("--method", action="append", metavar="NAME", help="a row of the recipe to run; all without it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps=100")
-    arguments = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("bridle_hf").setLevel(logging.INFO)
+    given = parse_recipe_options(parser, arguments)
+    log_progress()
+    keep_freed_memory()
     try:
-        recipe = read_recipe(recipe_class, arguments.recipe, arguments.overrides)
-        results = run_methods(recipe, arguments.method)
+        recipe = load_recipe(given.recipe, given.overrides, recipe_class)
+        results = run_methods(recipe, given.method)
     except RecipeError as error:
         parser.error(str(error))
     if PartialState().is_main_process:

@@ -1,6 +1,7 @@
-"""The model card of a release: a template of `model_cards/`, filled with what the model and its run know."""
+"""The model card of a release: a template of `cards/`, filled with what the model and its run know."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import jinja2
@@ -12,6 +13,7 @@ from ..data.modalities import MODALITIES
 from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
 
+CARDS = Path(str(files("bridle_hf"))) / "cards"  # a card per modality, and what they extend
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
 
 
@@ -19,7 +21,7 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
     """The card as text.
 
     Args:
-        template: path of a card, in Jinja; it may extend others of its folder. Its front matter is kept.
+        template: path of a card, in Jinja; it may extend others of its folder or of `CARDS`. Its front matter is kept.
         model: of any BRIDLE class; processor: its front-end.
         repo_id (`str`): "org/name" on the Hub.
         run: folder of the pretraining run, for the recipe and the health of the codebooks; what is not there is left
@@ -33,7 +35,7 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
     """
     template, config = Path(template), model.config
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, CARDS]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

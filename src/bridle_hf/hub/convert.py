@@ -1,12 +1,11 @@
 """Reference checkpoints into `from_pretrained` folders and back.
 
-python -m bridle_hf.hub.convert CHECKPOINT FOLDER --source bridle --modality audio
-python -m bridle_hf.hub.convert FOLDER CHECKPOINT --source bridle --reverse
+bridle convert CHECKPOINT FOLDER --source bridle --modality audio
+bridle convert FOLDER CHECKPOINT --source bridle --reverse
 """
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import torch
@@ -122,8 +121,9 @@ def _assignment(text: str) -> tuple[str, object]:
     return key, yaml.safe_load(value)
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser("python -m bridle_hf.hub.convert", description=__doc__.splitlines()[0])
+def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     parser.add_argument("input", metavar="CHECKPOINT", help="a .pth or .safetensors file; with --reverse a folder")
     parser.add_argument("output", metavar="OUT_DIR", help="a folder; with --reverse a .pth or .safetensors file")
     parser.add_argument("--source", choices=SOURCES, required=True, help="whose names the checkpoint has")
@@ -157,5 +157,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(sys.argv[1:])
+    main()

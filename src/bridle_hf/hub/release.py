@@ -1,9 +1,9 @@
 """Release a trained model on the Hub: card, code, weights and processor, reloaded in a clean process before the push.
 
-    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --dry-run
-    python -m bridle_hf.hub.release runs/as2m_base/final --repo-id ORG/bridle-audio --results results.yaml --tag v1
+    bridle release runs/as2m_base/final --repo-id ORG/bridle-audio --dry-run
+    bridle release runs/as2m_base/final --repo-id ORG/bridle-audio --results results.yaml --tag v1
 
-The card is `model_cards/bridle-MODALITY.md` of the current folder, or --card.
+The card is that of the modality in bridle_hf/cards, or --card.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from . import reload
-from .card import find_run, read_finetuning, read_results, render_card
+from .card import CARDS, find_run, read_finetuning, read_results, render_card
 
 OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
 
@@ -34,7 +34,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
             tell the card about the run; of a classifier finetune.yaml and results.json do.
         folder: receives the files.
         repo_id (`str`): "org/name".
-        card: the card's template; `model_cards/bridle-MODALITY.md` by default.
+        card: the card's template; `bridle-MODALITY.md` of `CARDS` by default.
         results: `EvalResult`s.
         max_shard_size: of a file of weights.
         license: of the weights, as the Hub names it.
@@ -50,11 +50,9 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
     architecture = (config.architectures or [None])[0]
     if architecture not in modeling_bridle.__all__:
         raise ValueError(f"MODEL_DIR holds a {architecture}; it takes one of {', '.join(modeling_bridle.__all__)}.")
-    card = Path(card or f"model_cards/bridle-{config.modality}.md")
+    card = Path(card or CARDS / f"bridle-{config.modality}.md")
     if not card.is_file():
-        raise ValueError(
-            f"--card is {str(card)!r}, which is no file; it takes a template such as those in model_cards/."
-        )
+        raise ValueError(f"--card is {str(card)!r}, which is no file; it takes a template such as those in {CARDS}.")
     model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
     processor, pipeline = load_processor(model_dir), MODALITIES[config.modality].feature_pipeline
     is_classifier = isinstance(model, modeling_bridle.BridleForClassification)
@@ -105,11 +103,11 @@ def push(folder, repo_id, private=False, tag=None):
     return commit
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments=None, prog="python -m bridle_hf.hub.release"):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder of a trained model and its processor")
     parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub")
-    parser.add_argument("--card", help="the card's template")
+    parser.add_argument("--card", help="the card's template; the one of the modality in bridle_hf/cards by default")
     parser.add_argument("--results", help="YAML or JSON: a list of fields of huggingface_hub.EvalResult")
     parser.add_argument("--license", help="of the weights, as the Hub names it, such as cc-by-4.0; none by default")
     parser.add_argument("--output", help="keep the release in this folder; a temporary one by default")

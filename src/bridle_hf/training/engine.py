@@ -291,7 +291,7 @@ def skip_step(run: Run, task: Task, model, step: Step, reason: str) -> None:
             accelerator.scaler.update()  # it has seen gradients, and takes no others before this
         return
     raise FloatingPointError(
-        f"step {step.number + 1} of {task.name}: {reason}. `python examples/replay_step.py {folder}` takes it again "
+        f"step {step.number + 1} of {task.name}: {reason}. `bridle replay {folder}` takes it again "
         f"and tells where. Look at the batch first; a lower learning rate or mixed_precision=no helps where it is "
         f"sound, and skip_bad_steps={run.steps_skipped} leaves it out."
     )

@@ -12,6 +12,7 @@ from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES, build_processor
 from ..data.streaming import build_loader
 from ..recipe_reader import config_keys, read_recipe
+from ..recipes import find_recipe
 from .arguments import OptimizationArguments, processor_keys
 from .engine import Stop, train
 from .phases import KINDS, LENGTHS, Phase, build_schedule
@@ -95,8 +96,9 @@ def _laid_over(sections: dict, entry: Any) -> Any:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
-    """Reads a recipe of pretraining, or of another `cls`. See `read_recipe`."""
-    return read_recipe(cls, path, overrides)
+    """Reads a recipe of pretraining, or of another `cls`, by its path or by its name in the package (`audio/demo`). So
+    can the `base` of a recipe be named. See `read_recipe`."""
+    return read_recipe(cls, path, overrides, find_recipe)
 
 
 def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) -> bool:

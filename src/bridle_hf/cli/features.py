@@ -1,0 +1,45 @@
+"""Embed the clips of a dataset with a frozen encoder, one parquet file.
+
+    bridle features --model runs/esc10_tiny/final --dataset DIR --output features.parquet
+    bridle features --model ... --dataset DIR --pooling frames --layers 6 12 --overlap 0.5
+
+A row holds the dataset's other columns, `clip_name` and a column per layer (`last`, `layer_6`): one vector, or with
+`--pooling frames` a vector per patch in time and their `start`s in seconds. Long sounds are read in windows.
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from ..data import load_processor
+from ..evaluation.features import STREAMED_POOLINGS, write_features
+from ..modeling_bridle import BridleModel
+from .checks import check_data, open_model, setting_up
+from .options import add_data_options, given_data
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model")
+    add_data_options(parser)
+    parser.add_argument("--output", default="features.parquet")
+    parser.add_argument("--layers", nargs="+", type=int, help="1..depth, 0 for the patch embeddings")
+    parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
+    parser.add_argument("--window-seconds", type=float, help="of long sounds; by default what the model was trained on")
+    parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that the next one sees again")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
+    given = parser.parse_args(arguments)
+
+    with setting_up(parser):
+        model = open_model(BridleModel, given.model)
+        unit = model.config.patch_size[0]
+        frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
+        data = given_data(given, max_frames=frames)
+        processor, layers = load_processor(given.model), given.layers or (None,)
+        check_data(data, processor, "--dataset")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)
+    sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")

@@ -1,0 +1,33 @@
+r"""Fine-tune a pretrained encoder on a labelled set, one model per fold, and test each after its last epoch.
+
+    bridle finetune audio/esc50_finetune model=runs/esc50/final
+    bridle finetune audio/esc50_finetune model=runs/esc50/final from_scratch=true training.layer_decay=null \
+        output_dir=runs/scratch
+
+The last line of standard output is one JSON object with the top-1 and top-5 accuracy and the mean average precision
+over the folds; `output_dir`/fold-K holds the models, as transformers' pipelines load them. The same command goes on
+where it was stopped. It takes one GPU; `accelerate launch -m bridle_hf.cli finetune ...` takes all, `batch_size` clips
+each.
+"""
+
+import argparse
+import json
+import sys
+
+from ..finetuning.finetune import FinetuneRecipe, finetune
+from ..training import load_recipe
+from .checks import check_finetuning, setting_up
+from .options import add_recipe_options, parse_recipe_options
+from .process import keep_freed_memory, log_progress
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_options(parser, "such as training.epochs=20")
+    given = parse_recipe_options(parser, arguments)
+    log_progress()
+    with setting_up(parser):
+        recipe = load_recipe(given.recipe, given.overrides, FinetuneRecipe)
+        check_finetuning(recipe)
+    keep_freed_memory()
+    sys.stdout.write(json.dumps(finetune(recipe)) + "\n")

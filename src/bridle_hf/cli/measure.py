@@ -1,0 +1,44 @@
+"""Measure the mean and standard deviation of a dataset's log-mel features, for `processor` in a recipe.
+
+    bridle measure --dataset FOLDER --max-length 512
+
+The last line of standard output is one JSON object. Frames of the clips count, padding does not.
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from zlib import crc32
+
+import numpy as np
+
+from ..data.source import open_source
+from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
+from .checks import check_data, setting_up
+from .options import add_data_options, given_data
+
+
+def window(featurize, example):
+    """As many frames of a clip as count, the same ones every time; of hours of sound no more is read."""
+    return featurize(example, np.random.default_rng(crc32(example["clip_name"].encode())))
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser, "folder or Hub id of a dataset with audio")
+    parser.add_argument("--num-mel-bins", type=int, default=128)
+    parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")
+    parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
+    given = parser.parse_args(arguments)
+    with setting_up(parser):
+        extractor = BridleFeatureExtractor(
+            num_mel_bins=given.num_mel_bins, max_length=given.max_length, do_normalize=False
+        )
+        data = given_data(given)
+        check_data(data, extractor, "--dataset")
+    source = open_source(data, extractor)
+    source.featurize = partial(window, source.featurize)
+    clips = source.decode_all(data.num_workers, data.max_bad_share)
+    mean, std = measure_mean_std((features for _, features in clips), extractor)
+    sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")

@@ -1,0 +1,82 @@
+"""Options that several commands share: the recipe with its overrides, and the data to read."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from ..data.arguments import DataArguments
+
+OVERRIDE = re.compile(r"[\w.]+=")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, overrides: str) -> None:
+    """Adds the options of commands that run a recipe, for `parse_recipe_options`.
+
+    Args:
+        parser: the command's.
+        overrides: the help of `key=value`.
+    """
+    parser.add_argument("--recipe", help="name of a packaged recipe, such as audio/demo, or path of a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="RECIPE key=value", help=f"the recipe, unless --recipe names it; {overrides}"
+    )
+
+
+def parse_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses a command line whose recipe is either `--recipe` or the first word that is no `key=value`.
+
+    Returns:
+        What `argparse` found, with `recipe` (`str`) and `overrides` (list of `key=value`).
+    """
+    given = parser.parse_intermixed_args(arguments)
+    if given.recipe is None:
+        words = [word for word in given.overrides if not OVERRIDE.match(word)]
+        if not words:
+            parser.error("the recipe is missing; give the name of a packaged one, such as audio/demo, or a path")
+        given.recipe = words[0]
+        given.overrides.remove(words[0])
+    return given
+
+
+def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or Hub id of a dataset") -> None:
+    """Adds the options that say what to read, for `given_data`.
+
+    Args:
+        parser: the command's.
+        dataset: the help of `--dataset`.
+    """
+    parser.add_argument("--dataset", required=True, help=dataset)
+    parser.add_argument("--files", help="pattern of the files to read, such as '**/*.flac', all as split train")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--input-column", help="by default the first column of the model's modality")
+    parser.add_argument("--exclude", type=mapping, default={}, help="column: values to leave out, as '{fold: [1, 2]}'")
+
+
+def mapping(text: str) -> dict:
+    """A YAML mapping of a command line.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is no mapping")
+    return value
+
+
+def given_data(given: Any, **more) -> DataArguments:
+    """The data that a command line names.
+
+    Args:
+        given: what `argparse` found; its options that are fields of `DataArguments` count.
+        more: further fields.
+    """
+    named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
+    return DataArguments(**named, **more)

@@ -1,0 +1,29 @@
+"""Pretrain BRIDLE: all phases of a recipe.
+
+    bridle pretrain audio/demo
+    accelerate launch -m bridle_hf.cli pretrain audio/esc10_tiny output_dir=runs/a seed=1
+
+Started again with the same output_dir, it goes on where it was. SIGTERM or Ctrl-C finishes the step and saves first.
+"""
+
+import argparse
+
+from transformers.utils.logging import disable_progress_bar
+
+from ..training import load_recipe, pretrain
+from .checks import check_recipe, setting_up
+from .options import add_recipe_options, parse_recipe_options
+from .process import keep_freed_memory, log_progress, stop_signals
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_options(parser, "such as training.batch_size=8")
+    given = parse_recipe_options(parser, arguments)
+    log_progress()
+    with setting_up(parser):
+        recipe = load_recipe(given.recipe, given.overrides)
+        check_recipe(recipe)
+    disable_progress_bar()  # of saving small files; the loop has its own
+    keep_freed_memory()
+    pretrain(recipe, stop=stop_signals())

@@ -1,0 +1,28 @@
+"""Repeat a step that held NaN or inf, on the CPU in float32, and say which losses and gradients are not finite.
+
+bridle replay runs/mine/failure/phase-00-step-00000123
+"""
+
+import argparse
+import json
+import sys
+from math import isfinite
+from pathlib import Path
+
+from ..training import replay
+from .checks import setting_up
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a folder that a run has written to failure/")
+    parser.add_argument("--rank", type=int, default=0, help="the process whose batches are taken")
+    given = parser.parse_args(arguments)
+    with setting_up(parser):
+        about = json.loads((given.folder / f"rank-{given.rank}.json").read_text())
+    sys.stdout.write(f"step {about['step'] + 1} of {about['phase']}: {about['reason']}\n")
+    losses, gradients = replay(given.folder, given.rank)
+    sys.stdout.writelines(f"{name:>16} {loss:.6g}\n" for name, loss in losses.items())
+    bad = [name for name, norm in gradients.items() if not isfinite(norm)]
+    sys.stdout.write(f"gradients: {len(gradients) - len(bad)} finite, {len(bad)} not\n")
+    sys.stdout.writelines(f"  {name}\n" for name in bad)

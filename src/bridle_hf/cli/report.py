@@ -1,0 +1,55 @@
+"""Write one HTML page about the tokens of a pretrained model: codebook use, norms, losses, codes to see and hear.
+
+    bridle report --model runs/demo --dataset DIR --output report.html
+    bridle report --model runs/demo/final --dataset DIR --label-column label --fold-column fold
+
+With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels and folds add the bag-of-codes accuracy.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ..data import load_examples, load_processor
+from ..data.source import sound_reader
+from ..evaluation.report import codebook_report
+from ..modeling_bridle import BridleForPreTraining
+from ..training.metrics import read_metrics
+from .checks import check_data, open_model, setting_up
+from .options import add_data_options, given_data
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a run, or folder or Hub id of a pretrained model")
+    add_data_options(parser, "folder or Hub id of clips, best unseen in pretraining")
+    parser.add_argument("--output", default="report.html")
+    parser.add_argument("--label-column")
+    parser.add_argument("--fold-column")
+    parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
+    parser.add_argument("--clips", type=int, default=2, help="clips to draw")
+    given = parser.parse_args(arguments)
+
+    run, source = Path(given.model), given.model
+    if (run / "final").is_dir():
+        source = str(run / "final")
+    elif run.name == "final":
+        run = run.parent
+    with setting_up(parser):
+        model = open_model(BridleForPreTraining, source)
+        data, processor = given_data(given), load_processor(source)
+        check_data(data, processor, "--dataset")
+        results = json.loads(Path(given.results).read_text()) if given.results else ()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    codebook_report(
+        given.output,
+        model,
+        load_examples(data, processor),
+        name=run.name,
+        records=list(read_metrics(run / "metrics.jsonl")),
+        results=results,
+        clips=given.clips,
+        sounds=sound_reader(data, processor),
+    )

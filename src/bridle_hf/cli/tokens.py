@@ -1,0 +1,42 @@
+"""Turn the clips of a dataset into discrete codes, one parquet file, for models of audio tokens.
+
+    bridle tokens --model runs/esc10_tiny/final --dataset DIR --output codes.parquet
+
+A row holds the dataset's other columns, `clip_name`, `codes` (flat) and `shape` (patches in time, patches in frequency,
+codebooks). What the numbers stand for is written into the file's metadata under `bridle_codes`, and printed. Code k of
+codebook m is token m * codebook_size + k of one vocabulary:
+
+    codes = np.array(row["codes"]).reshape(row["shape"])
+    tokens = codes + codebook_size * np.arange(num_codebooks)
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from ..data import load_processor
+from ..evaluation.tokens import code_layout, write_codes
+from ..modeling_bridle import BridleTokenizer
+from .checks import check_data, open_model, setting_up
+from .options import add_data_options, given_data
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
+    add_data_options(parser)
+    parser.add_argument("--output", default="codes.parquet")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
+    given = parser.parse_args(arguments)
+
+    with setting_up(parser):
+        tokenizer = open_model(BridleTokenizer, given.model)
+        data, processor = given_data(given), load_processor(given.model)
+        check_data(data, processor, "--dataset")
+    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+    clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
+    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config)
+    sys.stdout.write(json.dumps(summary) + "\n")
