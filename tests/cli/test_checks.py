@@ -7,15 +7,14 @@ from datasets import Dataset
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.cli.checks import (
-    add_data_options,
     check_data,
     check_finetuning,
     check_model,
     check_recipe,
-    given_data,
     open_model,
     setting_up,
 )
+from bridle_hf.cli.options import add_data_options, given_data
 from bridle_hf.data import DataArguments, build_processor
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.training import load_recipe
