@@ -11,11 +11,11 @@ from bridle_hf import BridleForPreTraining
 from bridle_hf.evaluation.quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 
-def build(**quantizer):
+def build(cold_start_positions=False, **quantizer):
     torch.manual_seed(0)
     quantizer = {"num_codebooks": 3, "codebook_size": 16, "codebook_dim": 8, **quantizer}
-    config = tiny_config(input_size=(64, 32), num_hidden_layers=1, decoder_type="plain", quantizer_config=quantizer)
-    return BridleForPreTraining(config)
+    more = {"decoder_type": "plain", "cold_start_positions": cold_start_positions, "quantizer_config": quantizer}
+    return BridleForPreTraining(tiny_config(input_size=(64, 32), num_hidden_layers=1, **more))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def clips(padded_examples):
     """Twenty clips of two classes that differ in level, half of them padded."""
     rng = np.random.default_rng(0)
     labels = np.arange(20) % 2
-    features = rng.normal(size=(20, 64, 32)).astype(np.float32) + 2 * labels[:, None, None].astype(np.float32)
+    features = rng.normal(size=(20, 64, 32)).astype(np.float32) + 3 * labels[:, None, None].astype(np.float32)
     frames = np.where(np.arange(20) < 10, 64, 32)
     return padded_examples(features, np.arange(64) < frames[:, None], labels, np.arange(20) // 4)
 
@@ -74,8 +74,7 @@ def test_positions_in_the_cold_start_show_as_position_information(clips):
     quiet = replace(clips, clips=[np.float32(0.05) * clip for clip in clips.clips])  # positions are louder
     told = {}
     for positions in (False, True):
-        model = build()
-        model.tokenizer.config.cold_start_positions = positions
+        model = build(cold_start_positions=positions)
         initialize_codebooks_(model.tokenizer, quiet)
         told[positions] = tokenizer_quality(model.tokenizer, quiet)["position_information"][0]
     assert told[True] > 2 and told[False] < 0.7  # of log2 8 = 3 bits
