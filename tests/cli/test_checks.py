@@ -7,12 +7,10 @@ from datasets import Dataset
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.cli.checks import (
-    add_data_options,
     check_data,
     check_finetuning,
     check_model,
     check_recipe,
-    given_data,
     open_model,
     setting_up,
 )
@@ -34,23 +32,6 @@ def saved(recipe, tmp_path, monkeypatch):
     for cls, name in ((BridleForPreTraining, "pretrained"), (BridleModel, "encoder"), (BridleTokenizer, "tokenizer")):
         cls(config).save_pretrained(name)
         build_processor(config).save_pretrained(name)
-
-
-def test_values_to_leave_out_are_a_mapping(capsys):
-    parser = argparse.ArgumentParser("script.py")
-    add_data_options(parser)
-    words = ["--dataset", "x", "--exclude"]
-    assert given_data(parser.parse_args(words[:2])).exclude == {}
-    assert given_data(parser.parse_args([*words, "{esc10: [false], fold: [1, 2]}"])).exclude == {
-        "esc10": [False],
-        "fold": [1, 2],
-    }
-    for text in ("[1]", "{", "fold"):
-        with pytest.raises(SystemExit, match="2"):
-            parser.parse_args([*words, text])
-        assert f"argument --exclude: invalid mapping value: '{text}'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="data.exclude.fold must be a list"):
-        given_data(parser.parse_args([*words, "{fold: 1}"]))
 
 
 @pytest.mark.parametrize("error", [ValueError("two\n  lines"), FileNotFoundError("two lines")])
