@@ -27,7 +27,7 @@ def _shared(*parts: str) -> Path:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Vectors recorded from the reference implementation."""
-    return _shared("golden")
+    return ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -286,8 +286,9 @@ class BridleConfig(PreTrainedConfig):
             even see the others and gets cheaper (partial reconstruction, arXiv 2401.14391).
         codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
         joint_tokenizer_weight (`float`): alpha of eq. 8.
-        cold_start (`bool`): the tokenizer is a frozen random projection (iteration 1) until `BridleTokenizer.reset_`.
-            Codebooks that learn by gradient take over there; EMA ones of the same shape, set by k-means, go before.
+        cold_start (`bool`): whether a new tokenizer is the frozen random projection of iteration 1, which
+            `BridleTokenizer.reset_` replaces; in a saved config, whether the weights beside it are those of one. Its
+            codebooks are EMA ones of the same shape, set by k-means, where those of the quantizer learn by gradient.
         cold_start_positions (`bool`): whether positions are added before that projection (the reference code does).
         pooling (`str`): `"mean"` over patches or `"cls"`.
         classifier_mask_ratio (`tuple[float]`): share of rows and columns of the grid hidden while a classifier trains.

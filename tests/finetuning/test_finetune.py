@@ -149,7 +149,10 @@ def test_one_model_a_fold(recipe, pretrained, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"training": {"cutmix": 0.5}}, "`training.cutmix` is 0.5"), ({"data": {"test_views": (3, 1)}}, "only videos")],
+    [
+        ({"training": {"cutmix": 0.5}}, "`training.cutmix` is 0.5"),
+        ({"data": {"test_views": (3, 1)}}, r"`data.test_views` is \(3, 1\); audio takes"),
+    ],
 )
 def test_options_of_other_modalities_are_named(recipe, changes, message):
     with pytest.raises(ValueError, match=message):

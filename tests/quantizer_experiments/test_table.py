@@ -1,9 +1,11 @@
 """The training of a row: it goes on where it was killed, takes every clip once an epoch, and stops at a bad loss."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from bridle_hf.quantizer_experiments.batches import Steps
 from bridle_hf.quantizer_experiments.table import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.recipes import FOLDER
-from bridle_hf.training import load_recipe
+from bridle_hf.training import load_recipe, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = FOLDER / "wav2vec2" / "esc10_small.yaml"
@@ -81,23 +83,39 @@ def test_results_of_another_recipe_are_named(clips, tmp_path, caplog):
     assert "the results of ema are of another recipe: steps, learning_rate" in caplog.text
 
 
-def test_a_bad_loss_ends_the_method_and_keeps_the_checkpoint_before_it(clips, tmp_path, monkeypatch):
-    forward = Wav2Vec2Recipe.forward
-    steps = iter(range(9))
+@pytest.fixture
+def bad_third_step(monkeypatch):
+    """The contrastive loss of the third step is NaN."""
+    forward, steps = Wav2Vec2Recipe.forward, itertools.count(1)
 
     def turns_bad(self, model, bare, batch):
         output = forward(self, model, bare, batch)
         total, count = output.losses["contrastive"]
-        output.losses["contrastive"] = LossSum(total * (float("nan") if next(steps) == 2 else 1), count)
+        output.losses["contrastive"] = LossSum(total * (float("nan") if next(steps) == 3 else 1), count)
         return output
 
     monkeypatch.setattr(Wav2Vec2Recipe, "forward", turns_bad)
+
+
+def test_a_bad_loss_ends_the_method_and_keeps_the_checkpoint_before_it(clips, tmp_path, bad_third_step):
     broken = recipe(clips, tmp_path, "checkpoint_steps=1")
     with pytest.raises(FloatingPointError, match="step 3 of gumbel: the loss is nan and the gradient norm"):
         run_methods(broken, ["gumbel"])
     (checkpoint,) = (tmp_path / "gumbel" / "checkpoints").iterdir()
     assert checkpoint.name == "phase-00-step-00000002"
     assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
+    (failure,) = (tmp_path / "gumbel" / "failure").iterdir()
+    losses, gradients = replay(failure, recipe_class=Wav2Vec2Recipe)
+    assert isfinite(losses["contrastive"]) and losses["loss"] > 0  # the NaN is of this test, not of the batch
+    assert "quantizer.quantizer.codebooks.0.embed" in gradients
+
+
+def test_a_bad_step_is_skipped_where_the_recipe_says_so(clips, tmp_path, bad_third_step, caplog):
+    (result,) = run_methods(recipe(clips, tmp_path, "skip_bad_steps=1", "logging_steps=2"), ["gumbel"])
+    assert isfinite(result["contrastive_loss"]) and "skipped step 3 of gumbel" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "gumbel" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[-1]["steps_skipped"] == 1
+    assert set(lines[0]["losses"]) == {"contrastive", "quantizer"} and lines[0]["codebooks"]["cur"]
 
 
 def take(steps, count):

@@ -45,7 +45,7 @@ def test_bad_clips_are_named_in_the_metrics_and_at_the_end(tmp_path, train, rank
     named = [name for line in lines for name in line.get("skipped", {})]
     assert len(named) == len(set(named)) and set(named) == NAMES  # each once
     assert lines[-1]["total_step"] == 12 and lines[-1]["clips_skipped"] == len(NAMES)
-    assert f"left out: 5 clips ({', '.join(sorted(NAMES))}) and 0 steps" in said
+    assert f"skipped: 5 clips ({', '.join(sorted(NAMES))}) and 0 steps" in said
 
 
 def test_too_many_bad_clips_end_the_run(train):

@@ -41,7 +41,7 @@ def save(trained, tmp_path):
         return save_checkpoint(
             tmp_path,
             *trained,
-            phase=phase,
+            task=phase,
             step=step,
             state={"note": "x"},
             data={"at": [1, 2]},
@@ -55,7 +55,7 @@ def save(trained, tmp_path):
 def test_what_is_saved_comes_back(trained, save):
     _, model, optimizer = trained
     checkpoint = open_checkpoint(save(1, 20))
-    assert (checkpoint.phase, checkpoint.step, checkpoint.state["note"]) == (1, 20, "x")
+    assert (checkpoint.task, checkpoint.step, checkpoint.state["note"]) == (1, 20, "x")
     assert checkpoint.rank_state(0)["data"] == {"at": [1, 2]}
     for name, value in checkpoint.weights().items():
         assert torch.equal(value, model.state_dict()[name])
@@ -105,7 +105,7 @@ def test_the_newest_is_found_by_phase_then_step(save, tmp_path):
     for phase, step in ((0, 500), (1, 9), (1, 10)):
         save(phase, step)
     found = find_checkpoint(tmp_path)
-    assert (found.phase, found.step) == (1, 10)
+    assert (found.task, found.step) == (1, 10)
     drop_later_(tmp_path, open_checkpoint(list_checkpoints(tmp_path)[0]))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["phase-00-step-00000500"]
 

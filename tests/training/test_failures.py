@@ -53,7 +53,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(train_on, tmp_path, caplog):
         (1, 0), (2, 0), (4, 1), (5, 1)
     ]  # fmt: skip
     assert "skipped step 3 of encoder-iter1: a batch holds NaN or inf" in caplog.text
-    assert "left out: 0 clips () and 1 steps" in caplog.text
+    assert "skipped: 0 clips () and 1 steps" in caplog.text
     assert [path.name for path in (tmp_path / "run" / "failure").iterdir()] == ["phase-00-step-00000002"]
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from bridle_hf import BridleForPreTraining
+from bridle_hf.losses_bridle import objective, phase_weights
 from bridle_hf.training import load_recipe
 from bridle_hf.training.codebooks import initialize_codebooks_, project
-from bridle_hf.training.phases import EncoderPhase, JointPhase, build_schedule
+from bridle_hf.training.phases import KINDS, EncoderPhase, JointPhase, build_schedule
 
 
 @pytest.fixture
@@ -154,3 +155,42 @@ def test_a_joint_phase_turns_to_the_tokenizer_every_k_th_step(schedule):
     assert isinstance(phase, JointPhase) and not isinstance(phase, EncoderPhase)
     assert [step for step in range(9) if phase.losses_at(step) == "joint"] == [0, 4, 8]
     assert {phase.losses_at(step) for step in (1, 2, 3, 5)} == {"encoder"}
+
+
+@pytest.mark.parametrize("padded", [0, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_s_own_loss_is_what_the_engine_minimises(schedule, model, kind, padded):
+    """The same number by the same code; the counts of the batch are known before the forward pass."""
+    (phase,) = schedule(f"phases=[{{kind: {kind}, steps: 3}}]")
+    if kind != "encoder":
+        model.tokenizer.reset_()
+    phase.set_modes_(model)
+    drawn = phase.draw(model, iter([batch(padded=padded)]), (0, 0, 0, 0, 0))
+    output, weights = phase.forward(model, model, drawn, 0), phase.objective(model, 0)
+    counts = {name: torch.tensor(float(phase.counts(model, drawn)[name])) for name in weights}
+    assert counts == {name: output.losses[name].count for name in weights}
+    assert torch.equal(objective(output.losses, weights, counts), output.loss)
+    by_hand = sum(weight * output.losses[name].mean.item() for name, weight in weights.items())
+    assert output.loss.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_eq_8_is_the_encoder_s_loss_and_alpha_times_the_tokenizer_s(model):
+    model.config.joint_tokenizer_weight, model.config.cosine_loss_weight = 0.3, 2.0
+    assert phase_weights(model.config, "encoder") == {"encoder": 1}
+    assert phase_weights(model.config, "tokenizer") == {"codebook": 1, "cosine": 2}
+    assert phase_weights(model.config, "joint") == {"encoder": 1, "codebook": 0.3, "cosine": 0.6}
+    with pytest.raises(ValueError, match="`phase` is 'decoder'; it takes one of 'encoder', 'tokenizer', 'joint'"):
+        phase_weights(model.config, "decoder")
+
+
+def test_the_teacher_of_a_joint_phase_drops_nothing_out(tiny_recipe):
+    """Its features are the same at every call, as the targets of the encoder are."""
+    options = ["output_dir=x", "model.drop_path_rate=0.9", "model.hidden_dropout_prob=0.5", "model.mask_ratio=0.5"]
+    model = load_recipe(tiny_recipe, options).build_tasks()[0].build(None, begins=True)
+    model.tokenizer.reset_()
+    model.tokenizer.eval()
+    model.bridle.train()
+    values, losses = torch.randn(2, 64, 16), set()
+    for _ in range(3):
+        losses.add(model(values, phase="joint").losses["cosine"].sum.item())
+    assert len(losses) == 1 and model.bridle.training

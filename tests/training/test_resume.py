@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_
     join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, errors=errors), errors, exitcode=1)
     assert "OSError: the checkpoint of step 5 of encoder-iter1 could not be written" in errors.read_text()
     left = sorted((folder / "checkpoints").iterdir())  # nothing half-written beside them
-    assert [(open_checkpoint(path).phase, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
+    assert [(open_checkpoint(path).task, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
     join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
     assert_equal(folder, left_alone(1))
 

@@ -9,8 +9,12 @@ import sys
 from math import isfinite
 from pathlib import Path
 
-from ..training import replay
+from ..quantizer_experiments.autoencoding import AutoencodingRecipe
+from ..quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
+from ..training import PretrainRecipe, replay
 from .checks import setting_up
+
+RECIPES = {cls.__name__: cls for cls in (PretrainRecipe, AutoencodingRecipe, Wav2Vec2Recipe)}
 
 
 def main(arguments=None, prog=None):
@@ -21,7 +25,7 @@ def main(arguments=None, prog=None):
     with setting_up(parser):
         about = json.loads((given.folder / f"rank-{given.rank}.json").read_text())
     sys.stdout.write(f"step {about['step'] + 1} of {about['phase']}: {about['reason']}\n")
-    losses, gradients = replay(given.folder, given.rank)
+    losses, gradients = replay(given.folder, given.rank, RECIPES[about["recipe"]])
     sys.stdout.writelines(f"{name:>16} {loss:.6g}\n" for name, loss in losses.items())
     bad = [name for name, norm in gradients.items() if not isfinite(norm)]
     sys.stdout.write(f"gradients: {len(gradients) - len(bad)} finite, {len(bad)} not\n")

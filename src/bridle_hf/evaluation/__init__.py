@@ -1,1 +1,1 @@
-"""Metrics, codebook measures, frozen features, linear probe, fine-tuning and the report page."""
+"""Metrics, frozen features, probes, tokens and the report page."""

@@ -200,7 +200,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     settings = recipe.training
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
-    arguments = TrainingArguments(
+    arguments = FoldArguments(
         output_dir=str(kept.folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -221,10 +221,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )
-    if arguments.n_gpu > 1:
-        # DataParallel would take `batch_size` clips on each, another recipe than asked for; no argument turns it off.
-        logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.n_gpu)
-        arguments._n_gpu = 1
+    if arguments.gpus > 1:
+        logger.warning("one of %d GPUs is used; started by `accelerate launch` all are", arguments.gpus)
     if arguments.should_save:
         kept.begin()
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
@@ -273,6 +271,20 @@ def build_classifier(recipe, source, label_names):
     if recipe.from_scratch:
         return classifier(config)
     return classifier.from_pretrained(source, config=config)
+
+
+class FoldArguments(TrainingArguments):
+    """Arguments of one GPU per process: DataParallel would take `batch_size` samples on each, and no argument turns it
+    off."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that this process sees."""
+        return super().n_gpu
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, self.gpus)
 
 
 class FoldTrainer(Trainer):

@@ -32,7 +32,6 @@ from .batches import StepBatches
 
 logger = logging.getLogger(__name__)
 
-LOGGING_STEPS = 50
 RESULTS = "results.json"
 
 
@@ -125,6 +124,8 @@ class TableRecipe:
         learning_rate: falls as a cosine to `final_share` of itself.
         max_grad_norm: gradients are cut to this length; None leaves them.
         checkpoint_steps: steps between checkpoints of a method that is not finished.
+        logging_steps: steps between records in metrics.jsonl.
+        skip_bad_steps: how many steps with NaN or inf may be skipped; the next one stops the method.
     """
 
     output_dir: str
@@ -140,6 +141,8 @@ class TableRecipe:
     weight_decay: float = 1e-4
     max_grad_norm: float | None = None
     checkpoint_steps: int = 1000
+    logging_steps: int = 50
+    skip_bad_steps: int = 0
     mixed_precision: Literal["no", "bf16"] = "no"
 
     def __post_init__(self):
@@ -148,14 +151,16 @@ class TableRecipe:
             raise ValueError(f"`methods` is {names}; it takes at least one, each with a name of its own.")
         for method in self.methods:
             method.config(self.quantizer)
-        for name in ("steps", "batch_size", "checkpoint_steps"):
+        for name in ("steps", "batch_size", "checkpoint_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes whole numbers from 1 on.")
 
     def describe(self, method: Method) -> dict:
         """All that a method's results depend on, as plain values."""
         values = asdict(self) | {"methods": [asdict(method)]}
-        del values["output_dir"], values["checkpoint_steps"], values["data"]["num_workers"]
+        for key in ("output_dir", "checkpoint_steps", "logging_steps", "skip_bad_steps"):
+            del values[key]
+        del values["data"]["num_workers"]
         return json.loads(json.dumps(values))  # lists for tuples, as it will be read back
 
     @property
@@ -166,7 +171,8 @@ class TableRecipe:
             weight_decay=self.weight_decay,
             betas=self.betas,
             max_grad_norm=self.max_grad_norm,
-            logging_steps=LOGGING_STEPS,
+            logging_steps=self.logging_steps,
+            skip_bad_steps=self.skip_bad_steps,
             checkpoint_steps=self.checkpoint_steps,
             keep_checkpoints=1,
             tracker=None,

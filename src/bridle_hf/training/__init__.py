@@ -1,4 +1,4 @@
-"""Pretraining: recipes, phases, parameter groups, checkpoints and the engine."""
+"""The training engine, and pretraining as its tasks: recipes, phases, checkpoints, metrics, failures."""
 
 from ..recipe_reader import RecipeError
 from .parameters import parameter_groups

@@ -86,7 +86,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
             accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
     bar = tqdm(total=task.steps, initial=first, desc=task.name, disable=not accelerator.is_main_process)
-    clock = Clock(loader, first, checkpoint.state["minutes"] if resumed else 0.0)
+    clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
     upcoming = None
     for number in range(first, task.steps):
         for group in optimizer.param_groups:

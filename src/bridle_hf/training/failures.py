@@ -29,7 +29,7 @@ def save_failure(run, task, model, step, reason: str) -> Path:
     save_file(contiguous(tensors), folder / f"rank-{rank}.safetensors")
     about = {"phase": task.name, "step": step.number, "reason": reason, "seeds": step.seeds}
     about |= {"counts": {name: float(count) for name, count in step.counts.items()}}
-    about |= {"processes": accelerator.num_processes}
+    about |= {"processes": accelerator.num_processes, "recipe": type(run.recipe).__name__}
     (folder / f"rank-{rank}.json").write_text(json.dumps(about, indent=1))
     state = get_model_state_dict(model, options=WHOLE)
     if accelerator.is_main_process:

@@ -94,7 +94,7 @@ class Run:
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
         self.data_seed, self.steps_skipped = seed, 0
         self.stopped, self.asked_to_stop = False, lambda: False
-        self.met, self.named = 0, set()  # bad samples: how often they were met, and their names
+        self.skips, self.skipped_names = 0, set()  # of bad samples: how many skips were reported, and of which samples
 
     @property
     def samples_per_step(self) -> int:
@@ -139,7 +139,7 @@ class Run:
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "recipe.yaml", recipe_to_yaml(self.recipe))
-            self.named = self.metrics.rewind(*(checkpoint.task, checkpoint.step) if checkpoint else (-1, 0))
+            self.skipped_names = self.metrics.rewind(*(checkpoint.task, checkpoint.step) if checkpoint else (-1, 0))
             if checkpoint is not None:
                 drop_later_(self.folder / "checkpoints", checkpoint)
                 prune_(self.folder / "checkpoints", self.settings.keep_checkpoints)
@@ -256,29 +256,33 @@ class Run:
         return open_checkpoint(path, verify=False)
 
     def export(self, task: Task, checkpoint: Checkpoint) -> None:
-        """Lets a finished task write its results."""
+        """Let a finished task write its results."""
         model = self.build_model(task, checkpoint)
-        task.export(model, self.folder, self.accelerator, checkpoint.state["minutes"])
+        task.export(model, self.folder, self.accelerator, checkpoint.state.get("minutes", 0.0))
 
     def end(self) -> None:
         """Names what was skipped and closes the trackers."""
-        if self.accelerator.is_main_process and (self.named or self.steps_skipped):
-            names = f"{len(self.named)} clips ({', '.join(sorted(self.named)[:20])}{', ...' * (len(self.named) > 20)})"
-            logger.warning("left out: %s and %d steps; %s has all names", names, self.steps_skipped, self.metrics.path)
+        names = sorted(self.skipped_names)
+        if self.accelerator.is_main_process and (names or self.steps_skipped):
+            shown = ", ".join([*names[:20], *(["..."] if len(names) > 20 else [])])
+            logger.warning(
+                "skipped: %d clips (%s) and %d steps; %s has all names",
+                len(names), shown, self.steps_skipped, self.metrics.path,
+            )  # fmt: skip
         self.accelerator.end_training()
 
     def skipped(self) -> dict:
-        """For a record: how many clips all processes had to skip so far, and name -> reason of the new ones."""
+        """For a record: how many samples all processes skipped so far, and name -> reason of the new ones."""
         accelerator, mine = self.accelerator, self.loader.skipped
-        met = torch.tensor(len(mine), device=accelerator.device)
-        met, record = int(accelerator.reduce(met, "sum")), {}
-        if met > self.met:  # maybe by several processes, each in an epoch of its own
+        skips = int(accelerator.reduce(torch.tensor(len(mine), device=accelerator.device), "sum"))
+        record = {}
+        if skips > self.skips:  # perhaps of one sample by several processes, each in an epoch of its own
             everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-            new = {name: why for each in everyone for name, why in each.items() if name not in self.named}
-            self.named |= new.keys()
+            new = {name: why for each in everyone for name, why in each.items() if name not in self.skipped_names}
+            self.skipped_names |= new.keys()
             record = {"skipped": new} if new else {}
-        self.met = met
-        return {"clips_skipped": len(self.named), **record}
+        self.skips = skips
+        return {"clips_skipped": len(self.skipped_names), **record}
 
     def log(self, record: dict) -> None:
         """One line of metrics.jsonl, and the same numbers to the tracker."""
