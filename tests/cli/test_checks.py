@@ -35,23 +35,6 @@ def saved(recipe, tmp_path, monkeypatch):
         build_processor(config).save_pretrained(name)
 
 
-def test_values_to_leave_out_are_a_mapping(capsys):
-    parser = argparse.ArgumentParser("script.py")
-    add_data_options(parser)
-    words = ["--dataset", "x", "--exclude"]
-    assert given_data(parser.parse_args(words[:2])).exclude == {}
-    assert given_data(parser.parse_args([*words, "{esc10: [false], fold: [1, 2]}"])).exclude == {
-        "esc10": [False],
-        "fold": [1, 2],
-    }
-    for text in ("[1]", "{", "fold"):
-        with pytest.raises(SystemExit, match="2"):
-            parser.parse_args([*words, text])
-        assert f"argument --exclude: invalid mapping value: '{text}'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="data.exclude.fold must be a list"):
-        given_data(parser.parse_args([*words, "{fold: 1}"]))
-
-
 @pytest.mark.parametrize("error", [ValueError("two\n  lines"), FileNotFoundError("two lines")])
 def test_errors_of_what_was_given_are_one_line(error, capsys):
     with pytest.raises(SystemExit, match="2"), setting_up(argparse.ArgumentParser("script.py")):

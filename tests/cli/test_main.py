@@ -1,6 +1,5 @@
 """`bridle COMMAND`: the list of commands, and the words that each is given."""
 
-import argparse
 import runpy
 import subprocess
 import sys
@@ -9,8 +8,6 @@ from importlib import import_module
 import pytest
 
 from bridle_hf.cli.main import COMMANDS, main
-from bridle_hf.cli.options import add_recipe_options, parse_recipe_options
-from bridle_hf.cli.study import parse_arguments
 
 SCRIPTS = {
     "pretrain": "pretrain",
@@ -67,35 +64,3 @@ def test_the_package_runs_as_a_module(repository):
     assert done.returncode == 0 and done.stdout.startswith("usage: bridle "), done.stderr
     settings = (repository / "setup.cfg").read_text()
     assert "console_scripts =\n    bridle = bridle_hf.cli.main:main\n" in settings
-
-
-@pytest.mark.parametrize(
-    ("words", "recipe", "overrides"),
-    [
-        (["audio/demo", "seed=1"], "audio/demo", ["seed=1"]),
-        (["seed=1", "audio/demo", "phases=[{kind: encoder}]"], "audio/demo", ["seed=1", "phases=[{kind: encoder}]"]),
-        (["--recipe", "a=b/c.yaml", "seed=1"], "a=b/c.yaml", ["seed=1"]),
-        (["runs/a=b/c.yaml"], "runs/a=b/c.yaml", []),
-        (["audio/demo", "audio/other"], "audio/demo", ["audio/other"]),  # which is refused as an override
-    ],
-)
-def test_the_recipe_is_an_option_or_the_first_word(words, recipe, overrides):
-    given = parse_recipe_options(recipe_parser(), words)
-    assert (given.recipe, given.overrides) == (recipe, overrides)
-
-
-def test_a_recipe_that_is_missing(capsys):
-    err = said(lambda: parse_recipe_options(recipe_parser(), ["seed=1"]), capsys, 2).err
-    assert "the recipe is missing; give the name of a packaged one" in err
-
-
-def recipe_parser():
-    parser = argparse.ArgumentParser()
-    add_recipe_options(parser, "")
-    return parser
-
-
-def test_words_between_the_seeds_of_a_study_are_overrides():
-    words = ["audio/demo", "--seeds", "0", "1", "output_dir=x", "--jobs", "2"]
-    _, given = parse_arguments(words, "bridle study")
-    assert (given.recipe, given.overrides, given.seeds, given.jobs) == ("audio/demo", ["output_dir=x"], [0, 1], 2)

@@ -165,15 +165,18 @@ def test_recipes_of_the_package_have_names_and_a_file_comes_first(tmp_path, monk
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("audio/dmeo", "Did you mean audio/demo or "),
-        ("demo", "Did you mean .*audio/demo"),
-        ("examples/recipes/audio/demo.yaml", "Did you mean audio/demo or "),
-        ("zzz", "recipes.$"),
-        ("audio", "."),  # a folder, not a recipe
+        ("audio/dmeo", " Did you mean audio/demo or "),
+        ("demo", " Did you mean audio/demo or image/demo or video/demo"),
+        ("examples/recipes/video/demo.yaml", " Did you mean video/demo or "),
+        ("audio/in1k_base", " Did you mean .*image/in1k_base"),
+        ("zzz", "$"),
+        ("audio", ""),  # a folder, not a recipe
     ],
 )
 def test_a_recipe_that_is_not_there(name, hint):
-    with pytest.raises(RecipeError, match=f"^'{name}' is neither a file nor a recipe of the package in .*{hint}"):
+    with pytest.raises(
+        RecipeError, match=f"^'{name}' is neither a file nor a recipe of the package in .*recipes\\.{hint}"
+    ):
         load_recipe(name)
 
 

@@ -30,6 +30,9 @@ def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
     name, names = str(recipe).removesuffix(".yaml"), recipe_names()
     if name in names:
         return FOLDER / f"{name}.yaml"
-    close = get_close_matches("/".join(Path(name).parts[-2:]), names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    group, last = Path(name).parent.name, Path(name).name
+    similar = get_close_matches(last, sorted({each.partition("/")[2] for each in names}))
+    close = [each for end in similar for each in names if each.endswith(f"/{end}")]
+    close.sort(key=lambda each: each.partition("/")[0] != group)  # those of the same group first
+    hint = f" Did you mean {' or '.join(close[:3])}?" if close else ""
     raise RecipeError(f"{str(recipe)!r} is neither a file nor a recipe of the package in {FOLDER}.{hint}")
