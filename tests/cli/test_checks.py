@@ -14,7 +14,6 @@ from bridle_hf.cli.checks import (
     open_model,
     setting_up,
 )
-from bridle_hf.cli.options import add_data_options, given_data
 from bridle_hf.data import DataArguments, build_processor
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.training import load_recipe
