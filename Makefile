@@ -8,8 +8,10 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/bridle study $(MODALITY)/demo --finetune $(MODALITY)/demo_finetune
 
+# the fast lane first, a minute or so, to fail early
 test: .venv/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow and not e2e"
+	$(BIN)/python -m pytest -m "e2e and not slow"
 
 test-slow: .venv/.tested
 	.ci/fetch_transformers $(BIN)/python

@@ -1,6 +1,7 @@
-"""What every test shares: offline libraries, few threads, and the data beside the repository."""
+"""What every test shares: offline libraries, few threads, the fast lane, and the data beside the repository."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,90 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_cache.name, HF_DATASETS_DISABLE_P
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Files and tests that start processes, train whole runs or take seconds. They get the mark `e2e` and run behind the
+# others, the fast lane, as do all tests with a `num_workers` above 0.
+END_TO_END = (
+    "tests/cli/test_main.py::test_the_package_runs_as_a_module",
+    "tests/cli/test_package_data.py",
+    "tests/cli/test_process.py",
+    "tests/data/test_bad_data.py::test_of_ten_hours_only_what_is_needed_is_decoded",
+    "tests/data/test_in_hand.py",
+    "tests/data/test_streaming.py::test_a_signal_to_the_group_spares_the_workers",
+    "tests/demo_data/",
+    "tests/evaluation/test_browser.py",
+    "tests/evaluation/test_in_hand.py",
+    "tests/evaluation/test_probe.py",
+    "tests/evaluation/test_report.py",
+    "tests/evaluation/test_scripts.py",
+    "tests/evaluation/test_study.py",
+    "tests/finetuning/",
+    "tests/hub/test_convert.py::test_it_runs_as_a_module",
+    "tests/hub/test_push.py",
+    "tests/hub/test_release.py",
+    "tests/hub/test_reload.py",
+    "tests/quantizer_experiments/",
+    "tests/test_benchmarks.py",
+    "tests/test_compilation.py",
+    "tests/test_devices.py",
+    "tests/test_fuzz.py",
+    "tests/test_init.py",
+    "tests/test_pipelines.py::test_a_released_encoder_knows_its_task_without_the_package",
+    "tests/test_precision.py",
+    "tests/test_quantization.py::test_two_processes_agree_and_equal_one_with_all_rows",
+    "tests/test_readme.py",
+    "tests/test_safety.py",
+    "tests/test_space.py",
+    "tests/test_tokenizer.py::test_a_compiled_encode_looks_at_no_codebook",
+    "tests/training/test_bad_clips.py",
+    "tests/training/test_compile.py",
+    "tests/training/test_failures.py",
+    "tests/training/test_host.py",
+    "tests/training/test_in_hand.py",
+    "tests/training/test_launching.py",
+    "tests/training/test_learned_codebooks.py",
+    "tests/training/test_loop.py",
+    "tests/training/test_memory.py",
+    "tests/training/test_modalities.py",
+    "tests/training/test_processes.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_sharding.py",
+    "tests/training/test_soak.py",
+)
+_started = []  # processes of Python since the current test began
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        workers = item.callspec.params.get("num_workers", 0) if hasattr(item, "callspec") else 0
+        if workers > 0 or item.nodeid.partition("[")[0].startswith(END_TO_END):
+            item.add_marker("e2e")
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)  # a stable sort
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The import of transformers' own tests takes seconds."""
+    if collection_path.name == "test_hf_common.py" and "not slow" in config.option.markexpr:
+        return True
+
+
+def _note_process(event, arguments):
+    if event == "os.fork" or (event == "subprocess.Popen" and arguments[0] == sys.executable):
+        _started.append(event)
+
+
+sys.addaudithook(_note_process)
+
+
+def pytest_runtest_logstart():
+    _started.clear()
+
+
+@pytest.fixture(autouse=True)
+def _starts_no_process_in_the_fast_lane(request):
+    yield
+    marked = any(request.node.get_closest_marker(name) for name in ("e2e", "slow"))
+    assert marked or not _started, "it starts a process: name it in END_TO_END of tests/conftest.py"
 
 
 def _shared(*parts: str) -> Path:
