@@ -78,12 +78,16 @@ class Training:
         return counter.get_total_flops()
 
 
-def products(operations: int, size: int = 2048) -> Callable[[], None]:
-    """As many operations in bfloat16 products (size, size), one at least: what this machine needs for them at best."""
+def products(operations: int, largest: int = 2048) -> Callable[[], None]:
+    """As many operations in bfloat16 products of square matrices: what this machine needs for them at best.
+
+    The matrices are `largest` wide, or as small as makes one product of them all.
+    """
+    size = min(largest, round((operations / 2) ** (1 / 3)))
     a, b = random(size, size).bfloat16(), random(size, size).bfloat16()
 
     def work() -> None:
-        for _ in range(max(1, round(operations / (2 * size**3)))):
+        for _ in range(round(operations / (2 * size**3))):
             a @ b
 
     return work
