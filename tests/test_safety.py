@@ -77,7 +77,7 @@ def test_checkpoints_run_no_pickle(tmp_path, plant, name):
     model = torch.nn.Linear(2, 2)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     path = save_checkpoint(
-        tmp_path, accelerator, model, optimizer, phase=0, step=1, state={}, data={}, recipe="a: 1", keep=1
+        tmp_path, accelerator, model, optimizer, task=0, step=1, state={}, data={}, recipe="a: 1", keep=1
     )
     plant(path / name)
     manifest = json.loads((path / "manifest.json").read_text())
