@@ -134,19 +134,21 @@ class BridlePatchEmbeddings(nn.Module):
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def mask_padding(
-        self, values: torch.Tensor, attention_mask: torch.Tensor | None
+        self, values: torch.Tensor, attention_mask: torch.Tensor | None, valid: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Padded frames made zero, since they must not reach the last real patch, and the patches that are real.
+        """Set padded frames to zero and find the real patches. Padding must not leak into the last real patch.
 
         Args:
             attention_mask (`torch.Tensor` of shape (B, frames), *optional*): 1 for real frames, 0 for padding.
+            valid (`torch.BoolTensor` of shape (B, N), *optional*): returned unchanged when there is no
+                `attention_mask`.
         Returns:
             values, and (B, N) True for patches with any real frame; `None` where all are real.
         Raises:
             ValueError: a mask that does not have one number per frame, or one for images.
         """
         if attention_mask is None:
-            return values, None
+            return values, valid
         if self.channel_dim == 1:
             raise ValueError("`attention_mask` is given; images have no frames to pad and take none.")
         valid = self.real_patches(values, attention_mask)

@@ -1,4 +1,4 @@
-"""Losses as sums and counts, and the objective that puts them together; means over the patches that are no padding."""
+"""Losses as sums and counts, the objective that combines them, and means over real patches."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ PHASES = ("encoder", "tokenizer", "joint")
 
 
 class LossSum(NamedTuple):
-    """A loss as the sum over some items and their number, to be divided once all items of a step are known.
+    """A loss as sum and number of items, divided once the items of the whole step are known.
 
     Attributes:
         sum: () float32.
@@ -22,7 +22,7 @@ class LossSum(NamedTuple):
 
     @classmethod
     def of_mean(cls, mean: torch.Tensor, count: torch.Tensor) -> "LossSum":
-        """A loss that comes as a mean over its batch, such as the statistic of a regulariser."""
+        """From a mean over a batch, such as a regulariser."""
         return cls(mean * count, count)
 
     @property

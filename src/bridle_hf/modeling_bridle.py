@@ -204,8 +204,7 @@ class BridleModel(BridlePreTrainedModel):
             over real patches or the CLS token, as `config.pooling` says.
         """
         values = pick_input(self, input_values, pixel_values)
-        if attention_mask is not None:
-            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        values, valid = self.patch_layer.mask_padding(values, attention_mask, valid)
         if patch_mask is None:
             patch_mask = self.make_patch_mask(values, None, noise, bool_masked_pos, valid)
         hidden_states = self.embeddings(values, patch_mask)
@@ -397,8 +396,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         Args:
             attention_mask, valid (*optional*): as in `BridleModel`.
         """
-        if attention_mask is not None:
-            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        values, valid = self.patch_layer.mask_padding(values, attention_mask, valid)
         if self.cold_start is not None:
             return self.cold_start(values)
         hidden_states = run(self.encoder, values, valid=valid).last_hidden_state
@@ -449,8 +447,7 @@ class BridleTokenizer(BridlePreTrainedModel):
 
     def quantize(self, values, attention_mask=None, valid=None) -> QuantizerOutput:
         """The quantizer's output for an input: `quantized` (B, N, d), `codes` (B, N, M), losses and statistics."""
-        if attention_mask is not None:
-            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        values, valid = self.patch_layer.mask_padding(values, attention_mask, valid)
         return self.quantizer(self.project(values, valid=valid), mask=valid)
 
     @can_return_tuple
@@ -463,8 +460,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         **kwargs,
     ) -> BridleTokenizerOutput:
         values = pick_input(self, input_values, pixel_values)
-        if attention_mask is not None:
-            values, valid = self.patch_layer.mask_padding(values, attention_mask)
+        values, valid = self.patch_layer.mask_padding(values, attention_mask, valid)
         output = self.quantize(values, valid=valid)
         features = self._features(output.quantized, self.patch_layer.grid(values), valid)
         return BridleTokenizerOutput(
@@ -535,8 +531,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         """
         weights = phase_weights(self.config, phase)
         values = pick_input(self, input_values, pixel_values)
-        if attention_mask is not None:
-            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
+        values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask, valid)
         losses, fields = {}, {}
         if phase != "encoder":
             fields |= self._tokenizer_losses(losses, values, valid)
@@ -610,9 +605,8 @@ class BridleForClassification(BridlePreTrainedModel):
         self.post_init()
 
     def _classify(self, values, attention_mask, labels, **kwargs):
-        values, valid = pick_input(self, values, values), None
-        if attention_mask is not None:
-            values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
+        values = pick_input(self, values, values)
+        values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
         patch_mask = None
         if self.training and any(self.config.classifier_mask_ratio):
             patch_mask = self._training_mask(values, valid)

@@ -64,8 +64,8 @@ class QuantizerOutput(ModelOutput):
 class Quantizer(nn.Module):
     """Base class of all quantizers: vectors z (..., d) become M codes in [0, K), and codes become vectors again.
 
-    A quantizer defines `assign`, `decode` and `forward`. The verbs that change state, whose names end with an
-    underscore, do nothing unless it has state to change. Everything else is pure. Results are float32 under autocast
+    A quantizer defines `assign`, `decode` and `forward`. The methods that change state end with an underscore and do
+    nothing by default. Everything else is pure. Results are float32 under autocast
     too, and stay float32 when the model is cast to another dtype.
 
     Attributes:

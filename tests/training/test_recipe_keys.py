@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 from bridle_hf import BridleConfig, BridleFeatureExtractor
 from bridle_hf.configuration_bridle import BridleQuantizerConfig
 from bridle_hf.data import DataArguments
+from bridle_hf.data.modalities import processor_keys
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining
 from bridle_hf.training import PretrainRecipe
-from bridle_hf.training.arguments import OptimizationArguments, processor_keys
+from bridle_hf.training.arguments import OptimizationArguments
 from bridle_hf.training.phases import EncoderPhase, JointPhase, Phase, TokenizerPhase
 
 # the heading of each table and whose keys are in it

@@ -28,7 +28,7 @@ PRETRAINED, CLASSIFIER = (
 
 @contextmanager
 def setting_up(parser) -> Iterator[None]:
-    """Ends the command with one line and exit code 2 where what the user gave cannot be used.
+    """Exit with code 2 and a one-line message when the user's input is invalid.
 
     Args:
         parser: the command's `argparse.ArgumentParser`.
@@ -40,7 +40,7 @@ def setting_up(parser) -> Iterator[None]:
 
 
 def check_recipe(recipe: PretrainRecipe) -> None:
-    """Looks at the processor and the data of a pretraining recipe.
+    """Check the processor and the data of a pretraining recipe.
 
     Raises:
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
@@ -51,7 +51,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
 
 
 def check_finetuning(recipe: Any) -> None:
-    """Looks at the model, the processor and the data of a fine-tuning recipe, of the first fold where each has a model.
+    """Check model, processor and data of a fine-tuning recipe; with a model per fold, those of the first fold.
 
     Raises:
         ValueError: there is no such model, a setting that its processor does not take, or data that `check_data`
@@ -63,7 +63,7 @@ def check_finetuning(recipe: Any) -> None:
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:
-    """Opens the dataset that `data` names, with all its splits, and reads no clip.
+    """Open the dataset that `data` names, with all its splits, without reading a clip.
 
     Args:
         data, processor: as `open_source` takes them.
@@ -98,7 +98,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
 
 def check_model(source: str, argument: str = "--model") -> None:
-    """Looks for the config of a saved model in a folder or on the Hub.
+    """Load the config of a saved model from a folder or the Hub.
 
     Raises:
         ValueError: there is none.

@@ -1,4 +1,4 @@
-"""The `bridle` command: finds the module of a command and hands it the words that follow."""
+"""The `bridle` command: runs the module of a subcommand with the remaining arguments."""
 
 import argparse
 import sys

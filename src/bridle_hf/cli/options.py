@@ -14,7 +14,7 @@ OVERRIDE = re.compile(r"[\w.]+=")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, overrides: str) -> None:
-    """Adds the options of commands that run a recipe, for `parse_recipe_options`.
+    """Add the options of commands that run a recipe, for `parse_recipe_options`.
 
     Args:
         parser: the command's.
@@ -43,7 +43,7 @@ def parse_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[st
 
 
 def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or Hub id of a dataset") -> None:
-    """Adds the options that say what to read, for `given_data`.
+    """Add the options that `given_data` reads.
 
     Args:
         parser: the command's.
@@ -72,7 +72,7 @@ def mapping(text: str) -> dict:
 
 
 def given_data(given: Any, **more) -> DataArguments:
-    """The data that a command line names.
+    """The `DataArguments` of a parsed command line.
 
     Args:
         given: what `argparse` found; its options that are fields of `DataArguments` count.

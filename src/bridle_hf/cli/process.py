@@ -1,4 +1,4 @@
-"""Settings of the process that runs a command: its log, memory that malloc keeps, signals that stop a run."""
+"""Process settings of commands: logging, malloc thresholds, signals that stop a run."""
 
 import ctypes
 import logging
@@ -16,7 +16,7 @@ SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"
 
 
 def log_progress() -> None:
-    """Shows this package's messages on standard error, of the first process alone, and warnings of all."""
+    """Log to standard error: all messages of the first process, and warnings of the others."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.getLogger("bridle_hf").setLevel(level)
@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While it lasts SIGTERM and SIGINT do no more than to make the function that it gives return True.
+    """Context in which SIGTERM and SIGINT only set a flag; yields a function that returns the flag.
 
     Entered in the main thread alone, as Python lets no other set signal handlers.
     """

@@ -1,4 +1,4 @@
-"""The whole story of a recipe in one table: pretrain over seeds, probe the frozen encoders, fine-tune.
+"""Study of a recipe in one table: pretraining over seeds, linear probes of the frozen encoders, fine-tuning.
 
     bridle study audio/demo
     bridle study audio/esc10_tiny --label-column target --seeds 0 1 2 --finetune audio/esc10_finetune
@@ -151,7 +151,7 @@ def encoder_rows(runs, examples):
 
 
 def row(name, pooling, seed, probes):
-    """One line of results.json; the probes of single folds are put together."""
+    """One line of results.json; the probes of single folds are merged."""
     per_fold = {fold: accuracy for probe in probes for fold, accuracy in probe.per_fold.items()}
     correct = sum(probe.correct.astype(int) for probe in probes)
     accuracy = float(np.mean(list(per_fold.values())))
@@ -208,7 +208,7 @@ def report_page(path, run, examples, summary):
 
 
 def token_rows(tokens):
-    """What the tokens of a tokenizer are worth, in a line each; lists have one entry a codebook."""
+    """Token quality, one line per measure; lists have one entry per codebook."""
 
     def several(values, form):
         return " ".join(format(value, form) for value in values) if values else "-"

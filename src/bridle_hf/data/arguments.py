@@ -1,4 +1,4 @@
-"""What to read and how: the `data` section of a recipe."""
+"""`DataArguments`, the `data` section of a recipe: what to read and how."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -16,7 +16,7 @@ import soxr
 
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
-from ..feature_extraction_bridle import HOP_SECONDS, MAX_RATE_RATIO, WINDOW_SECONDS, BridleFeatureExtractor
+from ..feature_extraction_bridle import HOP_SECONDS, INT16_SCALE, MAX_RATE_RATIO, WINDOW_SECONDS, BridleFeatureExtractor
 from .arguments import DataArguments
 from .media import BadClipError, is_array, open_file
 from .modality import Modality
@@ -66,7 +66,7 @@ def decode_audio(
         audio = {"array": audio, "sampling_rate": sampling_rate}
     try:
         if isinstance(audio, dict) and audio.get("array") is not None:
-            waveform, rate = _part_of_array(**{key: audio[key] for key in ("array", "sampling_rate")}, choose=choose)
+            waveform, rate = _part_of_array(audio["array"], audio["sampling_rate"], choose)
         else:
             with open_file(audio) as file:
                 try:
@@ -95,7 +95,7 @@ def _part_of_array(array, sampling_rate: int, choose) -> tuple[np.ndarray, int]:
         raise BadClipError(f"is an array {samples.shape} of {samples.dtype}; it takes (samples,) of floats or int16")
     start, length = choose(len(samples), sampling_rate)
     part = samples[start : start + length].astype(np.float32)
-    return (part / 32768 if samples.dtype == np.int16 else part), sampling_rate
+    return (part / INT16_SCALE if samples.dtype == np.int16 else part), sampling_rate
 
 
 def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:

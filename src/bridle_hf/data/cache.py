@@ -23,7 +23,7 @@ from filelock import FileLock
 from ..files import whole_folder, write_whole
 from .arguments import DataArguments
 from .modalities import modality_of
-from .source import Source, decode_column, keeps, open_source
+from .source import Source, decode_column, leave_out, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
     A folder is read in the order of its names, often class by class, and a buffer would only mix neighbours.
     """
     source = open_clips(data, processor, dataset)
-    rows = source.rows and _leave_out(source.rows, data.exclude)
+    rows = source.rows and leave_out(source.rows, data.exclude)
     if source.of_files and data.shuffle_buffer > 1:
         rows = source.list_files(data.max_bad_share)
     return replace(source, rows=rows if rows is not None and 1 < data.shuffle_buffer < len(rows) else None)
@@ -86,12 +86,12 @@ def map_clips(
     kept. Each was decoded once, so that no bad one is among them.
     """
     if source.rows is not None and not data.cache:
-        rows, numbers, about = _leave_out(source.rows, data.exclude), [], []
+        rows, numbers, about = leave_out(source.rows, data.exclude), [], []
         for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
             numbers.append(source.behind - 1)
             about.append({column: example[column] for column in columns})
         return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
-    table = _leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
+    table = leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
     decode = _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
     return table, decode, table.select_columns(columns).to_list(), table.features
 
@@ -99,14 +99,6 @@ def map_clips(
 def _open_table(folder: Path) -> datasets.Dataset:
     """The rows of a cache."""
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
-
-
-def _leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
-    """The rows without those that `exclude` names."""
-    if not exclude:
-        return table
-    columns = table.select_columns(list(exclude))
-    return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
 def write_cache(source: Source, data: DataArguments, processor, decoded: bool = True) -> Path:

@@ -91,7 +91,7 @@ class MappedClips(Sequence):
 
 
 def load_examples(data: DataArguments, processor, dataset=None, test_dataset=None) -> Examples:
-    """All samples that `data` selects, in the dataset's order; those to test on come last.
+    """Load all samples that `data` selects, in the dataset's order, with the test split last.
 
     Args:
         data: what to read and how.

@@ -1,4 +1,4 @@
-"""Files of samples, opened wherever they lie."""
+"""Opening of media files: bytes, local paths and URLs."""
 
 import io
 from collections.abc import Iterator

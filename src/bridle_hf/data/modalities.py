@@ -1,4 +1,8 @@
-"""The table of modalities, which data, training, evaluation and the Hub read."""
+"""The table of modalities, shared by data, training, evaluation and the Hub, and their processors."""
+
+import inspect
+
+from transformers import BaseImageProcessor
 
 from ..configuration_bridle import BridleConfig
 from .audio import AUDIO
@@ -32,3 +36,19 @@ def load_processor(source: str, **changes):
     """The processor saved beside the model in the folder or Hub repository `source`, with some settings changed."""
     modality = MODALITIES[BridleConfig.from_pretrained(source).modality]
     return modality.processor.from_pretrained(source, **changes)
+
+
+def processor_keys(recipe: dict) -> dict:
+    """Names of a processor's settings, as the keys of a dict: for the `modality` in a recipe's `model`, or for all
+    modalities where that is unknown."""
+    model = recipe.get("model")
+    named = model.get("modality", "audio") if isinstance(model, dict) else None
+    classes = [modality.processor for name, modality in MODALITIES.items() if named in (None, name)]
+    return {key: None for cls in classes for key in _settings(cls)}
+
+
+def _settings(processor: type) -> list[str]:
+    if issubclass(processor, BaseImageProcessor):
+        return list(processor.valid_kwargs.__annotations__)
+    parameters = inspect.signature(processor.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]

@@ -1,4 +1,4 @@
-"""Reading of a dataset shard by shard, undecoded: what streams, caches and labelled sets are made of."""
+"""Reading of undecoded datasets, shard by shard; streams, caches and labelled sets are built on it."""
 
 import logging
 import os
@@ -178,6 +178,14 @@ class Source:
 def keeps(exclude: dict[str, list], example: dict) -> bool:
     """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings."""
     return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
+
+
+def leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
+    """The rows of a table that are not excluded. Reads the columns of `exclude` alone."""
+    if not exclude:
+        return table
+    columns = table.select_columns(list(exclude))
+    return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
 def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:

@@ -1,4 +1,4 @@
-"""Baselines: what a linear probe gets of simple statistics of the inputs, without any encoder."""
+"""Baseline features for a linear probe: simple statistics of the inputs, without an encoder."""
 
 from collections.abc import Callable, Iterable
 

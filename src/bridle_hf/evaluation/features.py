@@ -1,4 +1,4 @@
-"""Frozen features of clips: pooled layers of an encoder, at hand as arrays or streamed to a file."""
+"""Frozen features of clips: pooled layers of an encoder, as arrays or streamed to a parquet file."""
 
 from math import prod
 
@@ -26,7 +26,7 @@ def batches(examples, batch_size, device="cpu", description=None):
 
 
 def pool(hidden_states, valid, pooling, has_cls):
-    """One vector a clip from the tokens of a layer.
+    """Pool the tokens of a layer to one vector per clip.
 
     Args:
         hidden_states: (B, prefix + N, D), prefix 1 with a CLS token and 0 without.

@@ -1,4 +1,4 @@
-"""How good tokens are, on held-out clips: everything the codes say without training an encoder on them."""
+"""Token quality on held-out clips, measured without training an encoder on the codes."""
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def projected(tokenizer, examples, batch_size):
 
 @torch.no_grad()
 def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
-    """What each stage takes and leaves, in the space where the quantizer subtracts.
+    """Norms of the chosen codes and of the residuals of each stage, in the space where the quantizer subtracts.
 
     Args:
         codes, valid: of `tokenize`.
@@ -119,7 +119,7 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
 
 @torch.no_grad()
 def predictor_quality(model, examples, batch_size=32, seed=0):
-    """How well a pretrained model predicts the codes of masked patches.
+    """Accuracy and cross-entropy of a pretrained model on the codes of masked patches.
 
     Args:
         model: `BridleForPreTraining`.

@@ -1,4 +1,4 @@
-"""The codebook report: one self-contained HTML page about what a pretraining run made of its tokens."""
+"""The codebook report: one self-contained HTML page about the tokens of a pretraining run."""
 
 import copy
 import html
@@ -51,7 +51,7 @@ dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 
 
 def write_page(path, title, subtitle, parts):
-    """Writes a page of its own: no scripts, no fonts, nothing to fetch.
+    """Write a self-contained HTML page: no scripts, no fonts, nothing to download.
 
     Args:
         path: of the HTML file.
@@ -116,7 +116,7 @@ USAGE_COLUMNS = {
 
 
 def usage_table(qualities):
-    """CUR, ECU, perplexity and the rest, a row a codebook, tokenizers below each other."""
+    """CUR, ECU, perplexity and the other columns, with one row per codebook of each tokenizer."""
     rows = [
         [f"{name}, codebook {stage + 1}", *(None if q[key] is None else q[key][stage] for key in USAGE_COLUMNS)]
         for name, q in qualities.items()
@@ -154,11 +154,11 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         dict name of a tokenizer -> `tokenizer_quality`: "cold start", and "trained" where the tokenizer was trained.
     """
     config = model.config
-    tokenizers = {"cold start": cold_start_tokenizer(config, examples).to(model.device)}
     if model.tokenizer.cold_start is not None:
         tokenizers = {"cold start": model.tokenizer}
     else:
-        tokenizers["trained"] = model.tokenizer
+        cold_start = cold_start_tokenizer(config, examples).to(model.device)
+        tokenizers = {"cold start": cold_start, "trained": model.tokenizer}
     tokens = {key: tokenize(tokenizer, examples, batch_size) for key, tokenizer in tokenizers.items()}
     qualities = {
         key: tokenizer_quality(tokenizer, examples, batch_size=batch_size, tokens=tokens[key])

@@ -1,4 +1,4 @@
-"""A dataset streamed through a model, long sounds in overlapping windows, and rows streamed to a parquet file."""
+"""Streaming of a dataset through a model, with long sounds in overlapping windows, and of rows to a parquet file."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +36,7 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
 
 
 def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None):
-    """Every clip that `data` names through `run`, with a progress bar; bad clips are skipped as in training.
+    """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
 
     Args:
         data (`DataArguments`): `max_frames` is the window of a sound, by default the feature extractor's `max_length`.
@@ -80,7 +80,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
 
 
 def kept(source) -> set[str]:
-    """The columns of a dataset that go along: what is known of a clip besides the clip."""
+    """The metadata columns of a dataset: all but the media."""
     columns = set(source.dataset.column_names or []) - {source.input_column, "features", "dtype", "shape"}
     return columns | {"clip_name"}
 
@@ -91,7 +91,7 @@ def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
 
 
 def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
-    """Write rows as they come to a parquet file, which is whole or not there; returns their number.
+    """Stream rows to a parquet file, written atomically; returns their number.
 
     Args:
         path: of the file.
@@ -114,5 +114,5 @@ def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = 
 
 
 def _plain(value):
-    """An array of two axes is a list of arrays, as pyarrow takes it."""
+    """A 2D array as a list of 1D arrays, which pyarrow accepts."""
     return list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value

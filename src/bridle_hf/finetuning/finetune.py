@@ -20,13 +20,12 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
 from ..data.mixing import cutmix, mixup
-from ..data.modalities import MODALITIES, load_processor, modality_of
+from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
 from ..data.pixels import drawn_from
 from ..evaluation.metrics import load_metric
 from ..evaluation.probe import outer_folds
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
-from ..training.arguments import processor_keys
 from ..training.parameters import parameter_groups
 from .folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
 
@@ -274,8 +273,8 @@ def build_classifier(recipe, source, label_names):
 
 
 class FoldArguments(TrainingArguments):
-    """Arguments of one GPU per process: DataParallel would take `batch_size` samples on each, and no argument turns it
-    off."""
+    """`TrainingArguments` that use one GPU per process. With several visible GPUs, Trainer would use DataParallel and
+    multiply the batch size."""
 
     @property
     def gpus(self) -> int:
@@ -288,7 +287,7 @@ class FoldArguments(TrainingArguments):
 
 
 class FoldTrainer(Trainer):
-    """A Trainer that draws its clips from `sampler`, where there is one."""
+    """Trainer with a `sampler` of its own for the training clips, or Trainer's default when it is None."""
 
     def __init__(self, sampler, **options):
         self.sampler = sampler
@@ -299,7 +298,7 @@ class FoldTrainer(Trainer):
 
 
 class TrainingBatches:
-    """Row numbers to an augmented batch, some of its clips mixed."""
+    """Collates row numbers to an augmented batch, with mixup or CutMix."""
 
     def __init__(self, examples, settings):
         self.examples, self.settings = examples, settings
@@ -320,7 +319,7 @@ class TrainingBatches:
         return {name: torch.as_tensor(value) for name, value in (batch | {"labels": targets}).items()}
 
     def mix(self, batch, targets, rng):
-        """Mixes a random share of the clips with each other. A mixed clip is as long as the longer of the two."""
+        """Mix a random share of the clips with each other. A mixed clip is as long as the longer of the two."""
         mask = batch.pop("attention_mask", None)
         ((name, values),) = batch.items()
         chosen = np.flatnonzero(rng.random(len(values)) < self.settings.mixup)
@@ -356,7 +355,7 @@ def predict(trainer, examples, rows, views=(1, 1)):
 
 
 def plain_batch(examples, views, rows):
-    """Row numbers to a batch without chance; see `VideoCollator.plain` for `views`."""
+    """Collate row numbers to a batch without augmentation; see `VideoCollator.plain` for `views`."""
     options = {} if tuple(views) == (1, 1) else {"views": views}
     return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
 

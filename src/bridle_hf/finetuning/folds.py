@@ -1,4 +1,4 @@
-"""What is kept of a fold that is fine-tuned, so that a later start of the same recipe goes on where the last one ended.
+"""Files of a fine-tuned fold, from which an interrupted run of the same recipe resumes.
 
 fold-K/
     checkpoint-STEP/   Trainer's, from the end of an epoch; removed when the fold is done
@@ -41,21 +41,21 @@ class KeptFold:
         self.folder, self.recipe = folder, describe(recipe, model) | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:
-        """The scores of a fold that was done before with this recipe, otherwise None."""
+        """The scores of a fold that was completed with this recipe; otherwise None."""
         record = self._read()
         if record.get("recipe") != self.recipe or "scores" not in record:
             return None
         return {name: np.nan if value is None else value for name, value in record["scores"].items()}
 
     def checkpoint(self) -> Path | None:
-        """The newest whole checkpoint of this recipe, None to begin from nothing."""
+        """The newest complete checkpoint of this recipe; None to start from scratch."""
         if self._read().get("recipe") != self.recipe:
             return None
         whole = [path.parent for path in self.folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # it is written last
         return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
     def begin(self) -> None:
-        """Makes the folder, for the main process to call. What another recipe left there is moved away."""
+        """Create the folder, in the main process only. A folder of another recipe is moved away."""
         before = self._read().get("recipe", {})
         if before == self.recipe:
             return
@@ -67,7 +67,7 @@ class KeptFold:
         self._write({"recipe": self.recipe})
 
     def finish(self, scores: dict[str, float]) -> None:
-        """Writes the scores, for the main process to call; checkpoints are of no use then."""
+        """Write the scores and delete the checkpoints, in the main process only."""
         self._write({"recipe": self.recipe, "scores": {name: finite(value) for name, value in scores.items()}})
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path)
@@ -81,7 +81,7 @@ class KeptFold:
 
 
 def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> None:
-    """Brings a sampler to where `checkpoint` was written, which Trainer does for samplers of its own.
+    """Advance a sampler to the position of `checkpoint`; Trainer does so for its own samplers only.
 
     Raises:
         ValueError: a run of `steps` steps does not fit the checkpoint.

@@ -1,4 +1,4 @@
-"""Between this package and the world: conversion of reference checkpoints, both ways."""
+"""Conversion of reference checkpoints to our models and back, and releases on the Hub."""
 
 from .export import to_official
 from .official import ConversionReport, load_official

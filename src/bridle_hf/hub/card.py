@@ -1,4 +1,4 @@
-"""The model card of a release: a template of `cards/`, filled with what the model and its run know."""
+"""Model card of a release: a template from `cards/`, rendered with facts of the model, its recipe and its results."""
 
 import json
 from importlib.resources import files
@@ -18,7 +18,7 @@ CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "res
 
 
 def render_card(template, model, processor, repo_id, run=None, results=(), finetuning=None, license=None):
-    """The card as text.
+    """Render a model card as text.
 
     Args:
         template: path of a card, in Jinja; it may extend others of its folder or of `CARDS`. Its front matter is kept.
@@ -72,7 +72,7 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
 
 
 def read_results(path):
-    """Measured figures: a YAML or JSON file with a list of the fields of `huggingface_hub.EvalResult`.
+    """Read results from a YAML or JSON file: a list of mappings with the fields of `huggingface_hub.EvalResult`.
 
     Raises:
         ValueError: for a row that is no `EvalResult`; it needs `task_type`, `dataset_type`, `dataset_name`,

@@ -1,4 +1,4 @@
-"""Reference checkpoints into `from_pretrained` folders and back.
+"""Conversion of reference checkpoints to `from_pretrained` folders and back.
 
 bridle convert CHECKPOINT FOLDER --source bridle --modality audio
 bridle convert FOLDER CHECKPOINT --source bridle --reverse
@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
-from ..data.modalities import MODALITIES, build_processor
+from ..data.modalities import MODALITIES, build_processor, processor_keys
 from ..modeling_bridle import BridleForPreTraining, BridleModel
-from ..training.arguments import processor_keys
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
 from .official import OF_COLD_START, OF_TRAINED, ConversionReport, load_official, our_names, our_values, read_checkpoint
@@ -107,7 +106,7 @@ def _model_class(state, modality: str):
 
 
 def _is_state_of(model, state: dict, source: str) -> bool:
-    """Whether reading `state` gives the weights the model has."""
+    """Whether `load_official(state)` gives exactly the weights of the model."""
     report = ConversionReport()
     found, names = our_names(state, model.config.modality, source, report)
     values, own = our_values(model, found, names, report), model.state_dict()

@@ -1,4 +1,4 @@
-"""Our models as checkpoints under the names of the code they are compared with: `load_official` backwards."""
+"""Export of our models as checkpoints of the reference code: the inverse of `load_official`."""
 
 import torch
 
@@ -70,15 +70,15 @@ def _weights(model) -> dict[str, torch.Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, BridlePositions) and module.layout not in ("table", "flat"):
             weights[f"{name}.table"] = POSITION_TABLES[module.layout](module.table_grid, module.width)
-    weights = {name.replace("cold_start.patch", "encoder.embeddings.patch"): tensor for name, tensor in weights.items()}
-    weights = {name.replace("cold_start.pos", "encoder.embeddings.pos"): tensor for name, tensor in weights.items()}
+    for cold_start, encoder in key_maps.COLD_START.items():
+        weights = {name.replace(cold_start, encoder): tensor for name, tensor in weights.items()}
     if isinstance(model, BridleForPreTraining) and not model.tokenizer.quantizer.initialized:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("tokenizer.")}
     return {prefix_of(model) + name: tensor for name, tensor in weights.items()}
 
 
 def _is_implied(name: str, tensor: torch.Tensor, config) -> bool:
-    """Whether reading puts this very value where a file has none."""
+    """Whether `load_official` fills in exactly this value when a file lacks the key."""
     filled = fill(name, tensor, True, config)
     return filled is not None and torch.equal(filled[0], tensor)
 

@@ -50,6 +50,11 @@ EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.positions.table",
 }
+# The reference has one patch embedding for the tokenizer's encoder and the cold start: ours -> ours.
+COLD_START = {
+    "cold_start.patch_embeddings.": "encoder.embeddings.patch_embeddings.",
+    "cold_start.positions.": "encoder.embeddings.positions.",
+}
 ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIT_BLOCK), "norm.*": "layernorm.*"}
 VIDEO_ENCODER = {**EMBEDDINGS, **_under("blocks.*.", "layers.*.", VIDEO_BLOCK), "norm.*": "layernorm.*"}
 QUANTIZE = {

@@ -1,4 +1,4 @@
-"""Checkpoints of other people's code into our models, with every key accounted for."""
+"""Loading of reference checkpoints into our models, with every key accounted for."""
 
 import argparse
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ConversionReport:
-    """Where everything went.
+    """What became of each key of a checkpoint and each weight of the model.
 
     Attributes:
         used: reference key -> the name in our model it became, or became a part of.
@@ -50,7 +50,7 @@ def load_official(
     cold_start=None,
     **overrides,
 ):
-    """A model of ours from a checkpoint of the reference code, in evaluation mode, computing the same numbers.
+    """Load a checkpoint of the reference code into a model of ours, in evaluation mode, with the same outputs.
 
     The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or
     of transformers. Their decoders predict pixels and are dropped.
@@ -113,11 +113,13 @@ def load_official(
 
 
 def _for_cold_start(found: dict) -> dict:
-    """`found` with the patch embedding of the tokenizer's encoder under the name that it has in the cold start too."""
-    ours, theirs = "tokenizer.cold_start.", "tokenizer.encoder.embeddings."
-    parts = ("patch_embeddings.", "positions.")
-    shared = {name for name in found if name.startswith(tuple(theirs + part for part in parts))}
-    return found | {ours + name.removeprefix(theirs): found[name] for name in shared}
+    """`found`, with patch embedding and positions of the tokenizer's encoder also under their cold-start names."""
+    return found | {
+        name.replace(encoder, cold_start): tensor
+        for cold_start, encoder in key_maps.COLD_START.items()
+        for name, tensor in found.items()
+        if name.startswith(f"tokenizer.{encoder}")
+    }
 
 
 def _ends_without_norm(found: dict, modality: str) -> bool:
@@ -215,7 +217,7 @@ def _choose_map(state: dict, modality: str, source: str | None) -> tuple[dict[st
 
 
 def _join_thirds(ours: str, parts: dict, names: dict) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Queries, keys and values as the one tensor they are with us. Keys may have no bias."""
+    """Concatenate queries, keys and values to our single tensor. Keys may have no bias."""
     missing = [key_maps.reference_name(f"{ours}[{part}]", names) for part in "qv" if part not in parts]
     if "k" not in parts and not ours.endswith(".bias"):
         missing.append(key_maps.reference_name(f"{ours}[k]", names))
@@ -233,12 +235,12 @@ def _join_thirds(ours: str, parts: dict, names: dict) -> tuple[torch.Tensor, tup
 
 
 def prefix_of(model) -> str:
-    """What the names of a part lack beside those of the whole model."""
+    """The prefix of a part's parameter names in the whole model."""
     return "bridle." if isinstance(model, BridleModel) else "tokenizer." if isinstance(model, BridleTokenizer) else ""
 
 
 def our_values(model, found: dict, names: dict, report: ConversionReport) -> dict[str, torch.Tensor]:
-    """The model's state dict from what was found; every key gets its entry in the report."""
+    """Build the model's state dict from the keys found; every key gets an entry in the report."""
     prefix = prefix_of(model)
     wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     values, faults, dropped = {}, [], {}
@@ -296,7 +298,7 @@ def fill(name: str, fresh: torch.Tensor, has_tokenizer: bool, config: BridleConf
 
 def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig) -> torch.Tensor:
     """The reference's tensor as ours: the same numbers in our shape."""
-    if name.endswith(PATCH_WEIGHT.removeprefix("embeddings")):
+    if name.endswith(PATCH_WEIGHT):
         return tensor.flatten(1)  # (D, C, *patch) -> (D, C * prod(patch))
     if name.endswith(TABLE):
         takes_cls = config.use_cls_token and config.decoder_type == "plain"

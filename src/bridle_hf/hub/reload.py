@@ -12,12 +12,12 @@ FORBIDDEN = ("bridle_hf", "soxr", "torchaudio", "datasets", "accelerate")
 
 
 def forbid():
-    """From here on nothing in this process can import a package of `FORBIDDEN`."""
+    """Make every later import of a package in `FORBIDDEN` fail in this process."""
     sys.modules.update(dict.fromkeys(FORBIDDEN))
 
 
 def outputs(source, **options):
-    """What every Auto class whose weights are all there makes of one fixed input.
+    """Outputs of every Auto class that finds all its weights, for one fixed input.
 
     Args:
         source: folder or Hub id, with its code and its processor.

@@ -13,7 +13,7 @@ from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuanti
 from ..layers_bridle import POSITION_TABLES
 from .key_maps import REFERENCE_FORMATS, reference_name
 
-PATCH_WEIGHT = "embeddings.patch_embeddings.projection.weight"
+PATCH_WEIGHT = "patch_embeddings.projection.weight"
 TABLE = "positions.table"
 
 
@@ -41,7 +41,7 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
     """
     shapes, reference = _Shapes(found, names), REFERENCE_FORMATS[modality]
     root = "bridle." if shapes.count("bridle.") or not shapes.count("tokenizer.") else "tokenizer.encoder."
-    hidden_size, num_channels, *patch_size = shapes[root + PATCH_WEIGHT]
+    hidden_size, num_channels, *patch_size = shapes[root + "embeddings." + PATCH_WEIGHT]
     if len(patch_size) != len(MODALITY_DEFAULTS[modality]["patch_size"]):
         raise ValueError(f"`modality` is {modality!r}; the checkpoint's patches have {len(patch_size)} axes.")
     sizes = {

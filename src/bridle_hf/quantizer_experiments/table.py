@@ -1,4 +1,4 @@
-"""A table of quantizers: the rows of a recipe, each a task of the training engine, one after the other."""
+"""A table of quantizers: each row of a recipe is a task of the training engine."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from safetensors.torch import save_model
 
 from ..codebook_bridle import this_process
 from ..configuration_bridle import BridleQuantizerConfig
-from ..data.source import keeps
+from ..data.source import leave_out
 from ..files import write_whole
 from ..losses_bridle import LossSum
 from ..quantization_bridle import QuantizerOutput
@@ -97,15 +97,12 @@ def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
     for column in data.exclude:
         if column not in samples.column_names:
             raise ValueError(f"data.exclude names {column!r}; {data.dataset} has {', '.join(samples.column_names)}.")
-    if data.exclude:
-        columns = samples.select_columns(list(data.exclude))
-        samples = samples.select([row for row, values in enumerate(columns) if keeps(data.exclude, values)])
-    return samples.select_columns([data.column])
+    return leave_out(samples, data.exclude).select_columns([data.column])
 
 
 @dataclass
 class RowOutput:
-    """What a forward pass of a row gives: named losses, and the output of the quantizer in it."""
+    """Output of a row's forward pass: named losses, and the output of its quantizer."""
 
     losses: dict[str, LossSum]
     quantizer: QuantizerOutput
@@ -156,7 +153,7 @@ class TableRecipe:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes whole numbers from 1 on.")
 
     def describe(self, method: Method) -> dict:
-        """All that a method's results depend on, as plain values."""
+        """Everything that the results of a method depend on, as JSON values."""
         values = asdict(self) | {"methods": [asdict(method)]}
         for key in ("output_dir", "checkpoint_steps", "logging_steps", "skip_bad_steps"):
             del values[key]
@@ -191,7 +188,7 @@ class TableRecipe:
         raise NotImplementedError
 
     def vectors(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
-        """What the quantizer of a model receives for a batch: (..., d)."""
+        """Input of a model's quantizer for a batch: (..., d)."""
         raise NotImplementedError
 
     def objective(self) -> dict[str, float]:
@@ -199,7 +196,7 @@ class TableRecipe:
         raise NotImplementedError
 
     def count(self, batch: dict) -> float:
-        """How many items the losses of a batch go over."""
+        """Number of items that the losses of a batch average over."""
         raise NotImplementedError
 
     def forward(self, model: torch.nn.Module, bare: torch.nn.Module, batch: dict) -> RowOutput:
@@ -224,7 +221,7 @@ class TableRecipe:
         raise NotImplementedError
 
     def columns(self, results: dict) -> dict[str, str]:
-        """What a line of the table says beside how the codes are used."""
+        """Columns of the table besides the use of the codes."""
         raise NotImplementedError
 
     def summary_row(self, results: dict) -> dict[str, str]:
@@ -242,7 +239,7 @@ class TableRecipe:
 
 
 def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dict]:
-    """Trains and measures every method that has no results yet, one after the other.
+    """Train and evaluate every method that has no results yet, one after the other.
 
     `output_dir`/NAME/ receives model.safetensors and results.json, and checkpoints/ until the method is finished.
 

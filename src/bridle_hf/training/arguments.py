@@ -1,27 +1,7 @@
-"""Settings of optimization, which pretraining shares with the quantizer experiments; keys of processors."""
+"""Settings of optimization, shared by pretraining and the quantizer experiments."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Literal
-
-from transformers import BaseImageProcessor
-
-from ..data.modalities import MODALITIES
-
-
-def processor_keys(recipe: dict) -> dict:
-    """Names of the settings of a processor: of the modality in a recipe's `model`, or of any where it has none."""
-    model = recipe.get("model")
-    named = model.get("modality", "audio") if isinstance(model, dict) else None
-    classes = [modality.processor for name, modality in MODALITIES.items() if named in (None, name)]
-    return {key: None for cls in classes for key in _settings(cls)}
-
-
-def _settings(processor: type) -> list[str]:
-    if issubclass(processor, BaseImageProcessor):
-        return list(processor.valid_kwargs.__annotations__)
-    parameters = inspect.signature(processor.__init__).parameters.values()
-    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Checkpoints: one folder each, complete or not there at all, with a manifest that tells a damaged one.
+"""Checkpoints: one folder each, written atomically, with a manifest that detects damage.
 
     checkpoints/phase-00-step-00000500/
         model.safetensors        weights and codebooks
@@ -129,7 +129,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def find_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """The newest intact checkpoint of a run. Damaged ones are named in the log and passed over."""
+    """The newest intact checkpoint of a run. Damaged ones are logged and skipped."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return open_checkpoint(path)
@@ -169,8 +169,8 @@ def prune_(folder: str | Path, keep: int) -> None:
 
 
 def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Removes checkpoints from after the one a run goes on from: they are damaged, or of a run that was abandoned. So
-    are those that a killed process was writing or replacing."""
+    """Remove checkpoints later than the one that a run resumes from (they are damaged or of an abandoned run) and
+    unfinished ones of a killed process."""
     for path in list_checkpoints(folder):
         if path.name > checkpoint_name(checkpoint.task, checkpoint.step):
             shutil.rmtree(path)
@@ -179,7 +179,7 @@ def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As safetensors wants them."""
+    """The tensors as contiguous ones, which safetensors requires."""
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -196,7 +196,7 @@ def random_state() -> dict:
 
 
 def set_random_state_(state: dict) -> None:
-    """Puts back what `random_state` returned."""
+    """Restore the result of `random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

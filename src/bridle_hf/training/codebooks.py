@@ -1,4 +1,4 @@
-"""The tokenizer's codebooks in training: how they start, when dead codes are replaced, and what each of them leaves."""
+"""The tokenizer's codebooks in training: initialization, reset of dead codes, energy left after each codebook."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..codebook_bridle import all_reduce_sum_
 from ..layers_bridle import evaluating
+from .metrics import real_patches
 
 EMPTY_BATCHES = 100  # consecutive batches of padding only, after which the search for tokens ends
 
 
 def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """Starts the tokenizer's codebooks from the tokens of the first batches."""
+    """Initialize the tokenizer's codebooks from the tokens of the first batches."""
     patches, name = model.bridle.patch_layer, model.main_input_name
 
     def vectors():
@@ -27,8 +28,12 @@ def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], gener
 
 @torch.no_grad()
 def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor], generator: torch.Generator) -> None:
-    """k-means (or what `codebook_init` says) on the first of `vectors`, (..., d) each: as many over all processes as
-    the quantizer asks for. Learned codebooks ask for none and take none.
+    """Initialize codebooks from the first `init_sample_size` vectors over all processes, as `codebook_init` says.
+
+    Learned codebooks need no data: their `init_sample_size` is 0.
+
+    Args:
+        vectors: batches of vectors, (..., d) each.
 
     Raises:
         ValueError: batch after batch of all processes is nothing but padding.
@@ -45,9 +50,12 @@ def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor]
 
 
 def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generator: torch.Generator) -> int:
-    """Moves codes that are hardly used to tokens of this step, when `quantizer_config.reset` says so.
+    """Replace rarely used codes by tokens of this step, when `quantizer_config.reset` says so.
 
-    Periodic resets end half-way, so that the codes the encoder is to predict have settled by the end of the phase.
+    Periodic resets stop half-way through the phase, so that the codes have settled before the encoder predicts them.
+
+    Returns:
+        how many codes were replaced.
     """
     config = model.config.quantizer_config
     due = {
@@ -64,20 +72,20 @@ def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generat
 
 @torch.no_grad()
 def project(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    """What the quantizer receives for a batch of `Phase.draw`, without padding: (tokens, d)."""
+    """(n, d), the input of the quantizer for the real patches of a batch of `Phase.draw`."""
     values, valid = batch[model.main_input_name].to(model.device), batch.get("valid")
     with gathered(model), evaluating(model.tokenizer):
         tokens = model.tokenizer.project(values, valid=None if valid is None else valid.to(model.device))  # (B, N, d)
-    return tokens.flatten(0, 1) if valid is None else tokens[valid.to(model.device)]
+    return real_patches(tokens, valid)
 
 
 @torch.no_grad()
 def residual_energy(model: torch.nn.Module, codes: torch.Tensor, batch: dict, accelerator: Accelerator) -> list[float]:
-    """Share of the energy of a batch's tokens that is left after each codebook; empty where none are subtracted."""
+    """Share of the tokens' energy that is left after each codebook; empty for quantizers without residuals."""
     quantizer, valid = model.tokenizer.quantizer, batch.get("valid")
     if not quantizer.codebooks:
         return []
-    codes = codes.flatten(0, 1) if valid is None else codes[valid.to(codes.device)]  # (n, M)
+    codes = real_patches(codes, valid)  # (n, M)
     with accelerator.autocast():
         tokens = project(model, batch)
     left = quantizer.flatten(tokens)  # (n, d)
@@ -91,7 +99,7 @@ def residual_energy(model: torch.nn.Module, codes: torch.Tensor, batch: dict, ac
 
 @contextmanager
 def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Has the parameters at hand that FSDP2 keeps in shards outside the model's forward."""
+    """Gather the parameters that FSDP2 keeps sharded outside the model's forward pass."""
     sharded = isinstance(model, FSDPModule)
     if sharded:
         model.unshard()

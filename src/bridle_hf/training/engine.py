@@ -31,7 +31,7 @@ Stop = AbstractContextManager[Callable[[], bool]]
 
 
 def train(run: Run, stop: Stop | None = None) -> bool:
-    """Takes all steps of a run that its newest checkpoint has not, and exports each task.
+    """Train all tasks of a run, from its newest checkpoint on, and export each.
 
     Args:
         stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
@@ -67,7 +67,7 @@ def train(run: Run, stop: Stop | None = None) -> bool:
 
 
 def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoint:
-    """Takes the steps of a task that the checkpoint has not. Returns the checkpoint of its end, or of a stop."""
+    """Train one task from the checkpoint on. Returns the checkpoint at its end, or where the run was stopped."""
     accelerator, settings = run.accelerator, run.settings
     resumed = checkpoint is not None and checkpoint.task == task.index
     first = checkpoint.step if resumed else 0
@@ -146,7 +146,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
 
 @dataclass
 class Step:
-    """What a process feeds to the model in one optimizer step.
+    """Inputs of one optimizer step in one process.
 
     Attributes:
         number: from 0.
@@ -166,14 +166,14 @@ class Step:
     bad: torch.Tensor
 
     def inputs(self, device: torch.device) -> Iterator[Batch]:
-        """The inputs on a device, one forward pass after the other. Seeds the random generators before each."""
+        """Yield the inputs of each forward pass on a device; seeds the random generators before each."""
         for batch, seed in zip(self.batches, self.seeds, strict=True):
             torch.manual_seed(seed)
             yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def draw_step(run: Run, task: Task, model: torch.nn.Module, loader: Iterator[dict], number: int) -> Step:
-    """The inputs of step `number`. Every process must call it. Nothing here waits for an accelerator."""
+    """Inputs of step `number`. Every process must call it. It never waits for the accelerator."""
     accelerator, device = run.accelerator, run.accelerator.device
     batches, seeds, counts, weights = [], [], [], task.objective(model, number)
     for micro in range(run.settings.gradient_accumulation_steps):
@@ -191,7 +191,7 @@ def draw_step(run: Run, task: Task, model: torch.nn.Module, loader: Iterator[dic
 
 
 def reduced_sum(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """The sum over processes of a tensor on the CPU, on the device."""
+    """Sum a CPU tensor over all processes; the result is on the device."""
     device = accelerator.device
     return accelerator.reduce(pinned(tensor, device).to(device, non_blocking=True), "sum")
 
@@ -201,7 +201,7 @@ def is_floating_point(value) -> bool:
 
 
 def pinned(value, device: torch.device):
-    """In memory from which a GPU copies by itself, without the process waiting for it."""
+    """The tensor in pinned memory, from which a GPU copies asynchronously."""
     return value.pin_memory() if device.type == "cuda" else value
 
 
@@ -242,7 +242,7 @@ def forward_backward(run: Run, task: Task, model, bare, step: Step) -> StepResul
 
 
 def add_up(losses: dict[str, LossSum], more: dict[str, LossSum]) -> dict[str, LossSum]:
-    """Sums and counts of two batches."""
+    """Add the sums and counts of two batches, name by name."""
     if not losses:
         return more
     return {name: LossSum(losses[name].sum + each.sum, losses[name].count + each.count) for name, each in more.items()}
@@ -266,7 +266,7 @@ class StepStatus:
 
 
 def check_step(run: Run, step: Step, result: StepResult) -> StepStatus:
-    """Waits for the passes of a step: the one time in a step that the host has to, since no bad step may be taken."""
+    """Wait for the passes of a step and check them. The only synchronization of a step: bad steps are discarded."""
     asked = torch.full_like(result.loss, run.asked_to_stop())
     means = run.accelerator.reduce(torch.stack([result.loss, asked]), "mean")
     loss, asked, norm, bad = torch.cat([means, torch.stack([result.norm, step.bad])]).tolist()
@@ -281,7 +281,7 @@ def check_step(run: Run, step: Step, result: StepResult) -> StepStatus:
 
 
 def skip_step(run: Run, task: Task, model, step: Step, reason: str) -> None:
-    """Saves a step that must be discarded. Raises a `FloatingPointError` unless the settings let the run go on."""
+    """Save a step that must be discarded. Raises a `FloatingPointError` when `skip_bad_steps` allows no more."""
     accelerator, allowed = run.accelerator, run.settings.skip_bad_steps
     folder = save_failure(run, task, model, step, reason)
     run.steps_skipped += 1
@@ -298,7 +298,7 @@ def skip_step(run: Run, task: Task, model, step: Step, reason: str) -> None:
 
 
 def mean_losses(losses: dict[str, LossSum], accelerator: Accelerator) -> dict[str, float]:
-    """Named losses as means over the items of all processes."""
+    """Mean of each named loss over the items of all processes."""
     names = sorted(losses)
     sums = torch.stack([torch.stack([losses[name].sum.float(), losses[name].count]) for name in names])  # (n, 2)
     sums = accelerator.reduce(sums, "sum")
@@ -306,7 +306,7 @@ def mean_losses(losses: dict[str, LossSum], accelerator: Accelerator) -> dict[st
 
 
 class TimedIterator(Iterator):
-    """The batches of a loader; keeps the seconds spent waiting for them."""
+    """The batches of a loader, and the seconds spent waiting for them."""
 
     def __init__(self, loader: Iterator[dict]):
         self.loader, self.waited = loader, 0.0
@@ -319,7 +319,7 @@ class TimedIterator(Iterator):
 
 
 class Clock:
-    """Speed, and share of the time spent waiting for data, since the last reading; minutes of the task in all."""
+    """Speed and share of time spent waiting for data since the last reading; minutes of the task in total."""
 
     def __init__(self, loader: TimedIterator, step: int, minutes: float):
         self.loader, self.begun, self.earlier = loader, time.perf_counter(), minutes

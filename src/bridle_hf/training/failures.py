@@ -1,4 +1,4 @@
-"""Steps with NaN or inf: what is saved of them, and how they are read again (see `replay.py`).
+"""Files of a step with NaN or inf, which `replay.py` reads.
 
 failure/phase-00-step-00000123/
     model.safetensors      weights and codebooks before the step
@@ -21,7 +21,7 @@ from .task import Batch
 
 
 def save_failure(run, task, model, step, reason: str) -> Path:
-    """Saves a step that went wrong. Every process must call it. Returns the folder."""
+    """Save the inputs of a failed step. Every process must call it. Returns the folder."""
     accelerator, folder = run.accelerator, run.folder / "failure" / checkpoint_name(task.index, step.number)
     rank = accelerator.process_index
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def save_failure(run, task, model, step, reason: str) -> Path:
 
 
 def flat(batch: Batch) -> dict[str, torch.Tensor]:
-    """A batch as tensors alone: those of a `PatchMask` get its name in front."""
+    """A batch as a flat dict of tensors; those of a `PatchMask` are prefixed with its name."""
     tensors = {}
     for name, value in batch.items():
         if isinstance(value, PatchMask):
@@ -50,7 +50,7 @@ def flat(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def nested(tensors: dict[str, torch.Tensor]) -> Batch:
-    """The batch that `flat` was given."""
+    """Inverse of `flat`."""
     batch, masks = {}, {}
     for name, tensor in tensors.items():
         outer, _, inner = name.partition(".")

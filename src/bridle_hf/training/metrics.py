@@ -25,6 +25,11 @@ def stage_predictions(output, accelerator: Accelerator) -> dict[str, list[float]
     return {"cross_entropy": (sums[0] / sums[2]).tolist(), "accuracy": (sums[1] / sums[2]).tolist()}
 
 
+def real_patches(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """(n, d), the rows of `values` (B, N, d) where `valid` (B, N) is True; all of them without `valid`."""
+    return values.flatten(0, 1) if valid is None else values[valid.to(values.device)]
+
+
 @torch.no_grad()
 def code_usage(
     codes: torch.Tensor, valid: torch.Tensor | None, codebook_size: int, accelerator: Accelerator
@@ -35,7 +40,7 @@ def code_usage(
         codes: (B, N, M).
         valid: (B, N) True for codes that count; None where all do.
     """
-    codes = codes.flatten(0, 1) if valid is None else codes[valid.to(codes.device)]  # (n, M)
+    codes = real_patches(codes, valid)  # (n, M)
     counts = torch.stack([codes[:, stage].bincount(minlength=codebook_size) for stage in range(codes.shape[1])])
     measured = usage(accelerator.reduce(counts, "sum").cpu().numpy())
     return {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}

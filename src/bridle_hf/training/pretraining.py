@@ -9,11 +9,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..data.modalities import MODALITIES, build_processor
+from ..data.modalities import MODALITIES, build_processor, processor_keys
 from ..data.streaming import build_loader
 from ..recipe_reader import config_keys, read_recipe
 from ..recipes import find_recipe
-from .arguments import OptimizationArguments, processor_keys
+from .arguments import OptimizationArguments
 from .engine import Stop, train
 from .phases import KINDS, LENGTHS, Phase, build_schedule
 from .run import Run, build_accelerator

@@ -1,4 +1,4 @@
-"""A step with NaN or inf, taken again from what `failures.py` saved of it."""
+"""Replay of a step with NaN or inf from the files that `failures.py` wrote."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..losses_bridle import objective
+from ..losses_bridle import LossSum, objective
 from ..recipe_reader import read_recipe
+from .engine import add_up
 from .failures import nested
 from .pretraining import PretrainRecipe
 
@@ -15,20 +16,20 @@ from .pretraining import PretrainRecipe
 def replay(
     folder: str | Path, rank: int = 0, recipe_class: type = PretrainRecipe
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Takes the forward and backward passes of a saved step again, on the CPU in float32, for one of its processes.
+    """Run the forward and backward passes of a saved step again, for one process, on the CPU in float32.
 
     Args:
-        folder: a folder in `failure/` of a run.
-        rank: the process whose inputs are taken.
-        recipe_class: of the run.
+        folder: a folder in the `failure/` folder of a run.
+        rank: the process whose inputs are used.
+        recipe_class: class of the run's recipe.
 
     Returns:
-        The losses of the step, name -> mean over this process, with "loss" for what it minimised; and the norm of
-        every parameter's gradient by name.
+        The losses of the step, name -> mean over this process, with the minimised one as "loss"; and the gradient norm
+        of every parameter by name.
     """
     folder = Path(folder)
     about = json.loads((folder / f"rank-{rank}.json").read_text())
-    tensors, totals, loss = load_file(folder / f"rank-{rank}.safetensors"), {}, 0.0
+    tensors, losses, loss = load_file(folder / f"rank-{rank}.safetensors"), {}, 0.0
     recipe = read_recipe(recipe_class, folder / "recipe.yaml")
     task = next(task for task in recipe.build_tasks(about["processes"]) if task.name == about["phase"])
     model = task.build(load_file(folder / "model.safetensors"), begins=False)
@@ -42,8 +43,6 @@ def replay(
         part = objective(output.losses, task.objective(model, about["step"]), counts)
         part.backward()
         loss += float(part.detach())
-        for name, each in output.losses.items():
-            total, count = totals.get(name, (0.0, 0.0))
-            totals[name] = total + float(each.sum.detach()), count + float(each.count)
+        losses = add_up(losses, {name: LossSum(*(x.detach() for x in each)) for name, each in output.losses.items()})
     gradients = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
-    return {name: total / max(1.0, count) for name, (total, count) in totals.items()} | {"loss": loss}, gradients
+    return {name: float(each.mean) for name, each in losses.items()} | {"loss": loss}, gradients

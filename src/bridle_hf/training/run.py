@@ -1,4 +1,4 @@
-"""A run: its processes, tasks, data and folder; where it goes on after an interruption, and what it writes."""
+"""A training run: processes, tasks, data and output folder; resuming from a checkpoint, and writing results."""
 
 import datetime
 import logging
@@ -123,11 +123,11 @@ class Run:
         return checkpoint
 
     def wrote(self, checkpoint: Checkpoint) -> bool:
-        """Whether this very command wrote the checkpoint, as far as `resume` tells."""
+        """Whether the checkpoint was written with this value of `resume`, that is, by this run itself."""
         return yaml.safe_load((checkpoint.path / "recipe.yaml").read_text()).get("resume") == self.resume
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Opens data and output folder; data, random generators and metrics.jsonl go back to the checkpoint."""
+        """Open data and output folder, and restore data position, random generators and metrics.jsonl."""
         accelerator = self.accelerator
         if checkpoint is None:
             self.loader = self.open_data()
@@ -146,8 +146,8 @@ class Run:
         accelerator.init_trackers("tensorboard")
 
     def go_on_in_data(self, checkpoint: Checkpoint) -> None:
-        """Opens the data where the checkpoint left it. Another number of processes, workers or clips of a batch splits
-        the data otherwise, so that no position fits: the data is then shuffled anew."""
+        """Open the data at the checkpoint's position. With another number of processes, another number of workers or
+        another batch size the data is split differently and no position fits: it is then reshuffled."""
         accelerator, before = self.accelerator, checkpoint.state
         self.data_seed = before["data_seed"]
         changed = f"{before['num_processes']} processes, now {accelerator.num_processes}"
@@ -168,8 +168,12 @@ class Run:
         return self.open_batches(self.data_seed, self.accelerator.process_index, self.accelerator.num_processes)
 
     def check_fits(self, checkpoint: Checkpoint) -> None:
-        """A run goes on only in a phase that the recipe has, as long as it was unless the recipe made it so. Another
-        recipe is followed from there, with a warning; a finished run it would leave as it is."""
+        """Check that the recipe can resume the checkpoint; a changed recipe is logged as a warning.
+
+        Raises:
+            ValueError: the recipe lacks the checkpoint's phase; the phase's length changed although the recipe did
+                not; or the run is finished and the recipe has changed.
+        """
         before = checkpoint.state
         if not any((task.index, task.name) == (checkpoint.task, before["phase_name"]) for task in self.tasks):
             names = ", ".join(task.name for task in self.tasks)
@@ -256,12 +260,12 @@ class Run:
         return open_checkpoint(path, verify=False)
 
     def export(self, task: Task, checkpoint: Checkpoint) -> None:
-        """Let a finished task write its results."""
+        """Export the results of a finished task."""
         model = self.build_model(task, checkpoint)
         task.export(model, self.folder, self.accelerator, checkpoint.state.get("minutes", 0.0))
 
     def end(self) -> None:
-        """Names what was skipped and closes the trackers."""
+        """Log what was skipped and close the trackers."""
         names = sorted(self.skipped_names)
         if self.accelerator.is_main_process and (names or self.steps_skipped):
             shown = ", ".join([*names[:20], *(["..."] if len(names) > 20 else [])])
@@ -272,7 +276,7 @@ class Run:
         self.accelerator.end_training()
 
     def skipped(self) -> dict:
-        """For a record: how many samples all processes skipped so far, and name -> reason of the new ones."""
+        """For a record: number of samples skipped so far in all processes, and name -> reason of the new ones."""
         accelerator, mine = self.accelerator, self.loader.skipped
         skips = int(accelerator.reduce(torch.tensor(len(mine), device=accelerator.device), "sum"))
         record = {}
@@ -285,14 +289,19 @@ class Run:
         return {"clips_skipped": len(self.skipped_names), **record}
 
     def log(self, record: dict) -> None:
-        """One line of metrics.jsonl, and the same numbers to the tracker."""
+        """Write one record to metrics.jsonl and to the trackers."""
         if self.accelerator.is_main_process:
             self.metrics.append(record)
             self.accelerator.log(flat(record), step=record["total_step"])
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Every process that was launched must be known to Accelerate, and none may shard what a checkpoint has to hold."""
+    """Check the launch.
+
+    Raises:
+        ValueError: Accelerate does not know of all launched processes, or the strategy is DeepSpeed or Megatron-LM,
+            whose optimizer state our checkpoints cannot hold.
+    """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
@@ -308,7 +317,7 @@ def check_processes(accelerator: Accelerator) -> None:
 
 @contextmanager
 def waiting_for_others(deadline: float) -> Iterator[None]:
-    """Says in plain words that another process is gone.
+    """Context that turns errors of a lost process into one clear message.
 
     Raises:
         RuntimeError: another process ended, or did not come to the same point within `deadline` seconds.

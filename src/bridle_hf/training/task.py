@@ -1,4 +1,4 @@
-"""What the engine trains. A task says what its model is, what it minimises, and what happens besides gradients.
+"""Tasks, which the engine trains: a task defines a model, its losses, and what happens besides gradient steps.
 
 The engine (`engine.py`) knows nothing of encoders, tokenizers or tables; a task knows nothing of checkpoints,
 logs or failures.
@@ -35,14 +35,14 @@ class Batches(Protocol):
         """The position, as JSON values."""
 
     def differs(self, state: dict) -> str:
-        """How these batches are drawn otherwise than those that `state` is of; empty where it fits."""
+        """The differences from the batches that `state` was saved of, as text; empty where `state` can be loaded."""
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on at a position."""
+        """Continue from a position."""
 
 
 class Losses(Protocol):
-    """What a forward pass returns: named losses, and whatever else the task wants to see of it."""
+    """Output of a forward pass: named losses, and anything else that the task reads."""
 
     losses: Mapping[str, LossSum]
 
@@ -84,7 +84,7 @@ class Task:
         model.train()
 
     def start_(self, model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-        """What happens once, before the first step. `generator` is the same on all processes."""
+        """Called once, before the first step. `generator` is the same in all processes."""
 
     def build_optimizer(self, model: torch.nn.Module, weight_decay: float, betas: tuple) -> torch.optim.Optimizer:
         groups = parameter_groups(model, self.learning_rate_at(0), weight_decay)
@@ -118,24 +118,24 @@ class Task:
         return model(**batch)
 
     def statistics(self, output: Losses) -> dict[str, torch.Tensor] | None:
-        """What `update_` takes, to be added up over the micro-batches of a step; None where there is nothing."""
+        """The argument of `update_`, summed over the micro-batches of a step; None for tasks without it."""
         return None
 
     def update_(self, model: torch.nn.Module, statistics: dict[str, torch.Tensor]) -> None:
-        """What moves without gradients, such as moving averages of codes. Called before the optimizer's step."""
+        """Update what has no gradients, such as moving averages of codes. Called before the optimizer's step."""
 
     def after_step_(
         self, model: torch.nn.Module, batches: list[Batch], step: int, generator: torch.Generator
     ) -> dict[str, float]:
-        """What follows an optimizer step; what it returns is logged. `generator` is the same on all processes."""
+        """Called after an optimizer step; its result is logged. `generator` is the same in all processes."""
         return {}
 
     def measure(self, model: torch.nn.Module, output: Losses, batch: Batch, accelerator: Accelerator) -> dict[str, Any]:
-        """What is logged of a forward pass besides its losses. Every process calls it."""
+        """Metrics of a forward pass to log besides its losses. Every process calls it."""
         return {}
 
     def export(self, model: torch.nn.Module, folder: Path, accelerator: Accelerator, minutes: float) -> None:
-        """Writes the results of the finished task. Every process calls it; `minutes` of training lie behind it."""
+        """Write the results of the finished task, trained for `minutes`. Every process calls it."""
         raise NotImplementedError
 
     def is_exported(self, folder: Path) -> bool:
