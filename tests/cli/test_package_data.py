@@ -25,6 +25,11 @@ def test_they_are_found_beside_the_code():
     assert {path.name for path in (package / "cards").iterdir()} > {"template.md", "bridle-audio.md"}
 
 
+def test_a_checkout_has_them_where_they_are_looked_for(repository):
+    assert (repository / "examples" / "recipes").samefile(FOLDER)
+    assert all(card.is_file() for card in (repository / "model_cards").iterdir())
+
+
 def test_a_recipe_that_is_not_there_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["pretrain", "audio/dmeo"])
