@@ -117,6 +117,15 @@ def test_frame_count(samples, frames):
         assert kaldi_fbank(torch.zeros(samples)).shape == (frames, 128)
 
 
+def test_a_long_clip_is_transformed_in_parts(monkeypatch):
+    clip, spectra, rfft = torch.stack([noise(16000), noise(16000, seed=1)]), [], torch.fft.rfft
+    whole = kaldi_fbank(clip)
+    monkeypatch.setattr(front_end, "FRAMES_AT_ONCE", 40)
+    monkeypatch.setattr(torch.fft, "rfft", lambda frames: spectra.append(frames.shape[-2]) or rfft(frames))
+    torch.testing.assert_close(kaldi_fbank(clip), whole, atol=1e-4, rtol=0)
+    assert spectra == [40, 40, 18]
+
+
 def test_fbank_refuses_what_it_cannot_take():
     with pytest.raises(ValueError, match="waveforms has 399 samples; one window takes 400"):
         kaldi_fbank(torch.zeros(3, 399))
@@ -244,6 +253,8 @@ BAD_CLIPS = {
         r"raw_speech\[1\] contains NaN",
     ),
     "inf": (noise(16000).index_fill(0, torch.tensor(15999), -math.inf), "raw_speech contains NaN or inf; .* finite"),
+    "one flipped bit": (spoilt(-1.4e38), r"raw_speech peaks at 1.4e\+38, where no recording does"),
+    "one flipped bit in a batch": ([noise(16000), spoilt(1e18)], r"raw_speech\[1\] peaks at 1e\+18"),
     "empty array": (np.zeros(0, np.float32), "raw_speech is empty; a clip takes samples"),
     "empty clip in a list": ([np.zeros(16000), []], r"raw_speech\[1\] is empty"),
     "empty list": ([], "raw_speech is an empty list; it takes a clip or a list of clips"),
@@ -267,6 +278,16 @@ def test_bad_clips_get_one_clear_error(extractor, case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("power", range(0, 39, 2))
+def test_a_sample_of_any_size_gives_finite_features_or_an_error(extractor, power):
+    clip = spoilt(10.0**power)
+    if power <= 9:  # int32 samples cast to float
+        assert torch.isfinite(extractor(clip, sampling_rate=RATE, return_tensors="pt").input_values).all()
+    else:
+        with pytest.raises(ValueError, match="raw_speech peaks at"):
+            extractor(clip, sampling_rate=RATE)
+
+
 def test_bad_arguments_get_one_clear_error(extractor):
     with pytest.raises(ValueError, match="sampling_rate is 44100; this extractor takes clips at 16000 Hz"):
         extractor(noise(16000), sampling_rate=44100)
@@ -278,6 +299,8 @@ def test_bad_arguments_get_one_clear_error(extractor):
         extractor([noise(16000), noise(8000)], sampling_rate=RATE, padding=False, return_tensors="pt")
     with pytest.raises(ValueError, match="std is 0.0; it takes a positive number"):
         BridleFeatureExtractor(std=0.0)
+    with pytest.raises(ValueError, match="mean is nan; it takes a finite number"):
+        BridleFeatureExtractor(mean=math.nan)
     with pytest.raises(ValueError, match="padding_side is 'left'"):
         BridleFeatureExtractor(padding_side="left")
 
@@ -336,3 +359,7 @@ def test_measuring_refuses_what_it_cannot_measure():
         measure_mean_std([noise(16000)], sampling_rate=8000)
     with pytest.raises(ValueError, match=r"clips\[1\] has 100 samples"):
         measure_mean_std([noise(16000), noise(100)])
+    with pytest.raises(ValueError, match=r"clips\[1\] peaks at 1e\+30"):
+        measure_mean_std([noise(16000), spoilt(1e30)])
+    with pytest.raises(ValueError, match=r"clips\[0\] contains NaN or inf"):
+        measure_mean_std([np.full((98, 128), np.nan, np.float32)])

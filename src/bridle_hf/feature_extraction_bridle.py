@@ -22,6 +22,8 @@ FLOOR = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm, in 
 INT16_SCALE = 32768.0
 MAX_RATE_RATIO = 1000  # between the rate of a recording and the one it is resampled to: beyond, the header is broken
 LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
+ABSURD = 2.0**31  # nothing peaks beyond, not even int32 samples cast to float: the power of 1e18 is infinite in float32
+FRAMES_AT_ONCE = 8192  # 82 s: a filter bank of hours takes no more memory than its result beside that of these frames
 
 
 def frame_count(num_samples: int, sampling_rate: int = 16000) -> int:
@@ -59,15 +61,19 @@ def kaldi_fbank(waveforms: torch.Tensor, sampling_rate: int = 16000, num_mel_bin
 
     # The order of the next operations is Kaldi's and torchaudio's: bins far below the loudest one consist of rounding
     # errors, and algebraically equal shortcuts (one pre-emphasis for the whole clip) end up 5e-3 apart on real clips.
-    frames = waveforms.unfold(-1, size, hop)  # (..., T, size)
-    frames = frames - frames.mean(-1, keepdim=True)
-    frames = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]  # the first sample is dropped: its window weight is 0
-    fft_size = 2 * (filters.shape[0] - 1)
-    # in place from here on: on a CPU, memory that is new costs as much as what is computed into it
-    frames = torch.nn.functional.pad(frames.mul_(window[1:]), (1, fft_size - size))  # (..., T, fft_size)
-    spectrum = torch.fft.rfft(frames)
-    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (..., T, fft_size / 2 + 1)
-    return (power @ filters).clamp_(min=FLOOR).log_()  # (..., T, num_mel_bins)
+    def log_mel(frames: torch.Tensor) -> torch.Tensor:
+        frames = frames - frames.mean(-1, keepdim=True)
+        frames = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]  # the first sample is dropped: its window weight is 0
+        fft_size = 2 * (filters.shape[0] - 1)
+        # in place from here on: on a CPU, memory that is new costs as much as what is computed into it
+        frames = torch.nn.functional.pad(frames.mul_(window[1:]), (1, fft_size - size))  # (..., t, fft_size)
+        spectrum = torch.fft.rfft(frames)
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (..., t, fft_size / 2 + 1)
+        return (power @ filters).clamp_(min=FLOOR).log_()  # (..., t, num_mel_bins)
+
+    frames = waveforms.unfold(-1, size, hop)  # (..., T, size), a view
+    parts = [log_mel(part) for part in frames.split(FRAMES_AT_ONCE, dim=-2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def _window_and_hop(sampling_rate: int) -> tuple[int, int]:
@@ -141,6 +147,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         if not std > 0:
             raise ValueError(f"std is {std}; it takes a positive number, the deviation of the data's log-mel values.")
+        if not math.isfinite(mean):
+            raise ValueError(f"mean is {mean}; it takes a finite number, the mean of the data's log-mel values.")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; clips are only padded on the 'right'.")
         self.num_mel_bins = num_mel_bins
@@ -187,9 +195,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             for the 1 + (samples - 400) // 160 frames (at 16 kHz) a clip really has, 0 for padding.
 
         Raises:
-            ValueError: wrong sampling rate; several channels; NaN or inf; samples that are neither int16 nor floats; an
-                empty clip or one shorter than a patch; unknown `padding`; a clip longer than `max_length` with
-                `padding="max_length"` and `truncation=False`; unequal lengths that cannot become one tensor.
+            ValueError: wrong sampling rate; several channels; NaN, inf or a sample that no recording holds (beyond 2^31);
+                samples that are neither int16 nor floats; an empty clip or one shorter than a patch; unknown `padding`;
+                a clip longer than `max_length` with `padding="max_length"` and `truncation=False`; unequal lengths that
+                cannot become one tensor.
         """
         self._check_sampling_rate(sampling_rate)
         max_length = self.max_length if max_length is None else self._checked_max_length(max_length)
@@ -208,8 +217,12 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
 
         input_values, attention_mask = [], []
         for x, length, total in zip(features, lengths, padded, strict=True):
-            values = x.new_full((total, self.num_mel_bins), self.padding_value)  # (frames, mel)
-            values[:length] = (x - self.mean) / (2 * self.std) if self.do_normalize else x
+            if self.do_normalize:
+                x = x.sub_(self.mean).div_(2 * self.std)  # (frames, mel), of this call alone: hours need no copies
+            values = x
+            if total > length:
+                values = x.new_full((total, self.num_mel_bins), self.padding_value)
+                values[:length] = x
             mask = torch.zeros(total, dtype=torch.int64, device=x.device)
             mask[:length] = 1
             input_values.append(values)
@@ -237,6 +250,11 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         low, high = (bound.item() for bound in clip.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{name} contains NaN or inf; a clip takes finite samples only.")
+        if max(-low, high) > ABSURD:
+            raise ValueError(
+                f"{name} peaks at {max(-low, high):.3g}, where no recording does; a clip takes floats in [-1, 1], so it "
+                "is damaged."
+            )
         if max(-low, high) > LOUD:
             logger.warning_once(
                 f"raw_speech has a clip of floats that peaks above {LOUD:.0f}; floats are taken to be in [-1, 1]: pass "
@@ -366,6 +384,8 @@ def measure_mean_std(
     for i, clip in enumerate(logging.tqdm(clips, disable=not progress, unit="clip")):
         if getattr(clip, "ndim", 1) == 2 and clip.shape[1] == extractor.num_mel_bins:
             features = torch.as_tensor(clip)[: extractor.max_length]
+            if not torch.isfinite(features).all():
+                raise ValueError(f"clips[{i}] contains NaN or inf; it takes finite features only.")
         else:
             features = extractor._log_mel(clip, f"clips[{i}]", extractor.max_length)
         features = features.double()

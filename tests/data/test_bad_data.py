@@ -3,11 +3,13 @@
 import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from sound_files import RATE, clip, flac, wav
 
-from bridle_hf.data import BadClipError, DataArguments, build_loader, decode_audio, source
+from bridle_hf.data import BadClipError, DataArguments, build_loader, decode_audio, load_examples, source
+from bridle_hf.data.cache import open_clips
 
 PLAIN = {"roll": False, "gain": False}
 
@@ -37,6 +39,47 @@ def peak_memory(function) -> int:
 def test_bad_files_are_refused(content, message):
     with pytest.raises(BadClipError, match=message):
         decode_audio({"bytes": content, "path": None}, RATE, min_seconds=0.0 if "rate" in message else 0.1)
+
+
+@pytest.fixture
+def damaged_folder(tmp_path):
+    """Eight wav files of floats; one bit of one sample of clip-3.wav is flipped, which leaves it finite."""
+    for index in range(8):
+        samples = np.tile(clip(index), 3)
+        if index == 3:
+            samples[2000] = -0.42
+            samples[2000:2001].view(np.uint32)[:] ^= np.uint32(1 << 30)
+            assert np.isfinite(samples).all() and samples.min() < -1e38
+        soundfile.write(tmp_path / f"clip-{index}.wav", samples, RATE, subtype="FLOAT")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_flipped_bit_costs_its_clip_and_names_it(damaged_folder, extractor, cache, tmp_path_factory):
+    data = DataArguments(damaged_folder, max_frames=96, cache=cache, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    loader = build_loader(data, extractor, batch_size=7, seed=0)
+    assert all(next(loader)["input_values"].isfinite().all() for _ in range(4))
+    ((name, reason),) = loader.skipped.items()
+    assert name.endswith("clip-3.wav") and "peaks at 1.43e+38" in reason
+    examples = load_examples(data, extractor)
+    assert len(examples) == 7 and not any("clip-3" in name for name in examples.clip_names)
+    assert all(np.isfinite(features).all() for features in examples.clips)
+
+
+def test_what_a_cache_holds_is_checked_when_it_is_read(parquet_folder, extractor, tmp_path):
+    data = DataArguments(parquet_folder, cache=True, cache_dir=str(tmp_path), max_bad_share=0.5)
+    assert len(load_examples(data, extractor)) == 24
+    (first, *_) = sorted(tmp_path.rglob("*.arrow"))
+    rows = pa.ipc.open_stream(first).read_all()
+    features = rows["features"].to_pylist()
+    features[5] = b"\x00\x7c" + features[5][2:]  # an infinite half-precision number
+    rows = rows.set_column(rows.column_names.index("features"), "features", pa.array(features, pa.binary()))
+    with pa.ipc.new_stream(tmp_path / "damaged", rows.schema) as stream:
+        stream.write_table(rows)
+    (tmp_path / "damaged").replace(first)
+    source = open_clips(data, extractor)
+    assert len(list(source.decode_all(1, 0.5))) == 23
+    assert source.skipped == {"clip-5.flac": "clip-5.flac holds NaN or inf in the cache, which is damaged"}
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"])

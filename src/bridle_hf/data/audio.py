@@ -22,7 +22,7 @@ from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
 # What a file may ask for, whatever its header declares: a clip decoded as a whole has at most 35 minutes at 48 kHz
-# (400 MB), before it is resampled and after.
+# (400 MB), before it is resampled and after. With its features, a thread takes 1.5 GB for that long a clip.
 MAX_SAMPLES = 100_000_000
 BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
 
@@ -182,7 +182,7 @@ def audio_features(raw, data: DataArguments, processor, rng: np.random.Generator
     rate = processor.sampling_rate
     waveform = decode_audio(raw, rate, data.min_seconds, part, rng)
     try:
-        features = processor(waveform, sampling_rate=rate, padding=False, truncation=False, return_tensors="np")
+        features = processor(waveform, sampling_rate=rate, padding=False, truncation=False, return_attention_mask=False)
     except ValueError as error:
         raise BadClipError(str(error)) from error
     return features["input_values"][0]

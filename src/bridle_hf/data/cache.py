@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from ..files import whole_folder, write_whole
 from .arguments import DataArguments
+from .media import BadClipError
 from .modalities import modality_of
 from .source import Source, decode_column, leave_out, open_source
 
@@ -37,7 +38,7 @@ CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 PROGRESS = "progress.json"  # of an unfinished cache: number of whole files, and the examples and bad samples so far
 SKIPPED = "skipped.json"  # name -> reason of the samples that could not be decoded
-FORMAT = 3  # part of the fingerprint: raise it when the content of a cache changes
+FORMAT = 4  # part of the fingerprint: raise it when the content of a cache changes
 
 
 def open_clips(data: DataArguments, processor, dataset=None) -> Source:
@@ -190,7 +191,10 @@ def _pack(clip: np.ndarray) -> dict:
 
 def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
-    return np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
+    clip = np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
+    if clip.dtype.kind == "f" and not np.isfinite(clip).all():
+        raise BadClipError(f"{row['clip_name']} holds NaN or inf in the cache, which is damaged")
+    return clip
 
 
 def _file(raw: dict | str) -> dict:
