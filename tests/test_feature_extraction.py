@@ -117,6 +117,18 @@ def test_frame_count(samples, frames):
         assert kaldi_fbank(torch.zeros(samples)).shape == (frames, 128)
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+def test_times_are_those_of_the_frames(rate):
+    seconds, frame = 20, 1200
+    clicks = torch.full((rate * seconds,), 1e-3)
+    at = frame * front_end.hop_seconds(rate) + 0.0125  # the middle of a window
+    clicks[round(at * rate)] = 1.0
+    assert kaldi_fbank(clicks, rate, 16).mean(-1).argmax() == frame
+    assert round(front_end.window_seconds(rate, frame) * rate) == max(
+        samples for samples in range(rate * 11, rate * 13) if frame_count(samples, rate) == frame
+    ) - (int(rate * 0.01) - 1)
+
+
 def test_a_long_clip_is_transformed_in_parts(monkeypatch):
     clip, spectra, rfft = torch.stack([noise(16000), noise(16000, seed=1)]), [], torch.fft.rfft
     whole = kaldi_fbank(clip)
@@ -219,24 +231,6 @@ def test_return_types(extractor):
     assert set(BridleFeatureExtractor(return_attention_mask=False)(clips, sampling_rate=RATE)) == {"input_values"}
 
 
-def test_padding_and_truncation(extractor):
-    clip = noise(32000)  # 198 frames
-
-    def call(**options):
-        return extractor(clip, sampling_rate=RATE, return_tensors="pt", **options)
-
-    whole = call(padding=True, truncation=False)
-    assert whole.input_values.shape[1] == 208 and whole.attention_mask.sum() == 198
-    cut = call()
-    assert cut.input_values.shape[1] == 128 and cut.attention_mask.all()
-    torch.testing.assert_close(cut.input_values, whole.input_values[:, :128], atol=1e-5, rtol=0)
-    odd = call(max_length=100)
-    assert odd.input_values.shape[1] == 112 and odd.attention_mask.sum() == 100
-    assert call(padding="do_not_pad", truncation=False).input_values.shape[1] == 198
-    with pytest.raises(ValueError, match="clip of 198 frames, more than max_length=128; use truncation=True or"):
-        call(truncation=False)
-
-
 def spoilt(value: float) -> torch.Tensor:
     return noise(16000).index_fill(0, torch.tensor(15999), value)
 
@@ -266,7 +260,7 @@ BAD_CLIPS = {
         r"raw_speech has dtype int32; a clip takes int16 samples or floats in \[-1, 1\]",
     ),
     "int64 tensor": (torch.zeros(16000, dtype=torch.long), "raw_speech has dtype torch.int64; a clip takes int16"),
-    "text": ("clip.wav", "raw_speech is a str; it takes an array, a tensor, a list of floats or a list of clips"),
+    "text": ("clip.wav", "raw_speech is of type str; it takes an array, a tensor, a list of floats or a list of clips"),
 }
 
 
@@ -303,6 +297,8 @@ def test_bad_arguments_get_one_clear_error(extractor):
         BridleFeatureExtractor(mean=math.nan)
     with pytest.raises(ValueError, match="padding_side is 'left'"):
         BridleFeatureExtractor(padding_side="left")
+    with pytest.raises(ValueError, match="sampling_rate is 50; it takes 100 Hz or more"):
+        BridleFeatureExtractor(sampling_rate=50)
 
 
 def test_doubtful_input_is_warned_of(extractor, monkeypatch):

@@ -3,6 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 from transformers import pipeline
 
 import bridle_hf
-from bridle_hf.data import build_processor
+from bridle_hf.data import build_processor, decode_audio, load_processor
 from bridle_hf.hub import release
 
 SIZES = {"audio": (64, 32), "image": (32, 32), "video": (4, 32, 32)}
@@ -120,6 +124,70 @@ def test_samples_come_by_either_name_and_at_any_rate(name, encoder, clip):
         np.testing.assert_allclose(got, expected, atol=tolerance)
 
 
+class Decoder:
+    """Stands in for the `AudioDecoder` of torchcodec."""
+
+    def __init__(self, data, sample_rate):
+        self.samples = SimpleNamespace(data=torch.from_numpy(data), sample_rate=sample_rate)
+
+    def get_all_samples(self):
+        return self.samples
+
+
+def test_channels_are_averaged_and_never_taken_for_clips(encoder, clip):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    stereo = np.stack([clip, -0.5 * clip])
+    expected = extract(clip / 4, return_tensors=True)
+    samples = (stereo * 2**15).astype(np.int16)
+    forms = [stereo, stereo.T, torch.from_numpy(stereo), Decoder(stereo, 16000), np.concatenate([stereo] * 3)]
+    forms += [{"array": stereo, "sampling_rate": 16000}, {"raw": stereo.T, "sampling_rate": 16000, "path": "a.wav"}]
+    for given, tolerance in [*((form, 1e-4) for form in forms), (samples, 0.2)]:
+        torch.testing.assert_close(extract(given, return_tensors=True), expected, atol=tolerance, rtol=1e-3)
+    faster = extract(Decoder(np.stack([np.tile(clip, 3)] * 2), 44100), return_tensors=True)
+    assert torch.equal(faster, extract({"raw": np.tile(clip, 3), "sampling_rate": 44100}, return_tensors=True))
+
+
+@pytest.mark.parametrize("rate", [1000, 11127, 22254, 24414, 44099, 44101, 48828, 97656, 195312, 384000])
+def test_any_rate_is_resampled_as_files_are(rate, encoder):
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(rate // 2) / rate).astype(np.float32)
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    decoded = decode_audio({"array": tone, "sampling_rate": rate}, 16000)
+    assert abs(len(decoded) - 8000) <= 1
+    assert torch.equal(
+        extract({"raw": tone, "sampling_rate": rate}, return_tensors=True), extract(decoded, return_tensors=True)
+    )
+
+
+def test_what_would_be_too_large_once_resampled_is_refused(encoder, clip, monkeypatch):
+    monkeypatch.setattr(bridle_hf.feature_extraction_bridle, "MAX_SAMPLES", 50_000)
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    with pytest.raises(ValueError, match="sampling_rate is 1000; .* resample them first"):
+        extract({"raw": clip, "sampling_rate": 1000})
+
+
+def test_a_list_of_numbers_is_named(encoder, clip):
+    extract = pipeline("audio-feature-extraction", model=encoder[0])
+    with pytest.raises(
+        ValueError, match="inputs is a list of numbers; a list holds clips here: give one clip as an array"
+    ):
+        extract(clip.tolist())
+    for given in ({"audio": clip}, (clip, 16000), object()):
+        with pytest.raises(ValueError, match="^inputs "):
+            extract(given)
+
+
+def test_an_extractor_with_other_mel_bins_than_the_model_is_refused(encoder):
+    wide = bridle_hf.BridleFeatureExtractor(max_length=64)
+    with pytest.raises(ValueError, match="num_mel_bins of the feature extractor is 128; the model takes 32"):
+        pipeline("audio-feature-extraction", model=encoder[0], feature_extractor=wide)
+    for build in (
+        lambda: load_processor(encoder[0], num_mel_bins=64),
+        lambda: build_processor(encoder[1].config, num_mel_bins=64),
+    ):
+        with pytest.raises(ValueError, match="num_mel_bins of the processor is 64; the model takes 32"):
+            build()
+
+
 def test_a_dict_without_samples_or_rate_is_named(encoder, clip):
     extract = pipeline("audio-feature-extraction", model=encoder[0])
     for inputs in ({"array": clip}, {"sampling_rate": 16000, "samples": clip}):
@@ -139,7 +207,8 @@ def test_a_rate_that_cannot_be_is_named(rate, encoder, clip):
 def test_samples_that_cannot_be_resampled_are_named(encoder, clip):
     extract = pipeline("audio-feature-extraction", model=encoder[0])
     for samples, message in (
-        (np.stack([clip, clip]), "shape .2, 6000.; a clip is mono"),
+        (np.stack([clip] * 65), "shape .65, 6000.; a clip is mono, .*: channels before or after"),
+        (clip[None, None], "shape .1, 1, 6000.; a clip is mono"),
         (clip.astype(np.int32), "dtype int32"),
         (clip[:0], "is empty"),
         (clip[:1], "is empty"),  # at 16 kHz
@@ -162,7 +231,30 @@ def test_features_of_a_file_are_those_of_its_samples(encoder, clip, ffmpeg, tmp_
     expected = extract(clip, return_tensors=True)
     torch.testing.assert_close(extract(str(tmp_path / "clip.wav"), return_tensors=True), expected, atol=1e-4, rtol=1e-3)
     data = (tmp_path / "clip.wav").read_bytes()
-    torch.testing.assert_close(extract(data, return_tensors=True), expected, atol=1e-4, rtol=1e-3)
+    path = tmp_path / "clip.wav"
+    with socket_server(data) as address:
+        files = [data, path, {"bytes": data, "path": None}, {"path": str(path)}, {"bytes": None, "path": path}]
+        for given in [*files, f"{address}/clip.wav"]:
+            torch.testing.assert_close(extract(given, return_tensors=True), expected, atol=1e-4, rtol=1e-3)
+
+
+@contextmanager
+def socket_server(content):
+    """The address of a server that answers every request with these bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *said):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_features_of_images_and_videos(tmp_path):

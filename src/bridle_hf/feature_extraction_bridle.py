@@ -20,7 +20,10 @@ PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm, in every dtype
 INT16_SCALE = 32768.0
-MAX_RATE_RATIO = 1000  # between the rate of a recording and the one it is resampled to: beyond, the header is broken
+# What may be resampled. Beyond that ratio of the rates a header is broken; so many samples are 400 MB.
+MAX_RATE_RATIO, MAX_SAMPLES = 1000, 100_000_000
+MAX_CHANNELS = 64  # of a clip whose shorter axis is taken for its channels
+FAR_ABOVE = 4  # times the extractor's own `max_length`: samples given for frames
 LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
 ABSURD = 2.0**31  # nothing peaks beyond, not even int32 samples cast to float: the power of 1e18 is infinite in float32
 FRAMES_AT_ONCE = 8192  # 82 s: a filter bank of hours takes no more memory than its result beside that of these frames
@@ -74,6 +77,23 @@ def kaldi_fbank(waveforms: torch.Tensor, sampling_rate: int = 16000, num_mel_bin
     frames = waveforms.unfold(-1, size, hop)  # (..., T, size), a view
     parts = [log_mel(part) for part in frames.split(FRAMES_AT_ONCE, dim=-2)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def hop_seconds(sampling_rate: int) -> float:
+    """Seconds between two frames: 10 ms, or less where that is no whole number of samples: 9.977 at 22.05 kHz."""
+    return _window_and_hop(sampling_rate)[1] / sampling_rate
+
+
+def window_seconds(sampling_rate: int, frames: int) -> float:
+    """Length in seconds of what `frames` frames see."""
+    window, hop = _window_and_hop(sampling_rate)
+    return frames * (hop / sampling_rate) + window / sampling_rate - hop / sampling_rate
+
+
+def can_resample(num_samples: int, rate: float, sampling_rate: int) -> bool:
+    """Whether a clip of so many samples at `rate` can be brought to `sampling_rate`, in Hz."""
+    in_range = sampling_rate / MAX_RATE_RATIO <= rate <= sampling_rate * MAX_RATE_RATIO
+    return in_range and num_samples * (sampling_rate / rate) <= MAX_SAMPLES
 
 
 def _window_and_hop(sampling_rate: int) -> tuple[int, int]:
@@ -145,15 +165,18 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
     ):
         kwargs.pop("feature_size", None)  # written by `to_dict`; always `num_mel_bins`
         super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        mean, std = float(mean), float(std)
         if not std > 0:
             raise ValueError(f"std is {std}; it takes a positive number, the deviation of the data's log-mel values.")
         if not math.isfinite(mean):
             raise ValueError(f"mean is {mean}; it takes a finite number, the mean of the data's log-mel values.")
+        if not sampling_rate >= 100:
+            raise ValueError(f"sampling_rate is {sampling_rate}; it takes 100 Hz or more, a sample a frame of 10 ms.")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; clips are only padded on the 'right'.")
         self.num_mel_bins = num_mel_bins
-        self.mean = float(mean)
-        self.std = float(std)
+        self.mean = mean
+        self.std = std
         self.do_normalize = do_normalize
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = self._checked_max_length(max_length)
@@ -195,7 +218,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             for the 1 + (samples - 400) // 160 frames (at 16 kHz) a clip really has, 0 for padding.
 
         Raises:
-            ValueError: wrong sampling rate; several channels; NaN, inf or a sample that no recording holds (beyond 2^31);
+            ValueError: wrong sampling rate; several channels; NaN, inf or samples beyond 2^31, as of a damaged file;
                 samples that are neither int16 nor floats; an empty clip or one shorter than a patch; unknown `padding`;
                 a clip longer than `max_length` with `padding="max_length"` and `truncation=False`; unequal lengths that
                 cannot become one tensor.
@@ -236,6 +259,26 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             data = {key: [row.cpu().numpy() for row in rows] for key, rows in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def pad(
+        self,
+        processed_features: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Pad features that `padding=False` gave to one length, as `DataCollatorWithPadding` asks for.
+
+        As of any feature extractor of transformers, but `pad_to_multiple_of` is the extractor's by default, so that the
+        model finds whole patches, and so is the `max_length` that `padding="max_length"` pads to.
+        """
+        if pad_to_multiple_of is None:
+            pad_to_multiple_of = self.pad_to_multiple_of
+        if max_length is None and padding == "max_length":
+            max_length = self.max_length
+        return super().pad(processed_features, padding, max_length, truncation, pad_to_multiple_of, **options)
+
     def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
         """Log-mel values (frames, mel) of one clip, before normalisation."""
         clip = as_waveform(raw_clip, name)
@@ -252,8 +295,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"{name} contains NaN or inf; a clip takes finite samples only.")
         if max(-low, high) > ABSURD:
             raise ValueError(
-                f"{name} peaks at {max(-low, high):.3g}, where no recording does; a clip takes floats in [-1, 1], so it "
-                "is damaged."
+                f"{name} peaks at {max(-low, high):.3g}, where no recording does: it is damaged. A clip takes floats "
+                "in [-1, 1]."
             )
         if max(-low, high) > LOUD:
             logger.warning_once(
@@ -276,6 +319,11 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(
                     f"raw_speech has a clip of {max(lengths)} frames, more than max_length={total}; use "
                     "truncation=True or padding='longest'."
+                )
+            if total > FAR_ABOVE * self.max_length and total > 2 * max(lengths):
+                logger.warning_once(
+                    f"max_length={total} counts frames of 10 ms, not samples, and this extractor's own is "
+                    f"{self.max_length}: clips of at most {max(lengths)} frames are padded to {total}."
                 )
         else:
             raise ValueError(
@@ -313,8 +361,8 @@ def _split(raw_speech: Any) -> list:
         return [raw_speech] if is_sample else list(raw_speech)
     if not isinstance(raw_speech, np.ndarray | torch.Tensor):
         raise ValueError(
-            f"raw_speech is a {type(raw_speech).__name__}; it takes an array, a tensor, a list of floats or a list of "
-            "clips."
+            f"raw_speech is of type {type(raw_speech).__name__}; it takes an array, a tensor, a list of floats or a "
+            "list of clips."
         )
     if raw_speech.ndim < 2:
         return [raw_speech]
@@ -329,10 +377,22 @@ def _split(raw_speech: Any) -> list:
     return list(raw_speech)
 
 
-def as_waveform(clip: Any, name: str) -> torch.Tensor:
-    """One clip as a float32 tensor (samples,) in [-1, 1]."""
+def as_waveform(clip: Any, name: str, mix: bool = False) -> torch.Tensor:
+    """One clip as a float32 tensor (samples,) in [-1, 1].
+
+    Args:
+        clip: array, tensor or numbers, floats or int16.
+        name: of the clip in errors.
+        mix: average the channels of a clip of two axes, the shorter of which they are.
+
+    Raises:
+        ValueError: another shape or dtype, or nothing in it.
+    """
     if not isinstance(clip, torch.Tensor):
-        array = np.asarray(clip)
+        try:
+            array = np.asarray(clip)
+        except ValueError as error:  # numbers and arrays side by side
+            raise ValueError(f"{name} is of type {type(clip).__name__}; a clip takes an array of samples.") from error
         if array.dtype.kind == "f" or array.size == 0:
             array = np.require(array, np.float32, ["C", "W"])  # torch takes no reversed, foreign or read-only memory
         elif array.dtype.kind == "i" and array.dtype.itemsize == 2:
@@ -340,17 +400,27 @@ def as_waveform(clip: Any, name: str) -> torch.Tensor:
         else:
             raise ValueError(f"{name} has dtype {array.dtype}; a clip takes int16 samples or floats in [-1, 1].")
         clip = torch.from_numpy(array)
+    channels = channel_axis(clip.shape) if mix else 0
     if clip.ndim == 2 and clip.shape[0] == 1:
         clip = clip[0]
-    if clip.ndim != 1:
-        raise ValueError(f"{name} has shape {tuple(clip.shape)}; a clip is mono, (samples,): average the channels.")
+    if clip.ndim != 1 and not (mix and channels is not None):
+        takes = "channels before or after samples" if mix else "average the channels"
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}; a clip is mono, (samples,): {takes}.")
     if clip.numel() == 0:
         raise ValueError(f"{name} is empty; a clip takes samples.")
     if clip.dtype == torch.int16:
-        return clip.float() / INT16_SCALE
+        clip = clip.float() / INT16_SCALE
     if not clip.dtype.is_floating_point:
         raise ValueError(f"{name} has dtype {clip.dtype}; a clip takes int16 samples or floats in [-1, 1].")
-    return clip.float()
+    clip = clip.float()
+    return clip if clip.ndim == 1 else clip.mean(channels)
+
+
+def channel_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of a clip's channels, the shorter one of two; None where neither can be."""
+    if len(shape) != 2 or min(shape) > MAX_CHANNELS:
+        return None
+    return 0 if shape[0] <= shape[1] else 1
 
 
 @torch.no_grad()

@@ -1,10 +1,15 @@
 """Feature-extraction pipelines for sounds and videos; for images transformers has one of its own."""
 
+import os
+from collections.abc import Mapping
+from numbers import Real
+from urllib.request import urlopen
+
 import torch
 from transformers import Pipeline
 from transformers.pipelines.audio_utils import ffmpeg_read
 
-from .feature_extraction_bridle import MAX_RATE_RATIO, as_waveform
+from .feature_extraction_bridle import as_waveform, can_resample
 
 try:  # of all imports of a model's code the Hub lets only guarded ones be missing
     import soxr
@@ -48,38 +53,65 @@ class BridleFeatureExtractionPipeline(Pipeline):
 
 
 class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
-    """Takes samples (array at the extractor's rate), `{"raw" or "array", "sampling_rate"}`, or a path or the bytes of a
-    file.
+    """Takes one clip, or a list of clips, each of them one of
 
-    Files are read by the program `ffmpeg`, as transformers' audio pipelines do. Samples of another rate are resampled
-    by soxr, and refused where that is not installed.
+    - samples at the extractor's rate: an array or tensor (samples,), or with channels before or after the samples;
+    - `{"raw" or "array", "sampling_rate"}`, or `{"bytes"}` or `{"path"}` of a file, as `datasets` gives them;
+    - an `AudioDecoder` of torchcodec, or another object with its `get_all_samples()`;
+    - a path or URL, or the bytes of a file, read by the program `ffmpeg` as in transformers' audio pipelines.
+
+    Channels are averaged. Samples of another rate are resampled by soxr, and refused where that is not installed.
 
     Raises:
-        ValueError: a dict without samples or rate, or what the extractor refuses.
+        ValueError: the feature extractor has another number of mel bins than the model; a dict without samples and rate
+            or a file, a list of numbers, or what the extractor refuses.
     """
 
     _load_feature_extractor = True
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        bins, taken = self.feature_extractor.num_mel_bins, self.model.config.input_size[-1]
+        if bins != taken:  # the model would run: patches of other frequencies look like any others
+            raise ValueError(
+                f"num_mel_bins of the feature extractor is {bins}; the model takes {taken}, the last number of its "
+                "input_size."
+            )
+
     def preprocess(self, inputs):
-        rate = self.feature_extractor.sampling_rate
-        if isinstance(inputs, str):
-            with open(inputs, "rb") as file:
-                inputs = file.read()
-        if isinstance(inputs, bytes):
-            inputs = ffmpeg_read(inputs, rate)
-        if isinstance(inputs, dict):
-            inputs, rate = self.samples_of(inputs)
-        return self.feature_extractor(inputs, sampling_rate=rate, return_tensors="pt").to(self.dtype)
+        samples, rate = self.samples_of(inputs)
+        samples, wanted = as_waveform(samples, "inputs", mix=True), self.feature_extractor.sampling_rate
+        if soxr is not None and rate != wanted and can_resample(len(samples), rate, wanted):
+            samples, rate = soxr.resample(samples.detach().cpu().numpy(), rate, wanted), wanted
+        # the extractor refuses another rate
+        return self.feature_extractor(samples, sampling_rate=rate, return_tensors="pt").to(self.dtype)
 
     def samples_of(self, inputs):
-        """Samples and their rate, the extractor's where soxr is installed."""
-        samples, rate = inputs.get("raw", inputs.get("array")), inputs.get("sampling_rate")
-        wanted = self.feature_extractor.sampling_rate
-        if samples is None or rate is None:
-            raise ValueError(f"inputs has the keys {list(inputs)}; a dict takes 'raw' or 'array', and 'sampling_rate'.")
-        if soxr is None or rate == wanted or not wanted / MAX_RATE_RATIO <= rate <= wanted * MAX_RATE_RATIO:
-            return samples, rate  # the extractor refuses another rate
-        return soxr.resample(as_waveform(samples, "inputs").detach().cpu().numpy(), rate, wanted), wanted
+        """Samples, with or without channels, and their rate."""
+        rate = self.feature_extractor.sampling_rate
+        if hasattr(inputs, "get_all_samples"):
+            decoded = inputs.get_all_samples()
+            return decoded.data, decoded.sample_rate
+        if isinstance(inputs, Mapping):
+            found = [inputs[key] for key in ("raw", "array") if inputs.get(key) is not None]
+            if found and inputs.get("sampling_rate") is not None:
+                return found[0], inputs["sampling_rate"]
+            files = [inputs[key] for key in ("bytes", "path") if inputs.get(key) is not None]
+            if found or not files:
+                raise ValueError(
+                    f"inputs has the keys {list(inputs)}; a dict takes 'raw' or 'array', and 'sampling_rate', or the "
+                    "'bytes' or the 'path' of a file."
+                )
+            inputs = files[0]
+        if isinstance(inputs, Real):
+            raise ValueError("inputs is a list of numbers; a list holds clips here: give one clip as an array.")
+        if isinstance(inputs, str | os.PathLike):
+            path = os.fspath(inputs)
+            with urlopen(path) if path.startswith(("http://", "https://")) else open(path, "rb") as file:
+                inputs = file.read()
+        if isinstance(inputs, bytes | bytearray):
+            inputs = ffmpeg_read(bytes(inputs), rate)
+        return inputs, rate
 
 
 class BridleVideoFeatureExtractionPipeline(BridleFeatureExtractionPipeline):

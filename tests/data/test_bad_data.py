@@ -1,5 +1,6 @@
 """Files that lie, streams that break: what is skipped, retried and refused, and what it costs."""
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -89,6 +90,16 @@ def test_stereo_of_any_depth_is_mixed_down(subtype):
     assert np.abs(decoded - (left + right) / 2).max() < 2**-15
 
 
+@pytest.mark.parametrize("part", [None, 10.0])
+def test_a_header_that_says_nothing_is_there_is_not_believed(part, monkeypatch):
+    pytest.importorskip("av")
+    content = {"bytes": wav(clip(0), data_bytes=0), "path": None}
+    np.testing.assert_allclose(decode_audio(content, RATE, part_seconds=part), clip(0), atol=2**-14)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BadClipError, match="too short: 0.000 s, it holds no samples"):
+        decode_audio(content, RATE)
+
+
 def test_a_header_that_promises_gigabytes_costs_nothing():
     content = wav(clip(0), data_bytes=2**32 - 64)
     assert peak_memory(lambda: decode_audio({"bytes": content, "path": None}, RATE)) < 50e6
@@ -97,7 +108,7 @@ def test_a_header_that_promises_gigabytes_costs_nothing():
 def test_a_header_that_promises_hours_of_low_rate_is_refused(monkeypatch):
     content = wav(clip(0), declared_rate=100)  # 53 seconds, and 850,000 samples at 16 kHz
     assert len(decode_audio({"bytes": content, "path": None}, RATE)) == len(clip(0)) * 160
-    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 500_000)
+    monkeypatch.setattr("bridle_hf.feature_extraction_bridle.MAX_SAMPLES", 500_000)
     with pytest.raises(BadClipError, match="sampling rate of 100 Hz"):
         decode_audio({"bytes": content, "path": None}, RATE)
 

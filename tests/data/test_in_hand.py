@@ -9,7 +9,15 @@ from PIL import Image
 from sound_files import RATE, flac
 
 from bridle_hf import BridleConfig
-from bridle_hf.data import BadClipError, DataArguments, build_loader, build_processor, decode_audio, load_examples
+from bridle_hf.data import (
+    BadClipError,
+    DataArguments,
+    audio,
+    build_loader,
+    build_processor,
+    decode_audio,
+    load_examples,
+)
 from bridle_hf.data.media import pixels_of
 from bridle_hf.data.source import sound_reader
 
@@ -191,11 +199,11 @@ def test_what_cannot_be_read_is_named(given, data, message, extractor):
 
 
 def test_bad_samples_are_skipped_and_named(waveforms, extractor, identify):
-    given = [*waveforms[:5], np.zeros((2, 9)), np.zeros(3)]
+    given = [*waveforms[:5], np.zeros((2, 1, 9)), np.zeros(3)]
     loader = build_loader(DataArguments(shuffle_buffer=3, **PLAIN), extractor, given, batch_size=5, seed=0)
     assert sorted(identify(next(loader))) == list(range(5))
     next(loader)
-    assert loader.skipped.keys() == {"row 5", "row 6"} and "(2, 9)" in loader.skipped["row 5"]
+    assert loader.skipped.keys() == {"row 5", "row 6"} and "(2, 1, 9)" in loader.skipped["row 5"]
     assert len(load_examples(DataArguments(in_memory=False), extractor, given)) == 5
 
 
@@ -206,6 +214,19 @@ def test_int16_is_scaled_and_other_rates_are_resampled(waveforms):
     assert abs(len(resampled) - len(waveforms[0]) / 2) < 1
     with pytest.raises(BadClipError, match=r"an array \(9,\) of int64; it takes \(samples,\) of floats or int16"):
         decode_audio(np.zeros(9, np.int64), RATE)
+
+
+def test_channels_of_arrays_are_averaged_as_those_of_files(waveforms, extractor, identify, caplog):
+    audio._say_mixed.cache_clear()
+    stereo = [np.stack([1.5 * waveform, 0.5 * waveform]) for waveform in waveforms]
+    forms = [each if i % 2 else each.T for i, each in enumerate(stereo)]
+    loader = build_loader(DataArguments(**PLAIN), extractor, forms, batch_size=24, seed=0)
+    assert sorted(identify(next(loader))) == list(range(24)) and not loader.skipped
+    assert [line for line in caplog.messages if "averaged" in line] == [
+        "there are sounds of several channels; they are averaged to mono."
+    ]
+    whole = (stereo[0] / 2 * 32767).astype(np.int16)
+    np.testing.assert_allclose(decode_audio(whole, RATE), waveforms[0] / 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["PIL", "HWC", "CHW", "list of PIL", "Image", "Array3D", "lists", "stream"])

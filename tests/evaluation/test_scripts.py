@@ -10,6 +10,7 @@ import soundfile
 from tiny import tiny_config
 
 from bridle_hf import BridleFeatureExtractor, BridleModel
+from bridle_hf.data import decode_audio
 
 
 @pytest.fixture
@@ -47,6 +48,18 @@ def test_probe_ends_with_one_json_object(script, labelled, pretrained, options, 
     assert report["accuracy"] == pytest.approx(sum(report["per_fold"]) / 3)
     assert report["accuracy"] > 0.8  # low and high tones: random features tell them apart
     assert report["dimensions"] == dimensions and report["seeds"] == seeds and report["clips"] == 24
+
+
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_mean_and_std_are_measured_at_the_rate_of_the_recipe(script, tmp_path, rate):
+    clips = [0.1 * np.random.default_rng(seed).standard_normal(22050).astype(np.float32) for seed in range(3)]
+    for number, clip in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", clip, 22050, subtype="FLOAT")
+    said = script("measure_mean_std.py", "--dataset", tmp_path, "--num-mel-bins", 64, "--sampling-rate", rate)
+    decoded = [decode_audio(str(tmp_path / f"{number}.wav"), rate) for number in range(3)]
+    values = np.concatenate([kaldi.fbank(clip, rate, 64).ravel() for clip in decoded])
+    measured = json.loads(said.splitlines()[-1])
+    assert measured == pytest.approx({"mean": values.mean(), "std": values.std()}, abs=1e-3)
 
 
 def test_probe_says_what_is_missing(script, labelled):

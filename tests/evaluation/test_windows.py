@@ -14,7 +14,7 @@ from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel,
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.evaluation import windows
 from bridle_hf.evaluation.features import encoder_features, overlap_mean, write_features
-from bridle_hf.evaluation.tokens import write_codes
+from bridle_hf.evaluation.tokens import code_layout, write_codes
 from bridle_hf.evaluation.windows import window_starts, write_parquet
 
 RATE, WINDOW, UNIT = 16000, 48, 16
@@ -120,6 +120,15 @@ def test_codes_are_the_tokenizers_and_say_what_they_are(long_sounds, pretrained,
         expected = tokenizer.encode(padded)[0]  # a cold start sees each patch alone, so windows change nothing
         assert row["shape"] == [padded.shape[1] // UNIT, 4, 2] and row["speaker"].startswith("s")
         assert np.array_equal(np.array(row["codes"]).reshape(-1, 2), expected) and len(expected.unique()) > 2
+
+
+def test_times_at_a_rate_of_no_whole_milliseconds(long_sounds, pretrained, extractor, tmp_path):
+    slow = BridleFeatureExtractor(**extractor.to_dict() | {"sampling_rate": 22050})
+    data, model = DataArguments(dataset=str(long_sounds), min_seconds=0), BridleModel.from_pretrained(pretrained)
+    write_features(tmp_path / "f.parquet", model, data, slow, pooling="frames")
+    for row in read(tmp_path / "f.parquet"):
+        assert np.allclose(row["start"], np.arange(len(row["last"])) * 16 * 220 / 22050, rtol=1e-6)
+    assert code_layout(model.config, slow)["seconds_per_patch"] == pytest.approx(16 * 220 / 22050)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,16 @@ def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser, "folder or Hub id of a dataset with audio")
     parser.add_argument("--num-mel-bins", type=int, default=128)
+    parser.add_argument("--sampling-rate", type=int, default=16000, help="of the recipe's processor, in Hz")
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")
     parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
     given = parser.parse_args(arguments)
     with setting_up(parser):
         extractor = BridleFeatureExtractor(
-            num_mel_bins=given.num_mel_bins, max_length=given.max_length, do_normalize=False
+            num_mel_bins=given.num_mel_bins,
+            sampling_rate=given.sampling_rate,
+            max_length=given.max_length,
+            do_normalize=False,
         )
         data = given_data(given)
         check_data(data, extractor, "--dataset")

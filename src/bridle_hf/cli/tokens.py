@@ -38,5 +38,5 @@ def main(arguments=None, prog=None):
         check_data(data, processor, "--dataset")
     tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
     clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
-    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config)
+    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config, processor)
     sys.stdout.write(json.dumps(summary) + "\n")

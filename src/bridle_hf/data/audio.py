@@ -1,11 +1,12 @@
-"""Audio: decoding, augmentation and batches of log-mel features, and the modality.
+"""Audio: decoding and batches of log-mel features, and the modality.
 
-soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (the extra `av`). Augmentation acts on
-normalised features x = (logmel - mean) / scale, with scale = 2 std, so that decoded features can be cached: a roll by
-frames is a roll of the waveform by hops, and a gain of the waveform adds a constant to the log-mel.
+soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (the extra `av`).
 """
 
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from itertools import chain, count
 from typing import BinaryIO
 
@@ -16,18 +17,26 @@ import soxr
 
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
-from ..feature_extraction_bridle import HOP_SECONDS, INT16_SCALE, MAX_RATE_RATIO, WINDOW_SECONDS, BridleFeatureExtractor
+from ..feature_extraction_bridle import (
+    INT16_SCALE,
+    MAX_SAMPLES,
+    BridleFeatureExtractor,
+    can_resample,
+    channel_axis,
+    hop_seconds,
+    window_seconds,
+)
 from .arguments import DataArguments
+from .audio_augmentation import roll_magnitude, spec_augment
 from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
-# What a file may ask for, whatever its header declares: a clip decoded as a whole has at most 35 minutes at 48 kHz
-# (400 MB), before it is resampled and after. With its features, a thread takes 1.5 GB for that long a clip.
-MAX_SAMPLES = 100_000_000
+logger = logging.getLogger(__name__)
+
+# A file may ask for no more than MAX_SAMPLES, whatever its header declares: decoded as a whole, 35 minutes at 48 kHz or
+# 104 at 16 kHz, before it is resampled and after. With its features, a thread takes 1.5 GB for that long a clip.
 BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
 
-FLOOR = float(np.log(np.finfo(np.float32).eps))  # what Kaldi's filter bank gives for digital silence
-TOLERANCE = np.float32(1e-2)  # features kept in half precision miss the floor by a little
 PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention_mask", "auto_map", "processor_class")
 
 
@@ -42,7 +51,8 @@ def decode_audio(
 
     Args:
         audio: `{"bytes", "path"}` as an undecoded `datasets.Audio` column gives it, or a path or URL alone; or decoded
-            already, `{"array", "sampling_rate"}` or a waveform (samples,) at the rate of the result.
+            already, `{"array", "sampling_rate"}` or a waveform at the rate of the result: (samples,), or with channels
+            before or after the samples.
         sampling_rate: rate of the result in Hz.
         min_seconds: shortest clip that is accepted.
         part_seconds: of a longer clip only a part of this length is decoded; `None` decodes all.
@@ -59,8 +69,9 @@ def decode_audio(
     def choose(total: int, rate: int) -> tuple[int, int]:
         """First sample and number of samples of the part."""
         length = total if part_seconds is None else min(total, round(part_seconds * rate))
-        spare = int((total - length) / (HOP_SECONDS * rate))
-        return round(random_start(spare, rng) * HOP_SECONDS * rate), length
+        hop = hop_seconds(sampling_rate)
+        spare = int((total - length) / (hop * rate))
+        return round(random_start(spare, rng) * hop * rate), length
 
     if is_array(audio):
         audio = {"array": audio, "sampling_rate": sampling_rate}
@@ -71,31 +82,41 @@ def decode_audio(
             with open_file(audio) as file:
                 try:
                     waveform, rate = _decode_with_soundfile(file, choose)
+                    if len(waveform) == 0:
+                        waveform, rate = _decode_stream(file, choose, rate)
                 except soundfile.LibsndfileError as error:
                     file.seek(0)
                     waveform, rate = _decode_with_av(file, str(error), choose)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
     if len(waveform) == 0 or len(waveform) < min_seconds * rate:
-        raise BadClipError(f"too short: {len(waveform) / rate:.3f} s, at least {min_seconds} s are needed")
+        needed = f"at least {min_seconds} s are needed" if min_seconds > 0 else "it holds no samples"
+        raise BadClipError(f"too short: {len(waveform) / rate:.3f} s, {needed}")
     if not np.isfinite(waveform).all():
         raise BadClipError("holds NaN or infinite samples")
     if rate != sampling_rate:
-        ratio = sampling_rate / rate
-        if not 1 / MAX_RATE_RATIO <= ratio <= MAX_RATE_RATIO or len(waveform) * ratio > MAX_SAMPLES:
+        if not can_resample(len(waveform), rate, sampling_rate):
             raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
         waveform = soxr.resample(waveform, rate, sampling_rate)
     return waveform
 
 
 def _part_of_array(array, sampling_rate: int, choose) -> tuple[np.ndarray, int]:
-    """As `_decode_with_soundfile`, of a mono waveform (samples,) of floats or int16."""
+    """As `_decode_with_soundfile`, of a waveform of floats or int16, with or without channels."""
     samples = np.asarray(array)
-    if samples.ndim != 1 or not (samples.dtype.kind == "f" or samples.dtype == np.int16):
-        raise BadClipError(f"is an array {samples.shape} of {samples.dtype}; it takes (samples,) of floats or int16")
+    channels = channel_axis(samples.shape)
+    if not (samples.ndim == 1 or channels is not None) or not (samples.dtype.kind == "f" or samples.dtype == np.int16):
+        takes = "(samples,) of floats or int16, or channels before or after the samples"
+        raise BadClipError(f"is an array {samples.shape} of {samples.dtype}; it takes {takes}")
+    if channels == 0:
+        samples = samples.T  # (samples, channels)
+    if channels is not None and samples.shape[1] > 1:
+        _say_mixed()
     start, length = choose(len(samples), sampling_rate)
     part = samples[start : start + length].astype(np.float32)
-    return (part / INT16_SCALE if samples.dtype == np.int16 else part), sampling_rate
+    if samples.dtype == np.int16:
+        part = part / INT16_SCALE
+    return (part if part.ndim == 1 else part.mean(axis=1)), sampling_rate
 
 
 def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:
@@ -105,10 +126,28 @@ def _decode_with_soundfile(content: BinaryIO, choose) -> tuple[np.ndarray, int]:
     """
     with soundfile.SoundFile(content) as file:
         start, length = choose(file.frames, file.samplerate)
+        if file.channels > 1:
+            _say_mixed()
         file.seek(start)
         frames = max(1, min(length, BLOCK_SAMPLES // file.channels))
         blocks = (file.read(frames, dtype="float32", always_2d=True).mean(axis=1) for _ in count())
         return _collect(blocks, 0, length), file.samplerate
+
+
+def _decode_stream(content: BinaryIO, choose, rate: int) -> tuple[np.ndarray, int]:
+    """As `_decode_with_soundfile`, of a file whose header says 0 samples, as of a stream that was never closed.
+
+    FFmpeg reads it to its end. Empty where there is nothing, or no PyAV.
+    """
+    content.seek(0)
+    with suppress(BadClipError):
+        return _decode_with_av(content, "its header says that it holds no samples", choose)
+    return np.empty(0, np.float32), rate
+
+
+@lru_cache(maxsize=1)  # once a process
+def _say_mixed() -> None:
+    logger.warning("there are sounds of several channels; they are averaged to mono.")
 
 
 def _collect(blocks: Iterator[np.ndarray], start: int, length: int) -> np.ndarray:
@@ -141,6 +180,8 @@ def _decode_with_av(content: BinaryIO, reason: str, choose) -> tuple[np.ndarray,
         with av.open(content) as container:
             stream, resampler = container.streams.audio[0], av.AudioResampler(format="fltp")  # changes the format only
             rate = stream.rate
+            if stream.channels > 1:
+                _say_mixed()
             if not rate:
                 raise BadClipError("cannot be decoded: it declares no sampling rate")
             seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
@@ -176,10 +217,8 @@ def audio_features(raw, data: DataArguments, processor, rng: np.random.Generator
     Raises:
         BadClipError: where `decode_audio` or the feature extractor refuses the recording.
     """
-    part = None
-    if rng is not None:
-        part = window_frames(data, processor) * HOP_SECONDS + WINDOW_SECONDS - HOP_SECONDS
     rate = processor.sampling_rate
+    part = None if rng is None else window_seconds(rate, window_frames(data, processor))
     waveform = decode_audio(raw, rate, data.min_seconds, part, rng)
     try:
         features = processor(waveform, sampling_rate=rate, padding=False, truncation=False, return_attention_mask=False)
@@ -197,75 +236,6 @@ def audio_cache_key(data: DataArguments, processor) -> dict:
     """`Modality.cache_key` of audio."""
     settings = {key: value for key, value in processor.to_dict().items() if key not in PADDING_KEYS}
     return settings | {"min_seconds": data.min_seconds}
-
-
-def roll_magnitude(
-    features: np.ndarray,
-    lengths: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    mean: float,
-    scale: float,
-    roll: bool = True,
-    gain: bool = True,
-) -> np.ndarray:
-    """Roll each clip in time and scale its waveform (the roll-magnitude augmentation of AudioMAE and BRIDLE).
-
-    Args:
-        features: (B, T, F) normalised log-mel features; changed in place.
-        lengths: (B,) valid frames; the roll goes round inside them.
-        rng: source of the shifts and gains.
-        mean, scale: the normalisation of the features: x = (logmel - mean) / scale.
-        roll: roll by a uniform number of frames.
-        gain: multiply the waveform by g = 0.5 + Beta(10, 10), that is, add 2 log(g) to the log-mel. Digital silence
-            stays where it is, and nothing falls below it.
-
-    Returns:
-        `features`.
-    """
-    floor = np.float32((FLOOR - mean) / scale)
-    steps = rng.integers(lengths)
-    shifts = np.float32(2 * np.log(0.5 + rng.beta(10, 10, size=len(features))) / scale)
-    # Clip by clip, since one clip stays in the processor's cache and a batch does not.
-    for padded, length, step, shift in zip(features, lengths, steps, shifts, strict=True):
-        clip = padded[:length]
-        if roll:
-            clip[:] = np.roll(clip, step, axis=0)
-        if gain:
-            clip += shift * (clip > floor + TOLERANCE)
-            np.maximum(clip, floor, out=clip)
-    return features
-
-
-def spec_augment(
-    features: np.ndarray,
-    lengths: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    frequency_mask: float = 48 / 128,
-    time_mask: float = 192 / 1024,
-) -> np.ndarray:
-    """Set one band of mel bins and one stretch of frames of each clip to 0, the mean (SpecAugment).
-
-    Args:
-        features: (B, T, F) normalised log-mel features; changed in place.
-        lengths: (B,) valid frames.
-        rng: source of widths and starts. A width is uniform between 0 and the widest, a start uniform where it fits.
-        frequency_mask, time_mask: widest mask as a share of F and of the clip's valid frames. The defaults are
-            AudioMAE's 48 of 128 bins and 192 of 1024 frames.
-
-    Returns:
-        `features`.
-    """
-    bins = features.shape[2]
-    for clip, length in zip(features, lengths, strict=True):
-        width = rng.integers(int(frequency_mask * bins) + 1)
-        start = rng.integers(bins - width + 1)
-        clip[:, start : start + width] = 0
-        width = rng.integers(int(time_mask * length) + 1)
-        start = rng.integers(length - width + 1)
-        clip[start : start + width] = 0
-    return features
 
 
 def pad_features(
@@ -330,6 +300,11 @@ def audio_sizes(config: BridleConfig) -> dict:
     return {"max_length": max_length, "num_mel_bins": num_mel_bins, "pad_to_multiple_of": config.patch_size[0]}
 
 
+def audio_hop_seconds(processor) -> float:
+    """`Modality.hop_seconds` of audio."""
+    return hop_seconds(processor.sampling_rate)
+
+
 def spectrogram_picture(values: np.ndarray, codes: np.ndarray, valid: np.ndarray, grid: tuple[int, ...]) -> tuple:
     """`Modality.picture` of audio: everything as it is."""
     return values, codes, valid, grid
@@ -357,7 +332,7 @@ AUDIO = Modality(
     waveform=audio_waveform,
     write_demo_set=write_sound_set,
     axes=("time", "frequency"),
-    hop_seconds=HOP_SECONDS,
+    hop_seconds=audio_hop_seconds,
     processor=BridleFeatureExtractor,
     auto_processor="AutoFeatureExtractor",
     sizes=audio_sizes,

@@ -27,15 +27,33 @@ def modality_of(processor) -> Modality:
 
 
 def build_processor(config: BridleConfig, **settings):
-    """The processor for a model, of its input size unless `settings` says otherwise."""
+    """The processor for a model, of its input size unless `settings` says otherwise.
+
+    Raises:
+        ValueError: a setting that it does not take, or another number of mel bins than the model's.
+    """
     modality = MODALITIES[config.modality]
-    return modality.processor(**modality.sizes(config) | settings)
+    return _fitting(modality.processor(**modality.sizes(config) | settings), config)
 
 
 def load_processor(source: str, **changes):
-    """The processor saved beside the model in the folder or Hub repository `source`, with some settings changed."""
-    modality = MODALITIES[BridleConfig.from_pretrained(source).modality]
-    return modality.processor.from_pretrained(source, **changes)
+    """The processor saved beside the model in the folder or Hub repository `source`, with some settings changed.
+
+    Raises:
+        ValueError: as of `build_processor`.
+    """
+    config = BridleConfig.from_pretrained(source)
+    return _fitting(MODALITIES[config.modality].processor.from_pretrained(source, **changes), config)
+
+
+def _fitting(processor, config: BridleConfig):
+    """The processor, if the model takes what it makes."""
+    if config.modality == "audio" and processor.num_mel_bins != config.input_size[-1]:
+        raise ValueError(
+            f"num_mel_bins of the processor is {processor.num_mel_bins}; the model takes {config.input_size[-1]}, the "
+            "last number of its input_size."
+        )
+    return processor
 
 
 def processor_keys(recipe: dict) -> dict:

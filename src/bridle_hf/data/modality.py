@@ -40,7 +40,8 @@ class Modality:
         write_demo_set: writes the synthesized dataset that a recipe calls `synthetic`.
 
         axes: of the grid of patches.
-        hop_seconds: seconds per step along the first axis; None where there is no fixed number.
+        hop_seconds: `hop_seconds(processor)` gives the seconds per step along the first axis; None where there is no
+            fixed number.
         picture: `picture(values, codes, valid, grid)` brings a model's input, the codes (N, M) and validity (N,) of its
             patches and their grid into the axes of a spectrogram, for a report: left to right, bottom to top.
         has_boxes: whether a box of one sample can stand in another (CutMix).
@@ -73,7 +74,7 @@ class Modality:
     cache_key: Callable[[DataArguments, object], dict] = no_settings
     window: Callable[[DataArguments, object], int | None] = no_window
     waveform: Callable[..., np.ndarray] | None = None
-    hop_seconds: float | None = None
+    hop_seconds: Callable[[object], float] | None = None
     has_boxes: bool = False
     has_views: bool = False
     feature_pipeline: str | None = None
@@ -84,6 +85,6 @@ class Modality:
         """Whether the first axis of the grid is time."""
         return self.axes[0] == "time"
 
-    def seconds_per_patch(self, config: BridleConfig) -> float | None:
+    def seconds_per_patch(self, config: BridleConfig, processor) -> float | None:
         """Length of a patch along the first axis; None where frames have no fixed distance in seconds."""
-        return None if self.hop_seconds is None else config.patch_size[0] * self.hop_seconds
+        return None if self.hop_seconds is None else config.patch_size[0] * self.hop_seconds(processor)

@@ -158,7 +158,7 @@ def write_features(
             else:
                 merged = overlap_mean(windows)  # (layers, T, D)
             timed = pooling == "frames" and modality.hop_seconds is not None
-            times = {"start": frame_starts(merged.shape[1], unit, modality.hop_seconds)} if timed else {}
+            times = {"start": frame_starts(merged.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
             chosen = merged if pooling == "frames" else merged.mean(axis=1)
             yield example | times | dict(zip(names, chosen, strict=True))
 

@@ -10,7 +10,7 @@ from ..data.modalities import MODALITIES
 from .windows import run_windows, write_parquet
 
 
-def code_layout(config) -> dict:
+def code_layout(config, processor) -> dict:
     """What the numbers in `codes` stand for, as written into the file under the key `bridle_codes`.
 
     A code k of codebook m is the token m * codebook_size + k of one common vocabulary.
@@ -23,7 +23,7 @@ def code_layout(config) -> dict:
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
     }
-    if (seconds := modality.seconds_per_patch(config)) is not None:
+    if (seconds := modality.seconds_per_patch(config, processor)) is not None:
         layout["seconds_per_patch"] = seconds
     return layout
 
@@ -64,4 +64,4 @@ def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
             codes = np.concatenate(pieces).astype(np.int32)
             yield example | {"codes": codes.reshape(prod(codes.shape)), "shape": list(codes.shape)}
 
-    return write_parquet(path, rows(), {"bridle_codes": json.dumps(code_layout(config))})
+    return write_parquet(path, rows(), {"bridle_codes": json.dumps(code_layout(config, processor))})
