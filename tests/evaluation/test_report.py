@@ -119,6 +119,14 @@ def test_colours_follow_the_page(page):
     assert all(f"{name}:" in light and f"{name}:" in dark for name in used)
 
 
+def test_clips_with_fewer_patches_than_codes_have_no_cold_start(model, examples, tmp_path, caplog):
+    few = replace(examples, clips=examples.clips[:1], labels=None, folds=None)
+    few.clips = [few.clips[0][:16]]  # a patch in time, four of them in all
+    assert list(codebook_report(tmp_path / "few.html", model, few, name="few", clips=1)) == ["trained"]
+    assert "leaves out the cold start" in caplog.text and "`initialize_` takes at least one per code, 8" in caplog.text
+    parse(tmp_path / "few.html")
+
+
 def test_a_cold_model_has_one_column_and_needs_no_labels(pretrained, examples, tmp_path):
     model = BridleForPreTraining.from_pretrained(pretrained)
     unlabelled = replace(examples, labels=None, folds=None)

@@ -2,6 +2,7 @@
 
 import copy
 import html
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..modeling_bridle import BridleTokenizer
 from . import plots
 from .listening import code_distances, excerpt, nearest_patches, player
 from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
+
+logger = logging.getLogger(__name__)
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1c1e21; --muted: #5c6068; --grid: #d9dce1; --faint: #eceef1;
@@ -151,14 +154,19 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             the page plays the clips nearest to some codes.
 
     Returns:
-        dict name of a tokenizer -> `tokenizer_quality`: "cold start", and "trained" where the tokenizer was trained.
+        dict name of a tokenizer -> `tokenizer_quality`: "cold start", unless the clips have fewer patches than a
+        codebook has codes, and "trained" where the tokenizer was trained.
     """
     config = model.config
     if model.tokenizer.cold_start is not None:
         tokenizers = {"cold start": model.tokenizer}
     else:
-        cold_start = cold_start_tokenizer(config, examples).to(model.device)
-        tokenizers = {"cold start": cold_start, "trained": model.tokenizer}
+        tokenizers = {}
+        try:
+            tokenizers["cold start"] = cold_start_tokenizer(config, examples).to(model.device)
+        except ValueError as error:  # fewer patches than codes
+            logger.warning("the report leaves out the cold start, whose codebooks these clips cannot set: %s", error)
+        tokenizers["trained"] = model.tokenizer
     tokens = {key: tokenize(tokenizer, examples, batch_size) for key, tokenizer in tokenizers.items()}
     qualities = {
         key: tokenizer_quality(tokenizer, examples, batch_size=batch_size, tokens=tokens[key])
