@@ -259,8 +259,10 @@ def test_errors_name_what_is_wrong():
         quantizer(torch.zeros(3, 7))
     with pytest.raises(ValueError, match=r"`mask` is \(4,\); it takes \(3,\)"):
         quantizer(vectors(3), mask=torch.ones(4))
-    with pytest.raises(ValueError, match=r"`codes` is \(3, 2\) torch.int64; it takes integers with last dimension 3"):
-        quantizer.decode(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match=r"`codes` is \(3, 4\) torch.int64; it takes integers with last dimension 1 to 3"
+    ):
+        quantizer.decode(torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"`codes` is in \[0, 16\]; it takes \[0, 15\]"):
         quantizer.decode(torch.tensor([[0, 1, 16]]))
     with pytest.raises(ValueError, match="`z` holds 15 vectors over all processes; .* 16, better 1024"):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .codebook_bridle import (
+    SHORTEST,
     check_choice,
     check_codes,
     check_range,
@@ -20,8 +21,10 @@ from .codebook_bridle import (
     float32_island,
     mean_square,
     nearest_codes,
+    result_dtype,
     straight_through,
     to_default_,
+    unit,
 )
 from .quantization_bridle import Quantizer, QuantizerOutput, StagedQuantizer, register
 
@@ -98,18 +101,22 @@ class LearnedQuantizer(StagedQuantizer):
                 losses.append(loss)
             named = {f"codebook_{stage + 1}": loss for stage, loss in enumerate(losses)}
             loss = torch.stack(losses).mean()
-            return QuantizerOutput(
-                quantized=self.estimate(rows, total).reshape(*z.shape[:-1], self.dim),
-                codes=torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks),
-                loss=loss,
-                losses={"codebook": loss, **named},
-                stats={} if self.training else None,  # nothing to add up, but `update_` is to be called
-            )
+            quantized = self.estimate(rows, total).reshape(*z.shape[:-1], self.dim)
+        return QuantizerOutput(
+            quantized=quantized.to(result_dtype(z)),
+            codes=torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks),
+            loss=loss,
+            losses={"codebook": loss, **named},
+            stats={} if self.training else None,  # nothing to add up, but `update_` is to be called
+        )
 
 
 def nearest_directions(rows, codes):
     """Code (K, d) with the greatest cosine to each row (n, d): (n,) int64."""
-    return nearest_codes(rows, F.normalize(codes, dim=-1))  # the length of a row does not change the order
+    # The length of a row does not change the order, unless it is so small that rounding of the codes' lengths does.
+    short = torch.linalg.vector_norm(rows, dim=-1, keepdim=True) < 0.01
+    rows = torch.where(short, F.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny), rows)
+    return nearest_codes(rows, F.normalize(codes, dim=-1))
 
 
 def initial_codes(num_codes, dim):
@@ -122,18 +129,20 @@ def rotate(source, target):
     """`target` exactly, with the gradient of the rotation and scaling that takes `source` to it (eq. 3-4).
 
     q = (|q| / |e|) R e with R = I - 2 r r^T + 2 q^ e^^T, where r is the unit vector halfway between e^ and q^. Rotation
-    and scale are constants for the gradient, which keeps its angle to q rather than its direction. Both (n, d).
+    and scale are constants for the gradient, which keeps its angle to q rather than its direction. Both (n, d). Where e
+    has no length, there is nothing to rotate, and the gradient reaches it unchanged.
     """
     target = target.detach()
     e, q = F.normalize(source.detach(), dim=-1), F.normalize(target, dim=-1)
     r = F.normalize(e + q, dim=-1)
-    scale = target.norm(dim=-1, keepdim=True) / source.detach().norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    length = source.detach().norm(dim=-1, keepdim=True)
+    scale = target.norm(dim=-1, keepdim=True) / length.clamp(min=SHORTEST)
 
     def along(x):
         return (source * x).sum(-1, keepdim=True)
 
     rotated = scale * (source - 2 * along(r) * r + 2 * along(e) * q)
-    return straight_through(rotated, target)  # removes the rounding error
+    return straight_through(torch.where(length > SHORTEST, rotated, source), target)  # without the rounding error
 
 
 class NearestCodebook(nn.Module):
@@ -301,7 +310,7 @@ class SmoothedCodebook(nn.Module):
 
     def log_assignments(self, rows):
         """log p of rows (n, d): (n, K)."""
-        cosine = F.linear(F.normalize(rows, dim=-1), F.normalize(self.embed, dim=-1))
+        cosine = F.linear(unit(rows), unit(self.embed))
         return (cosine / self.temperature).log_softmax(-1)
 
     def forward(self, rows, valid=None):
@@ -311,7 +320,8 @@ class SmoothedCodebook(nn.Module):
         log_p = self.log_assignments(rows)
         p = weights = log_p.exp()
         if self.gumbel != "none":
-            weights = F.gumbel_softmax(log_p, tau=self.tau, hard=self.gumbel == "hard")
+            tau = self.tau.clone()  # `update_` may move it before the backward pass
+            weights = F.gumbel_softmax(log_p, tau=tau, hard=self.gumbel == "hard")
         index = log_p.detach().max(-1).indices  # (n,)
         vector = weights @ self.embed  # (n, d)
         loss = self.regularizer_weight * self.regularize(p, log_p, valid)
@@ -584,9 +594,7 @@ class FSQQuantizer(Quantizer):
             bounded = self.bound(rows)
             whole = straight_through(bounded, bounded.round())
             zero = rows.new_zeros(())
-            return QuantizerOutput(
-                quantized=self.vectors_of(whole).reshape(*z.shape[:-1], self.dim),
-                codes=self.codes_of(whole.detach()).reshape(*z.shape[:-1], 1),
-                loss=zero,
-                losses={"codebook": zero},
-            )
+            quantized = self.vectors_of(whole).reshape(*z.shape[:-1], self.dim)
+            codes = self.codes_of(whole.detach()).reshape(*z.shape[:-1], 1)
+        quantized = quantized.to(result_dtype(z))
+        return QuantizerOutput(quantized=quantized, codes=codes, loss=zero, losses={"codebook": zero})

@@ -29,9 +29,11 @@ from .codebook_bridle import (
     is_first_process,
     mean_square,
     nearest_codes,
+    result_dtype,
     straight_through,
     sum_of_codes,
     to_default_,
+    unit,
 )
 
 EMA_MODES = ("counts", "official")
@@ -44,8 +46,8 @@ NORMALIZATIONS = ("once", "per_stage", "none")
 class QuantizerOutput(ModelOutput):
     """
     Args:
-        quantized: (..., d) float32, the vectors that the codes stand for. Its gradient reaches z as the class says:
-            unchanged (straight-through) unless noted.
+        quantized: (..., d), the vectors that the codes stand for, in the dtype of z; float32 under autocast. Its
+            gradient reaches z as the class says: unchanged (straight-through) unless noted.
         codes: (..., M) int64.
         loss: () float32, the quantizer's own loss.
         losses: name -> (). "codebook" is `loss`; "codebook_1", "codebook_2", ... are those of the stages or groups, if
@@ -65,8 +67,8 @@ class Quantizer(nn.Module):
     """Base class of all quantizers: vectors z (..., d) become M codes in [0, K), and codes become vectors again.
 
     A quantizer defines `assign`, `decode` and `forward`. The methods that change state end with an underscore and do
-    nothing by default. Everything else is pure. Results are float32 under autocast
-    too, and stay float32 when the model is cast to another dtype.
+    nothing by default. Everything else is pure. State and results are float32, under autocast and in a model cast to
+    another dtype, too; `quantized` alone has the dtype of z, for the layer behind it.
 
     Attributes:
         dim: d.
@@ -244,7 +246,7 @@ class StagedQuantizer(Quantizer):
 
     def scale(self, rows):
         """Rows (n, d) as the first stage receives them: of length 1 if normalize is "once"."""
-        return F.normalize(rows, dim=-1) if self.normalize == "once" else rows
+        return unit(rows) if self.normalize == "once" else rows
 
     def flatten(self, z):
         """Vectors (..., d) as the first stage receives them: (n, d) float32."""
@@ -260,11 +262,16 @@ class StagedQuantizer(Quantizer):
             return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
 
     def decode(self, codes):
-        """Sum of the codes' vectors (..., d) float32, in the scaled space if normalize is "once"."""
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        index = codes.reshape(-1, self.num_codebooks).split(1, dim=1)  # M of (n, 1)
+        """Sum of the codes' vectors (..., d) float32, in the scaled space if normalize is "once".
+
+        Args:
+            codes: (..., M), or those of the first m codebooks alone, (..., m): a coarser vector.
+        """
+        check_codes(codes, self.num_codebooks, self.codebook_size, fewer=True)
+        index = codes.reshape(-1, codes.shape[-1]).split(1, dim=1)  # m of (n, 1)
         with float32_island(codes):
-            return sum_of_codes(index, [book.embed for book in self.codebooks]).view(*codes.shape[:-1], self.dim)
+            books = [book.embed for book in self.codebooks[: len(index)]]
+            return sum_of_codes(index, books).view(*codes.shape[:-1], self.dim)
 
 
 @register("residual", num_codebooks=4, codebook_size=256)
@@ -357,7 +364,9 @@ class ResidualQuantizer(StagedQuantizer):
     def forward(self, z, mask=None):
         with float32_island(z):
             rows, valid = flatten_rows(z, self.dim, mask)
-            return self.quantize(self.scale(rows), valid, z.shape[:-1])
+            out = self.quantize(self.scale(rows), valid, z.shape[:-1])
+        out.quantized = out.quantized.to(result_dtype(z))
+        return out
 
     def quantize(self, rows, valid, shape):
         """The output for rows (n, d) of weight `valid` (n,), in the shape (..., d) that z had."""
@@ -580,4 +589,5 @@ class RandomProjectionQuantizer(Quantizer):
             rows = z.float()
             zero = rows.new_zeros(())
             quantized = straight_through(rows, self.vectors_of(codes))
+        quantized = quantized.to(result_dtype(z))
         return QuantizerOutput(quantized=quantized, codes=codes, loss=zero, losses={"codebook": zero})

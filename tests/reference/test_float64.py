@@ -63,7 +63,8 @@ def test_moving_averages_over_steps(dtype):
 
 
 def test_moving_averages_have_the_corrected_limit():
-    counts, sums, epsilon = np.array([5.0, 0.0, 2.0]), RNG(2).normal(size=(3, 4)) * [[1.0], [0.0], [1.0]], 0.5
+    # a count of exactly 0 would leave the second code where it is
+    counts, sums, epsilon = np.array([5.0, 1e-13, 2.0]), RNG(2).normal(size=(3, 4)) * [[1.0], [0.0], [1.0]], 0.5
     book = Codebook(3, 4, decay=0.5, epsilon=epsilon).double()
     book.set_(torch.ones(3, 4).double(), torch.ones(3).double())
     for _ in range(60):
