@@ -18,6 +18,7 @@ from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
 from ..feature_extraction_bridle import HOP_SECONDS, INT16_SCALE, MAX_RATE_RATIO, WINDOW_SECONDS, BridleFeatureExtractor
 from .arguments import DataArguments
+from .extensions import sound_extensions
 from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
@@ -350,6 +351,7 @@ AUDIO = Modality(
     name="audio",
     column_type=datasets.Audio,
     column_names=("audio",),
+    extensions=sound_extensions,
     decode=audio_features,
     cache_key=audio_cache_key,
     window=window_frames,
