@@ -41,13 +41,15 @@ def test_more_sidecars_than_sounds(tmp_path, extractor, caplog):
     assert "3 of 18 files are read" in caplog.text and "6 .jpg (" in caplog.text and "3 .txt (" in caplog.text
 
 
-def test_a_column_of_a_table_beside_sounds_is_hinted_at(tmp_path, extractor):
+def test_a_column_of_a_table_beside_sounds_is_found_or_hinted_at(tmp_path, extractor, caplog):
     write(tmp_path, CLASSES)
     write(tmp_path, ["list.csv"], b"path,kind\ndog/0.wav,1\nrain/1.wav,2\n")
-    with pytest.raises(ValueError, match=r"no column 'path'.*data.files='\*\*/\*.csv' reads its tables"):
-        open_source(DataArguments(str(tmp_path), input_column="path"), extractor)
-    data = DataArguments(str(tmp_path), input_column="path", files="**/*.csv")
-    assert [row["kind"] for row in open_source(data, extractor).read(0)] == [1, 2]
+    with pytest.raises(ValueError, match=r"no column 'kind'.*data.files='\*\*/\*.csv' reads its tables"):
+        open_source(DataArguments(str(tmp_path), label_column="kind"), extractor)
+    for data in ({}, {"files": "*.csv"}):
+        source = open_source(DataArguments(str(tmp_path), input_column="path", **data), extractor)
+        assert [row["kind"] for row in source.read(0)] == [1, 2]
+    assert "1 of 5 files are read (split train); left out: 4 .wav" in caplog.text
 
 
 def test_links_to_folders_are_followed_and_each_file_is_read_once(tmp_path, extractor, caplog):

@@ -146,13 +146,29 @@ def describe_type(feature) -> str:
     return feature.dtype if isinstance(feature, datasets.Value) else str(feature)
 
 
-def find_column(features: dict, modality, description: str, others: str = "") -> str:
-    """The first column of a modality's type, otherwise one with a usual name."""
-    typed = [column for column, feature in features.items() if isinstance(feature, modality.column_type)]
-    named = [column for column in modality.column_names if column in features]
-    if typed or named:
-        return (typed + named)[0]
+def media_columns(types: dict, modality) -> list[str]:
+    """The columns that hold a modality as far as one can tell, best first: those of its type, those with a usual name,
+    and bytes called like an extension, as the fields of tar files are."""
+    typed = [column for column, feature in types.items() if isinstance(feature, modality.column_type)]
+    named = [column for column in modality.column_names if column in types]
+    ends = [column for column, f in types.items() if is_file(f) and f".{column}".lower() in modality.extensions()]
+    return typed + named + ends
+
+
+def is_file(feature) -> bool:
+    """Whether a column of this type holds files with their bytes."""
+    return isinstance(feature, datasets.Audio | datasets.Video) or feature == datasets.Value("binary")
+
+
+def find_column(types: dict, modality, description: str, others: str = "") -> str:
+    """The first of `media_columns`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if found := media_columns(types, modality):
+        return found[0]
     raise ValueError(
         f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
-        f"holds bytes or paths, its columns are {list(features)}.{others}"
+        f"holds bytes or paths, its columns are {list(types)}.{others}"
     )

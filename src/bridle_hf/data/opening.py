@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from .arguments import DataArguments
+from .columns import media_columns
 from .folder import counted, find_clips, group
 from .listing import (
     CARDS,
@@ -89,7 +90,10 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
     clips = find_clips(listing, names, modality.extensions())
     tables = {name: kind for name in names if (kind := table_kind(name)) and os.path.basename(name) not in METADATA}
     kinds = Counter(tables.values())
-    if counted(clips) > kinds["parquet"] + kinds["arrow"] and counted(clips) >= kinds["webdataset"]:
+    most = counted(clips) > kinds["parquet"] + kinds["arrow"] and counted(clips) >= kinds["webdataset"]
+    # only a table has a column of another name; media without metadata have one and the labels
+    of_table = tables and data.input_column not in (None, modality.name) and not any(clip.is_metadata for clip in clips)
+    if most and not of_table:
         return _open_media(data, modality, listing, names, clips)
     if not tables:
         tables = {name: table_kind(name) for name in names if os.path.basename(name) in METADATA}
@@ -250,9 +254,7 @@ def _features_of_others(load: Callable, files: list[str], data: DataArguments, m
 
 
 def _has_media(features: dict, data: DataArguments, modality: Modality) -> bool:
-    if data.input_column:
-        return data.input_column in features
-    return any(isinstance(f, modality.column_type) or name in modality.column_names for name, f in features.items())
+    return data.input_column in features if data.input_column else bool(media_columns(features, modality))
 
 
 def open_stream(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:

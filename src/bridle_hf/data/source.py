@@ -167,7 +167,7 @@ class Source:
             total = splits[split].num_examples if split in splits else None
             total = total if self.rows is None else len(self.rows)
         bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start)
-        seen, bad, self.behind = 0, 0, start
+        seen, bad, last, self.behind = 0, 0, "", start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
                 seen, self.behind = seen + 1, self.behind + 1
@@ -175,13 +175,16 @@ class Source:
                     features = future.result()
                 except BadClipError as error:
                     bad += 1
+                    last = f"; the last one, {example['clip_name']}, {error}"
                     self.skipped[example["clip_name"]] = str(error)
                     logger.warning("skipped %s: %s", example["clip_name"], error)
                     check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
                 else:
                     yield example, features
         if seen == bad and start == 0:
-            raise ValueError(f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips).")
+            raise ValueError(
+                f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last})."
+            )
 
 
 def made_whole(raw: Any, folder: str) -> Any:
