@@ -143,3 +143,10 @@ def test_folders_of_save_to_disk_are_read(tmp_path, extractor):
     for folder, count in (("one", 3), ("splits", 2)):
         source = open_source(DataArguments(str(tmp_path / folder)), extractor)
         assert [example["kind"] for example in source.read(0)] == [0, 1, 2][:count]
+
+
+@pytest.mark.parametrize("page", ["# Sounds", "---\n: [bad\n---\n", "---\na rule\n---\n", "---\nlicense: mit\n---\n"])
+def test_a_page_that_says_nothing_of_splits_changes_nothing(page, tmp_path, extractor, caplog):
+    write(tmp_path, ["a/1.wav", "b/2.wav"])
+    (tmp_path / "README.md").write_text(page)
+    assert [label for _, label in names_in(tmp_path, extractor)] == [0, 1] and not caplog.messages

@@ -85,8 +85,11 @@ def _open_path(path: str, opened: ExitStack) -> BinaryIO:
     """A local file, a file in a local zip archive (`zip://NAME::ARCHIVE`), or what fsspec finds at a URL."""
     if not is_url(path):  # names may hold "::", "[" and all that
         path = os.path.expanduser(path)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a device has no end, and a pipe may never begin
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # a device has no end, and a pipe may never begin
             raise BadClipError("is no regular file")
+        if not about.st_size:
+            raise BadClipError("is empty")
         return opened.enter_context(open(path, "rb"))
     if path.startswith("zip://"):
         parts = path.removeprefix("zip://").split("::")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import datasets
+import yaml
 from datasets.data_files import DataFilesDict, DataFilesList, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
@@ -114,12 +115,11 @@ def _has_configs(folder: str) -> bool:
     """Whether a card in the folder says what its splits are."""
     if os.path.exists(os.path.join(folder, CARDS[1])):
         return True
-    card = os.path.join(folder, CARDS[0])
     try:
-        return os.path.isfile(card) and not {"configs", "dataset_info"}.isdisjoint(
-            DatasetCard.load(card).data.to_dict()
-        )
-    except (ValueError, OSError):  # a page that is no card
+        with open(os.path.join(folder, CARDS[0]), encoding="utf-8") as file:
+            text = file.read()
+        return text.startswith("---") and not {"configs", "dataset_info"}.isdisjoint(DatasetCard(text).data.to_dict())
+    except (ValueError, OSError, yaml.YAMLError):  # there is none, or it is no card
         return False
 
 
@@ -135,8 +135,8 @@ def _open_media(data: DataArguments, modality: Modality, listing: Listing, names
     _check_split(data.split, folder.splits)
     feature = modality.column_type(decode=False)
     table, why = folder.table(data.split, modality.name, feature, listing)
-    read = {clip.name for clip in clips}
-    others = [name for name in names if name not in read.union(*listing.left.values())]
+    known = {clip.name for clip in clips}.union(*listing.left.values())
+    others = [name for name in names if name not in known]
     numbers = {name: counted(found) for name, found in folder.splits.items()}
     numbers[data.split] -= sum(len(names) for why, names in listing.unread.items() if why.startswith("of no row"))
     _say_what_is_read(data, listing, counted(clips), numbers, others)
@@ -169,7 +169,7 @@ def _open_tables(data: DataArguments, modality: Modality, listing: Listing, name
     if missing := set(chosen) - {name for found in splits.values() for name in found}:
         listing.unread[f"of no split, since names of others speak of one ({', '.join(splits)})"] = sorted(missing)
     _check_split(data.split, splits)
-    others = [name for name in names if name not in set(chosen)]
+    others = sorted(set(names) - set(chosen))
     _say_what_is_read(data, listing, len(chosen), {name: len(found) for name, found in splits.items()}, others)
     paths = {split: [os.path.join(listing.folder, name) for name in found] for split, found in splits.items()}
     if kind == "webdataset" and (early := [path for path in paths[data.split] if _ends_early(path)]):
