@@ -51,7 +51,10 @@ def test_other_errors_keep_their_traceback():
     [
         (["data.dataset=no/such/set"], "^data.dataset is 'no/such/set'; there is no such folder here and no such data"),
         (["data.dataset=nosuch"], "^data.dataset is 'nosuch'; there is no such folder here and the Hub cannot be rea"),
-        (["data.dataset=empty"], "^data.dataset is 'empty', a folder that holds no file that datasets can read.$"),
+        (
+            ["data.dataset=empty"],
+            "^data.dataset is 'empty', a folder that holds no audio file, archive or",
+        ),
         (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
         (["data.dataset="], "^data.dataset is empty"),
         (["data.split=test"], "^data.dataset is '.*sounds': Bad split: test. Available splits: .*train"),
@@ -146,3 +149,18 @@ def test_a_model_without_the_weights_of_a_part_is_refused(saved, cls, source, me
 )
 def test_a_whole_model_is_opened(saved, cls, source):
     assert isinstance(open_model(cls, source), cls)
+
+
+def test_commands_name_their_options_and_not_the_keys_of_recipes(recipe, sounds, tmp_path):
+    processor = recipe().build_processor()
+    (tmp_path / "empty").mkdir()
+    for data, message in [
+        ({"dataset": str(tmp_path / "empty")}, "^--dataset is '.*empty', a folder that holds no audio file"),
+        ({"files": "*.mp3"}, r"^--files='\*.mp3' matches no readable file"),
+        ({"input_column": "x"}, "^--input-column: .* has no column 'x'"),
+        ({"label_column": "x"}, "^--label-column: .* has no column 'x'"),
+        ({"fold_column": "x"}, "^--fold-column: .* has no column 'x'"),
+        ({"exclude": {"x": [1]}}, "^--exclude.x: .* has no column 'x'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_data(DataArguments(**{"dataset": str(sounds)} | data), processor, "--dataset")

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from sound_files import RATE, clip, flac, write_audiofolder, write_parquet
 
+from bridle_hf import BridleConfig
+from bridle_hf.data import build_processor
 from bridle_hf.feature_extraction_bridle import BridleFeatureExtractor
+
+LAYERS = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,15 @@ def identify(waveforms, extractor):
         return distances.argmin(axis=1).tolist()
 
     return of
+
+
+@pytest.fixture(scope="session")
+def image_processor():
+    config = BridleConfig(modality="image", input_size=(16, 16), **LAYERS)
+    return build_processor(config, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+
+
+@pytest.fixture(scope="session")
+def video_processor():
+    config = BridleConfig(modality="video", input_size=(4, 16, 16), patch_size=(2, 8, 8), **LAYERS)
+    return build_processor(config, frame_stride=3, image_mean=[0.0] * 3, image_std=[1.0] * 3)

@@ -1,13 +1,12 @@
 import io
 import sys
 
-import fsspec
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from bridle_hf.data import BadClipError, DataArguments, decode_audio
+from bridle_hf.data import BadClipError, DataArguments, decode_audio, media
 from bridle_hf.data.audio import audio_features
 
 
@@ -143,17 +142,16 @@ def test_features_are_neither_padded_nor_cut(extractor):
 def test_of_a_long_file_no_more_is_read_than_the_part(tmp_path, monkeypatch):
     long = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 60).astype("float32")
     soundfile.write(tmp_path / "long.wav", long, 16000)
-    opened, read = fsspec.open, []
+    read = []
 
     class Counting(io.FileIO):
         def readinto(self, memory):
             read.append(super().readinto(memory))
             return read[-1]
 
-    monkeypatch.setattr(fsspec, "open", lambda path, mode: Counting(path, mode))
+    monkeypatch.setattr(media, "open", Counting, raising=False)
     part = decode_audio(str(tmp_path / "long.wav"), 16000, part_seconds=1.0, rng=np.random.default_rng(1))
     assert 0 < sum(read) < 200_000  # of 1.9 MB
-    monkeypatch.setattr(fsspec, "open", opened)
     content = {"bytes": (tmp_path / "long.wav").read_bytes(), "path": None}
     again = decode_audio(content, 16000, part_seconds=1.0, rng=np.random.default_rng(1))
     assert len(part) == 16000 and np.array_equal(part, again)

@@ -43,5 +43,5 @@ def test_unreadable_images_give_a_reason(image):
 def test_missing_files_give_a_reason(tmp_path):
     with pytest.raises(BadClipError, match="neither bytes nor a path"):
         decode_image({"bytes": None, "path": None})
-    with pytest.raises(BadClipError, match="cannot be decoded.*gone"):
+    with pytest.raises(BadClipError, match="cannot be read.*gone"):
         decode_image(str(tmp_path / "gone"))

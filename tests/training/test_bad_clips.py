@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from runs import records, unused_port
 from sound_files import RATE, clip, wav, write_parquet
+
+from runs import records, unused_port
 
 GOOD = [
     wav(clip(0)),

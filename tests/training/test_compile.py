@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from runs import records, weights
 from torch._dynamo.utils import counters
+
+from runs import records, weights
 
 pytestmark = [
     pytest.mark.slow,

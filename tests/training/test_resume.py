@@ -11,13 +11,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
 from bridle_hf.cli.process import stop_signals
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
+from runs import differing, fork, join, records, stop_after, weights
 
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
 MOMENTS = {

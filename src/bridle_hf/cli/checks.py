@@ -1,25 +1,24 @@
 """Checks of commands before their work: model, processor and data exist, or one line says what is missing. Errors of
 the work itself keep their traceback."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
+from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
 
-NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (
     "a pretraining model such as runs/mine/final",
     "a fine-tuned one such as runs/mine_classes/fold-1",
@@ -73,28 +72,36 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         ValueError: there is no such dataset, or it lacks a split or a column.
     """
     name = data.dataset
-    path, files = Path(name).expanduser(), "--files" if argument.startswith("-") else "data.files"
+    path = Path(name).expanduser()
     if name and path.is_file():
         raise ValueError(f"{argument} is {name!r}, a file; it takes a folder or the id of a dataset on the Hub.")
     try:
         for split in filter(None, (data.split, data.test_split)):
             open_source(replace(data, split=split, test_split=None), processor)
     except OSError as error:
-        if data.files is not None and (path.is_dir() or isinstance(error, NOTHING_TO_READ)):
-            raise ValueError(f"{files}={data.files!r} matches no readable file in {name!r}.") from error
-        if isinstance(error, NOTHING_TO_READ):
-            raise ValueError(f"{argument} is {name!r}, a folder that holds no file that datasets can read.") from error
         if path.is_dir():
             raise
+        if isinstance(error, NOTHING_TO_READ):
+            raise ValueError(f"{argument} is {name!r}, which holds no file that datasets can read.") from error
         hub = "the Hub cannot be reached" if isinstance(error, ConnectionError) else "no such dataset on the Hub"
         raise ValueError(f"{argument} is {name!r}; there is no such folder here and {hub}.") from error
     except ValueError as error:
+        message = str(error)
         # what the package says names its key; what the library says does not
-        if str(error).startswith("data."):
-            raise
-        by_name = "Bad split: train" in str(error) and data.files is None and path.is_dir()
-        hint = f"; {files}='**/*.wav', say, reads all such files as split train" if by_name else ""
-        raise ValueError(f"{argument} is {name!r}: {error}{hint}") from error
+        if not message.startswith("data."):
+            by_name = "Bad split: train" in message and data.files is None and path.is_dir()
+            hint = "; data.files='**/*.wav', say, reads all such files as split train" if by_name else ""
+            message = f"{argument} is {name!r}: {message}{hint}"
+        raise ValueError(as_options(message) if argument.startswith("-") else message) from error
+
+
+def as_options(message: str) -> str:
+    """A message that names keys of the section `data`, with the options of `add_data_options` in their place."""
+    return re.sub(r"\bdata\.(dataset|files|(?:test_)?split|(?:input|label|fold)_column|exclude)\b", _option, message)
+
+
+def _option(match: re.Match) -> str:
+    return "--" + match[1].replace("_", "-")
 
 
 def check_model(source: str, argument: str = "--model") -> None:

@@ -28,6 +28,7 @@ from ..feature_extraction_bridle import (
 )
 from .arguments import DataArguments
 from .audio_augmentation import roll_magnitude, spec_augment
+from .extensions import sound_extensions
 from .media import BadClipError, is_array, open_file
 from .modality import Modality
 
@@ -325,6 +326,7 @@ AUDIO = Modality(
     name="audio",
     column_type=datasets.Audio,
     column_names=("audio",),
+    extensions=sound_extensions,
     decode=audio_features,
     cache_key=audio_cache_key,
     window=window_frames,

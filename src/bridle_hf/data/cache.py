@@ -61,6 +61,7 @@ def open_clips(data: DataArguments, processor, dataset=None) -> Source:
         skipped=skipped,
         rows=table,
         arrays=None,
+        files=None,
     )
 
 

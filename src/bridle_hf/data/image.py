@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from ..demo_data import write_digit_set
 from ..image_processing_bridle import BridleImageProcessor
 from .arguments import DataArguments
-from .media import BadClipError, is_array, open_file, pixels_of
+from .extensions import image_extensions
+from .media import BadClipError, is_array, open_file, pixels_of, read_whole
 from .modality import Modality
 from .pixels import PixelCollator, channel_statistics, pixel_picture, pixel_sizes, square_means
 
@@ -37,7 +38,7 @@ def decode_image(image) -> np.ndarray:
                 picture = image
             else:
                 with open_file(image) as file:
-                    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))
+                    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_whole(file))))
             if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
                 picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB"))
@@ -57,6 +58,7 @@ IMAGE = Modality(
     name="image",
     column_type=datasets.Image,
     column_names=("image", "img"),
+    extensions=image_extensions,
     decode=image_pixels,
     collator=PixelCollator,
     write_demo_set=write_digit_set,

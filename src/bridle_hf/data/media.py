@@ -1,13 +1,18 @@
 """Opening of media files: bytes, local paths and URLs."""
 
 import io
+import os
+import stat
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
 import torch
+
+MAX_BYTES, PART_BYTES = 2**29, 2**22  # of a file that is read as a whole, such as a picture; read at a time
 
 
 class BadClipError(ValueError):
@@ -46,18 +51,70 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
 
 
 @contextmanager
-def open_file(sample: dict | str | None) -> Iterator[BinaryIO]:
+def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
     """The content of an undecoded column of `datasets`, or the file at a path or URL, which is read only as needed.
 
     Raises:
-        BadClipError: neither is there.
+        BadClipError: neither is there, or it cannot be opened.
     """
     if isinstance(sample, str):
-        sample = {"bytes": None, "path": sample}
-    if sample is None or (sample.get("bytes") is None and not sample.get("path")):
+        sample = {"path": sample}
+    elif isinstance(sample, bytes):
+        sample = {"bytes": sample}
+    if sample is not None and not isinstance(sample, dict):
+        raise BadClipError(f"is a {type(sample).__name__}; it takes bytes, a path or both")
+    content, path = ((sample or {}).get(key) for key in ("bytes", "path"))
+    if content is None and not path:
         raise BadClipError("holds neither bytes nor a path")
-    if sample.get("bytes") is not None:
-        yield io.BytesIO(sample["bytes"])
-    else:
-        with fsspec.open(sample["path"], "rb") as file:
-            yield file
+    with ExitStack() as opened:
+        if content is not None:
+            file = io.BytesIO(content)
+        else:
+            try:
+                file = _open_path(path, opened)
+            except BadClipError:
+                raise
+            except OSError as error:
+                raise BadClipError(f"cannot be read: {error}") from error
+            except Exception as error:  # each file system of fsspec has its own, and ImportError where it is missing
+                raise BadClipError(f"cannot be read: {type(error).__name__}: {error}") from error
+        yield file
+
+
+def _open_path(path: str, opened: ExitStack) -> BinaryIO:
+    """A local file, a file in a local zip archive (`zip://NAME::ARCHIVE`), or what fsspec finds at a URL."""
+    if not is_url(path):  # names may hold "::", "[" and all that
+        path = os.path.expanduser(path)
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # a device has no end, and a pipe may never begin
+            raise BadClipError("is no regular file")
+        if not about.st_size:
+            raise BadClipError("is empty")
+        return opened.enter_context(open(path, "rb"))
+    if path.startswith("zip://"):
+        parts = path.removeprefix("zip://").split("::")
+        for end in range(1, len(parts)):
+            name, archive = "::".join(parts[:end]), "::".join(parts[end:])
+            if os.path.isfile(archive):
+                return opened.enter_context(opened.enter_context(zipfile.ZipFile(archive)).open(name))
+    return opened.enter_context(fsspec.open(path, "rb"))
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec is to open a path: `https://...`, `hf://...`, `data:...`."""
+    return "://" in path or path.startswith("data:")
+
+
+def read_whole(file: BinaryIO) -> bytes:
+    """The content of a file of at most `MAX_BYTES` bytes.
+
+    Raises:
+        BadClipError: there are more.
+    """
+    parts, size = [], 0
+    while part := file.read(PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BYTES:
+            raise BadClipError(f"is larger than {MAX_BYTES} bytes, too large to be read as a whole")
+    return b"".join(parts)

@@ -28,6 +28,7 @@ class Modality:
         name: of the modality in `BridleConfig`.
 
         column_type, column_names: type of a dataset's column that holds it, and usual names where it has no type.
+        extensions: gives those of the files that can be decoded, such as `.wav`.
         decode: `decode(raw, data, processor, rng=None)` turns the raw value of a column into the array that the
             collator takes. With `rng`, only a random window of long media is decoded. Raises `BadClipError` for a
             sample that cannot be used.
@@ -58,6 +59,7 @@ class Modality:
 
     column_type: type
     column_names: tuple[str, ...]
+    extensions: Callable[[], frozenset[str]]
     decode: Callable[..., np.ndarray]
     collator: type
     write_demo_set: Callable[[Path], Path]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tarfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,29 +15,28 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
-from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
+from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
 from .in_hand import NUMBER, take_in_hand, with_arrays
-from .media import BadClipError
+from .media import BadClipError, is_url
 from .modalities import modality_of
-from .opening import load_builder, open_stream
+from .opening import READ_AT_ONCE, open_named
 
 logger = logging.getLogger(__name__)
 
-READ_AT_ONCE = 16  # examples fetched together from a shard
 FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
+NOT_OF_A_DISK = ValueError, TypeError, LookupError, AttributeError, tarfile.TarError  # they come back with each attempt
 BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
 class BadShardError(OSError):
     """A shard that could not be read, however often it was tried."""
 
-    def __init__(self, shard: int, reason: Exception):
-        super().__init__(f"shard {shard}: {type(reason).__name__}: {reason}")
+    def __init__(self, shard: int, reason: Exception, file: str | None = None):
+        super().__init__(f"shard {shard}{f' ({file})' if file else ''}: {type(reason).__name__}: {reason}")
         self.shard = shard
 
 
@@ -58,6 +58,7 @@ class Source:
         arrays: of a list of arrays, these; an example then holds the place of its own.
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
         given: whether the caller built the dataset.
+        files: file of each shard, where shards are files of a folder or of the Hub.
     """
 
     dataset: datasets.IterableDataset | datasets.Dataset
@@ -72,6 +73,7 @@ class Source:
     arrays: list | None = None
     fingerprint: str | None = None
     given: bool = False
+    files: list[str] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -83,16 +85,16 @@ class Source:
         return value if self.arrays is None else self.arrays[value]
 
     def named(self, example: dict, otherwise: str) -> dict:
-        """The example with a `clip_name`: the path of its file, a name that it has, or another."""
-        raw = example.get(self.input_column)
+        """The example with a `clip_name`: one that it has, the path of its file, or another."""
+        raw, own = example.get(self.input_column), example.get("clip_name")
         path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else None
-        return example | {"clip_name": path or example.get("clip_name") or otherwise}
+        return example | {"clip_name": (path if own in (None, "") else str(own)) or otherwise}
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict]:
         """The examples of one shard from index `start` on, with a `clip_name` each and including the excluded ones.
 
         Raises:
-            BadShardError: reading failed `READ_ATTEMPTS` times.
+            BadShardError: reading failed `READ_ATTEMPTS` times, or once for a reason that stays.
         """
         failed = 0
         while True:
@@ -103,17 +105,24 @@ class Source:
                     yield self.named(example, f"shard {shard}, example {index}" if in_order else f"row {index}")
                 return
             except Exception as error:  # readers raise whatever file system, network and format raise
+                file = self.files[shard] if self.files else None
+                stays = isinstance(error, NOT_OF_A_DISK) and not isinstance(error, OSError)
                 failed += 1
-                if failed == READ_ATTEMPTS:
-                    raise BadShardError(shard, error) from error
+                if failed == READ_ATTEMPTS or stays and not is_url(file or ""):
+                    raise BadShardError(shard, error, file) from error
                 logger.warning("reading shard %d failed, trying again: %s", shard, error)
                 time.sleep(RETRY_SECONDS * failed)
 
     def examples(self, shard: int) -> Iterator[dict]:
-        """The examples of one shard as they are."""
+        """The examples of one shard, relative paths in the folder of its file made whole where they lead to a file."""
+        file = self.files[shard] if self.files else None
+        beside = None if file is None or is_url(file) else os.path.dirname(file)
         for batch in self.batches(shard):
             for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+                example = dict(zip(batch, values, strict=True))
+                if beside and self.input_column in example:
+                    example[self.input_column] = made_whole(example[self.input_column], beside)
+                yield example
 
     def batches(self, shard: int) -> Iterator[dict]:
         """The batches in which the dataset reads one shard: column -> values."""
@@ -158,7 +167,7 @@ class Source:
             total = splits[split].num_examples if split in splits else None
             total = total if self.rows is None else len(self.rows)
         bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start)
-        seen, bad, self.behind = 0, 0, start
+        seen, bad, last, self.behind = 0, 0, "", start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
                 seen, self.behind = seen + 1, self.behind + 1
@@ -166,13 +175,27 @@ class Source:
                     features = future.result()
                 except BadClipError as error:
                     bad += 1
+                    last = f"; the last one, {example['clip_name']}, {error}"
                     self.skipped[example["clip_name"]] = str(error)
                     logger.warning("skipped %s: %s", example["clip_name"], error)
                     check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
                 else:
                     yield example, features
         if seen == bad and start == 0:
-            raise ValueError(f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips).")
+            raise ValueError(
+                f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last})."
+            )
+
+
+def made_whole(raw: Any, folder: str) -> Any:
+    """A path, or bytes and path, whose relative path leads to a file from `folder`; anything else as it is."""
+    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
+    if not isinstance(path, str) or not path or is_url(path) or "\0" in path:
+        return raw
+    whole = os.path.join(folder, path)
+    if not os.path.isfile(whole):
+        return raw
+    return raw | {"path": whole} if isinstance(raw, dict) else whole
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:
@@ -216,26 +239,6 @@ def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Except
         )
 
 
-class Raw:
-    """A column that is passed on unchanged; those of the library need torchcodec even to pass on a path."""
-
-    def encode_example(self, value) -> dict:
-        if isinstance(value, (str, os.PathLike)):
-            return {"bytes": None, "path": os.fspath(value)}
-        return {"bytes": value, "path": None} if isinstance(value, bytes) else value
-
-
-class RawAudio(Raw, datasets.Audio):
-    pass
-
-
-class RawVideo(Raw, datasets.Video):
-    pass
-
-
-RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
-
-
 def open_source(data: DataArguments, processor, dataset=None) -> Source:
     """Open the dataset that `data` names, or one that the caller built, for reading.
 
@@ -249,19 +252,23 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
     """
     if dataset is not None:
         return _open_given(dataset, data, processor)
-    builder = load_builder(data)
-    if getattr(builder.config, "batch_size", 0) is None:  # of parquet files; its default fails on one without rows
-        builder.config.batch_size = READ_AT_ONCE
-        if os.path.isdir(builder.base_path):  # over a network, fewer and larger reads are worth their memory
-            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-    dataset, types = _undecoded(open_stream(builder, data.split))
+    modality = modality_of(processor)
+    opened = open_named(data, modality)
+    dataset, types = undecoded(opened.stream)
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
-    column = choose_column(types, data, processor, description)
+    dataset, types = with_labels_of_paths(dataset, types, data)
+    column = choose_column(types, data, processor, description, opened.why_no_label, opened.others)
     featurize = partial(decode_column, column=column, data=data, processor=processor)
     of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
-    of_files = of_paths or isinstance(builder, FolderBasedBuilder)
     return Source(
-        dataset, featurize, column, data.exclude, description, of_files=of_files, fingerprint=builder.cache_dir
+        dataset,
+        featurize,
+        column,
+        data.exclude,
+        description,
+        of_files=of_paths or opened.of_files,
+        fingerprint=opened.fingerprint,
+        files=opened.files,
     )
 
 
@@ -274,7 +281,7 @@ def _open_given(dataset, data: DataArguments, processor) -> Source:
     if given.arrays is not None:
         check_columns({}, data, description)
     elif isinstance(dataset, datasets.IterableDataset):
-        dataset, types = _undecoded(dataset)
+        dataset, types = undecoded(dataset)
         column = choose_column(types, data, processor, description)
     else:
         column = choose_column(dataset.features, data, processor, description)
@@ -295,59 +302,12 @@ def _open_given(dataset, data: DataArguments, processor) -> Source:
     )
 
 
-def _undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, dict]:
-    """A stream whose audio, images and videos are not decoded, and the types of its columns."""
-    if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
-        first = next(iter(dataset), {})
-        held = (bytes, dict, list, np.ndarray)
-        return dataset, {key: datasets.Value("null" if isinstance(first[key], held) else "string") for key in first}
-    types, dataset = dict(dataset.features), dataset.decode(False)
-    for column, feature in types.items():
-        if type(feature) in RAW:
-            dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
-    return dataset, types
-
-
 def decode_column(
     example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor, arrays: list | None = None
 ) -> np.ndarray:
     """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
     raw = example[column] if arrays is None else arrays[example[column]]
     return modality_of(processor).decode(raw, data, processor, rng)
-
-
-def check_columns(types: dict, data: DataArguments, description: str) -> None:
-    """Raise a `ValueError` for a column that `data` names and the dataset does not have."""
-    for argument, column in [
-        ("input_column", data.input_column),
-        ("label_column", data.label_column),
-        ("fold_column", data.fold_column),
-        *((f"exclude.{column}", column) for column in data.exclude),
-    ]:
-        if column is not None and column not in types:
-            raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {list(types)}.")
-
-
-def choose_column(types: dict, data: DataArguments, processor, description: str) -> str:
-    """The column of a dataset to decode.
-
-    Raises:
-        ValueError: there is none, or `data` names a column that there is not.
-    """
-    check_columns(types, data, description)
-    return data.input_column or find_column(types, modality_of(processor), description)
-
-
-def find_column(features: dict, modality, description: str) -> str:
-    """The first column of a modality's type, otherwise one with a usual name."""
-    typed = [column for column, feature in features.items() if isinstance(feature, modality.column_type)]
-    named = [column for column in modality.column_names if column in features]
-    if typed or named:
-        return (typed + named)[0]
-    raise ValueError(
-        f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
-        f"holds bytes or paths, its columns are {list(features)}."
-    )
 
 
 def sound_reader(data: DataArguments, processor, dataset=None) -> Callable[[set[int]], dict[int, np.ndarray]] | None:

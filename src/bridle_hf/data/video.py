@@ -9,6 +9,7 @@ from ..configuration_bridle import BridleConfig
 from ..demo_data import write_motion_set
 from ..video_processing_bridle import BridleVideoProcessor, clip_indices, require_av
 from .arguments import DataArguments
+from .extensions import video_extensions
 from .media import BadClipError, is_array, open_file, pixels_of
 from .modality import Modality
 from .pixels import PixelCollator, pixel_picture, pixel_sizes, square_means
@@ -143,6 +144,7 @@ VIDEO = Modality(
     name="video",
     column_type=datasets.Video,
     column_names=("video",),
+    extensions=video_extensions,
     decode=video_frames,
     cache_key=video_cache_key,
     collator=VideoCollator,

@@ -111,7 +111,8 @@ def write_features(
     A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
     vector, or with `pooling="frames"` a vector a patch in time, with `start` beside it, the seconds at which each
     begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and patches that
-    several windows see get the mean of what they make of them.
+    several windows see get the mean of what they make of them. A column of the dataset that is called like one of these
+    is written with the prefix `dataset_`.
 
     Args:
         path: of the file.
@@ -150,14 +151,16 @@ def write_features(
         in_time = grid[0] if modality.has_time else 1
         return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
 
+    timed = pooling == "frames" and modality.hop_seconds is not None
+    ours = [*names, *["start"] * timed]
+
     def rows():
-        parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset)
+        parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset, ours)
         for example, windows in parts:
             if pooling == "cls":
                 merged = np.mean([part for *_, part in windows], axis=0)  # (layers, 1, D)
             else:
                 merged = overlap_mean(windows)  # (layers, T, D)
-            timed = pooling == "frames" and modality.hop_seconds is not None
             times = {"start": frame_starts(merged.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
             chosen = merged if pooling == "frames" else merged.mean(axis=1)
             yield example | times | dict(zip(names, chosen, strict=True))

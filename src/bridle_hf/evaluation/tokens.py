@@ -55,7 +55,8 @@ def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
         return tokenizer.encode(values, attention_mask=mask).unflatten(1, grid).cpu().numpy()  # (B, *grid, M)
 
     def rows():
-        parts = run_windows(data, processor, config.patch_size[0], run, 0.0, batch_size, tokenizer.device, dataset)
+        unit, device = config.patch_size[0], tokenizer.device
+        parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, ours=("codes", "shape"))
         for example, windows in parts:
             pieces, done = [], 0
             for start, length, codes in windows:

@@ -1,7 +1,8 @@
 """Streaming of a dataset through a model, with long sounds in overlapping windows, and of rows to a parquet file."""
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..data.cache import in_portions, open_clips
+from ..data.cache import CLIP_COLUMNS, in_portions, open_clips
 from ..data.modalities import modality_of
 from ..files import whole_file
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
@@ -35,7 +38,7 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
     return [*range(0, last, hop), last]
 
 
-def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None):
+def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None, ours=()):
     """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
 
     Args:
@@ -46,17 +49,19 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         overlap (`float`): of the windows of a sound.
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        ours: names of the columns that the caller adds to a row.
 
     Yields:
-        (example, parts): the dataset's row, and for each window the number of its first patch in time, the patches in
-        time that it really has, and its result.
+        (example, parts): the dataset's row without the media, columns called like one of `ours` renamed; and for each
+            window the number of its first patch in time, the patches in time that it really has, and its result.
     """
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
+    columns = OwnColumns(source, ours)
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
         for number, (example, clip) in enumerate(source.decode_all(data.num_workers, data.max_bad_share)):
-            example = {name: value for name, value in example.items() if name in kept(source)}
+            example = columns.of(example)
             if size is None:
                 yield number, example, 0, None, clip
                 continue
@@ -79,10 +84,32 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         yield parts[0][1], [part for *_, part in parts]
 
 
-def kept(source) -> set[str]:
-    """The metadata columns of a dataset: all but the media."""
-    columns = set(source.dataset.column_names or []) - {source.input_column, "features", "dtype", "shape"}
-    return columns | {"clip_name"}
+class OwnColumns:
+    """The columns of a dataset that go into a row beside ours: all but the media.
+
+    Args:
+        source: what is read.
+        ours: names of the columns that are added; a column of the dataset that is called so gets the prefix `dataset_`,
+            which is said once.
+    """
+
+    def __init__(self, source, ours: Collection[str]):
+        self.media = {source.input_column} if source.input_column else set(CLIP_COLUMNS)
+        self.ours, self.names = set(ours), {}
+
+    def of(self, example: dict) -> dict:
+        """The columns of one example."""
+        return {self._name(name, example): value for name, value in example.items() if name not in self.media}
+
+    def _name(self, name: str, example: dict) -> str:
+        if name not in self.names:
+            new = name
+            while new in self.ours or new != name and new in example:
+                new = f"dataset_{new}"
+            if new != name:
+                logger.warning("the dataset's column %r is written as %r: its name is that of a result", name, new)
+            self.names[name] = new
+        return self.names[name]
 
 
 def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
@@ -95,22 +122,31 @@ def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = 
 
     Args:
         path: of the file.
-        rows: dicts with the same keys; arrays of up to two axes become lists.
+        rows: dicts with the keys of the first; arrays of up to two axes become lists. A column that is empty in the
+            first group of rows holds text.
         metadata: key -> text of the file's schema.
     """
-    path, writer, count = Path(path), None, 0
+    path, writer, count, untyped = Path(path), None, 0, set()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, ExitStack() as opened:
         for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
-            columns = {name: [_plain(row[name]) for row in group] for name in group[0]}
-            schema = writer.schema if writer else None
-            table = pa.table(columns, schema=schema)
+            names = writer.schema.names if writer else group[0]
+            columns = {name: [_plain(row.get(name)) for row in group] for name in names}
+            if writer:
+                columns = {name: _as_text(values) if name in untyped else values for name, values in columns.items()}
+            table = pa.table(columns, schema=writer.schema if writer else None)
             if writer is None:
-                table = table.replace_schema_metadata(metadata)
+                untyped = {field.name for field in table.schema if pa.types.is_null(field.type)}
+                types = [pa.field(f.name, pa.string()) if f.name in untyped else f for f in table.schema]
+                table = table.cast(pa.schema(types)).replace_schema_metadata(metadata)
                 writer = opened.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_table(table.cast(writer.schema))
             count += len(group)
     return count
+
+
+def _as_text(values: list) -> list[str | None]:
+    return [None if value is None else str(value) for value in values]
 
 
 def _plain(value):

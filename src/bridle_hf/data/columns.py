@@ -1,0 +1,174 @@
+"""Columns of a dataset: which one holds the media, and how it is passed on undecoded."""
+
+import os
+
+import datasets
+import numpy as np
+
+from .arguments import DataArguments
+from .modalities import modality_of
+
+
+class Raw:
+    """A column that is passed on unchanged; those of the library need torchcodec even to pass on a path."""
+
+    def encode_example(self, value) -> dict:
+        if isinstance(value, (str, os.PathLike)):
+            return {"bytes": None, "path": os.fspath(value)}
+        return {"bytes": value, "path": None} if isinstance(value, bytes) else value
+
+
+class RawAudio(Raw, datasets.Audio):
+    pass
+
+
+class RawVideo(Raw, datasets.Video):
+    pass
+
+
+RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
+
+
+def undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, dict]:
+    """A stream whose audio, images and videos are not decoded, and the types of its columns."""
+    if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
+        return dataset, {key: _type_of(value) for key, value in _first_example(dataset).items()}
+    types, dataset = dict(dataset.features), dataset.decode(False)
+    for column, feature in types.items():
+        if type(feature) in RAW:
+            dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
+    return dataset, types
+
+
+def _first_example(dataset: datasets.IterableDataset) -> dict:
+    """The first example of the first shard that can be read and has one; damage is told when the shards are read.
+
+    Raises:
+        ValueError: no shard can be read.
+    """
+    reason = None
+    for shard in range(dataset.num_shards):
+        try:
+            for example in dataset.shard(dataset.num_shards, shard):
+                return example
+        except Exception as error:  # readers raise whatever their formats raise
+            reason = reason or error
+    if reason is not None:
+        raise ValueError(f"no file of the dataset can be read; the first says: {reason}") from reason
+    return {}
+
+
+def _type_of(value) -> datasets.Value:
+    """The type of a column of which only a value is known; "null" where it may hold media that are no paths."""
+    if value is None or isinstance(value, bytes | dict | list | np.ndarray):
+        return datasets.Value("null")
+    names = {bool: "bool", int: "int64", float: "float64"}
+    return datasets.Value(names.get(type(value), "string"))
+
+
+def with_labels_of_paths(
+    dataset: datasets.IterableDataset, types: dict, data: DataArguments
+) -> tuple[datasets.IterableDataset, dict]:
+    """The column `label` of a tar file of class folders, where `data` asks for it: the folder of each key."""
+    if data.label_column != "label" or "label" in types or "__key__" not in types:
+        return dataset, types
+    if not _class_of_key(_first_example(dataset))["label"]:
+        return dataset, types
+    types = types | {"label": datasets.Value("string")}
+    features = dataset.features | {"label": types["label"]}
+    return dataset.map(_class_of_key, features=datasets.Features(features)), types
+
+
+def _class_of_key(example: dict) -> dict:
+    return {"label": os.path.basename(os.path.dirname(example.get("__key__") or "")) or None}
+
+
+def check_columns(types: dict, data: DataArguments, description: str, why_no_label: str = "", others: str = "") -> None:
+    """Raise a `ValueError` for a column that `data` names and the dataset does not have.
+
+    Args:
+        types: column -> its type.
+        data: names the columns.
+        description: what messages call the dataset.
+        why_no_label: why a folder has no column `label`.
+        others: a sentence about what else there is.
+    """
+    for argument, column in [
+        ("input_column", data.input_column),
+        ("label_column", data.label_column),
+        ("fold_column", data.fold_column),
+        *((f"exclude.{column}", column) for column in data.exclude),
+    ]:
+        if column is not None and column not in types:
+            why = f": {why_no_label}" if column == "label" and why_no_label else ""
+            raise ValueError(
+                f"data.{argument}: {description} has no column {column!r}{why}; its columns are {list(types)}.{others}"
+            )
+
+
+def choose_column(
+    types: dict, data: DataArguments, processor, description: str, why_no_label: str = "", others: str = ""
+) -> str:
+    """The column of a dataset to decode; arguments as of `check_columns`.
+
+    Raises:
+        ValueError: there is none, `data` names a column that there is not, or its type is none of media.
+    """
+    check_columns(types, data, description, why_no_label, others)
+    column = data.input_column or find_column(types, modality_of(processor), description, others)
+    if not may_hold_media(types[column]):
+        raise ValueError(
+            f"data.input_column: {description} has a column {column!r} of type {describe_type(types[column])}; it "
+            f"takes bytes, paths, both in one, or arrays of numbers."
+        )
+    return column
+
+
+def may_hold_media(feature) -> bool:
+    """Whether a column of this type may hold files, their paths or arrays."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("string", "large_string", "binary", "large_binary", "null")
+    if isinstance(feature, dict):
+        return not {"bytes", "path", "array"}.isdisjoint(feature)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        inner = feature.feature
+        numbers = isinstance(inner, datasets.Value) and inner.dtype.startswith(("int", "uint", "float", "null"))
+        return (
+            numbers
+            or isinstance(inner, datasets.Image)
+            or not isinstance(inner, datasets.Value | dict)
+            and may_hold_media(inner)
+        )
+    return not isinstance(feature, datasets.ClassLabel)
+
+
+def describe_type(feature) -> str:
+    return feature.dtype if isinstance(feature, datasets.Value) else str(feature)
+
+
+def media_columns(types: dict, modality) -> list[str]:
+    """The columns that hold a modality as far as one can tell, best first: those of its type, those with a usual name,
+    and bytes called like an extension, as the fields of tar files are."""
+    typed = [column for column, feature in types.items() if isinstance(feature, modality.column_type)]
+    named = [column for column in modality.column_names if column in types]
+    ends = [column for column, f in types.items() if is_file(f) and f".{column}".lower() in modality.extensions()]
+    return typed + named + ends
+
+
+def is_file(feature) -> bool:
+    """Whether a column of this type holds files with their bytes."""
+    return isinstance(feature, datasets.Audio | datasets.Video) or feature == datasets.Value("binary")
+
+
+def find_column(types: dict, modality, description: str, others: str = "") -> str:
+    """The first of `media_columns`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if found := media_columns(types, modality):
+        return found[0]
+    raise ValueError(
+        f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "
+        f"holds bytes or paths, its columns are {list(types)}.{others}"
+    )

@@ -1,0 +1,47 @@
+"""Extensions of the files that can be decoded, a list for each modality: a folder is read by them."""
+
+from functools import cache
+
+from PIL import Image
+
+# Containers of FFmpeg that hold films; their sound is read, too, where a model hears.
+FILMS = frozenset(
+    ".3g2 .3gp .asf .avi .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv .ts .vob .webm "
+    ".wmv".split()
+)
+
+# What soundfile reads, and what else FFmpeg does. Headerless samples (.raw, .pcm) say neither rate nor type, and most
+# .ts beside sounds are TypeScript.
+SOUNDS = FILMS - {".m2v", ".ts"} | frozenset(
+    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .avr .caf .dts .eac3 .flac .htk .ircam .m4a .m4b .mat4 .mat5 .mka .mp2 "
+    ".mp3 .mpc2k .nist .oga .ogg .opus .paf .pvf .rf64 .sd2 .sds .snd .sph .spx .svx .tta .voc .w64 .wav .wavex .wma "
+    ".wv .wve .xi".split()
+)
+
+VIDEOS = FILMS | {".gif"}
+
+# Formats that Pillow knows by name and cannot decode itself, or only by running another program.
+NOT_DECODED = {".bufr", ".eps", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".ps"}
+
+
+def sound_extensions() -> frozenset[str]:
+    """`Modality.extensions` of audio."""
+    return SOUNDS
+
+
+def video_extensions() -> frozenset[str]:
+    """`Modality.extensions` of videos."""
+    return VIDEOS
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """`Modality.extensions` of images: what this Pillow opens, HEIC too where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    Image.init()
+    return frozenset(ext for ext, form in Image.registered_extensions().items() if form in Image.OPEN) - NOT_DECODED

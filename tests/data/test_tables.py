@@ -1,0 +1,227 @@
+"""Tables and shards: relative paths, columns of bytes, damage wherever it is, and tar files of class folders."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sound_files import clip, flac, wav
+
+from bridle_hf.data import DataArguments, load_examples, source
+from bridle_hf.data.source import open_source
+
+SOUND = flac(clip(0))
+SHARDS = 24
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(source, "RETRY_SECONDS", 0.0)
+
+
+def read(folder, extractor, **data):
+    """The examples that decode, and what was skipped."""
+    opened = open_source(DataArguments(str(folder), **data), extractor)
+    found = [example for example, _ in opened.decode_all(0, data.get("max_bad_share", 0.05))]
+    return found, opened.skipped
+
+
+def write_paths(path, names, column="path"):
+    """A table of names in the format of its extension."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = datasets.Dataset.from_list([{column: name, "label": str(i)} for i, name in enumerate(names)])
+    if path.suffix == ".jsonl":
+        rows.to_json(path)
+    elif path.suffix == ".parquet":
+        rows.to_parquet(path)
+    elif path.suffix == ".tsv":
+        rows.to_csv(path, sep="\t")
+    else:
+        rows.to_csv(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_relative_paths_count_from_the_table_and_then_from_where_the_process_stands(
+    kind, tmp_path, extractor, monkeypatch
+):
+    for number, place in enumerate(["set/meta/both.flac", "set/audio/a.flac", "here/both.flac", "here/only.flac"]):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(flac(clip(number)))
+    write_paths(tmp_path / "set" / "meta" / f"a.{kind}", ["both.flac", "../audio/a.flac", "only.flac"])
+    write_paths(tmp_path / "set" / "meta" / "more" / f"b.{kind}", ["../both.flac", str(tmp_path / "here/only.flac")])
+    monkeypatch.chdir(tmp_path / "here")
+    found, skipped = read(tmp_path / "set" / "meta", extractor, input_column="path", max_bad_share=0)
+    paths = [Path(example["path"]).resolve().relative_to(tmp_path) for example in found]
+    expected = ["set/meta/both.flac", "set/audio/a.flac", "here/only.flac", "set/meta/both.flac", "here/only.flac"]
+    assert list(map(str, paths)) == expected and not skipped
+
+
+def test_audio_columns_without_bytes_count_from_the_table_too(tmp_path, extractor, monkeypatch):
+    (tmp_path / "set" / "audio").mkdir(parents=True)
+    (tmp_path / "set" / "audio" / "a.flac").write_bytes(SOUND)
+    table = pa.table({"audio": pa.array([{"bytes": None, "path": "audio/a.flac"}, {"bytes": SOUND, "path": "b.flac"}])})
+    pq.write_table(table, tmp_path / "set" / "list.parquet")
+    found, _ = read(tmp_path / "set", extractor, files="*.parquet", max_bad_share=0)
+    assert [example["clip_name"] for example in found] == [str(tmp_path / "set" / "audio" / "a.flac"), "b.flac"]
+
+
+def test_where_nothing_can_be_used_the_last_reason_is_told(tmp_path, extractor):
+    write_paths(tmp_path / "list.csv", ["no.wav", "neither.wav"])
+    with pytest.raises(ValueError, match="2 bad clips; the last one, neither.wav, cannot be read: .*No such file"):
+        read(tmp_path, extractor, input_column="path")
+
+
+def test_a_column_of_bytes_is_decoded(tmp_path, extractor):
+    pq.write_table(pa.table({"audio": [SOUND, SOUND], "label": ["a", "b"]}), tmp_path / "a.parquet")
+    found, _ = read(tmp_path, extractor, max_bad_share=0)
+    assert [(example["clip_name"], example["label"]) for example in found] == [
+        ("shard 0, example 0", "a"),
+        ("shard 0, example 1", "b"),
+    ]
+
+
+def test_a_column_of_waveforms_is_taken_at_the_rate_of_the_model(tmp_path, extractor):
+    pq.write_table(pa.table({"wave": [clip(0).tolist(), clip(1).tolist()]}), tmp_path / "a.parquet")
+    examples = load_examples(DataArguments(str(tmp_path), input_column="wave"), extractor)
+    expected = extractor(clip(1), sampling_rate=16000, padding=False, return_tensors="np")["input_values"][0]
+    assert abs(examples.clips[1] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([1, 2], "int64"), ([1.5, 2.5], "float"), ([True, False], "bool"), ([["a"], ["b"]], "List"), ([{"x": 1}], "x")],
+)
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_column_that_can_hold_no_media_is_refused_once(form, values, kind, tmp_path, extractor):
+    rows = datasets.Dataset.from_dict({"x": values})
+    rows.to_parquet(tmp_path / "a.parquet") if form == "parquet" else rows.to_json(tmp_path / "a.jsonl")
+    with pytest.raises(
+        ValueError, match=f"data.input_column: .* a column 'x' of type .*{kind}.*; it takes bytes, paths"
+    ):
+        open_source(DataArguments(str(tmp_path), input_column="x"), extractor)
+
+
+def write_tar(path, names, content=SOUND):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("extension", ["flac", "m4a", "wma", "webm", "amr"])
+def test_fields_of_tar_files_are_found_by_our_own_extensions(extension, tmp_path, extractor):
+    write_tar(tmp_path / "a.tar", [f"{i}.{extension}" for i in range(3)])
+    found, _ = read(tmp_path, extractor, max_bad_share=0)
+    assert [example["__key__"] for example in found] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_classes_of_tar_files_are_the_folders_inside(name, tmp_path, extractor):
+    write_tar(tmp_path / "plain.tar", [f"set/{kind}/{i}.flac" for kind in ("dog", "rain") for i in range(2)])
+    if name.endswith(".gz"):
+        with tarfile.open(tmp_path / name, "w:gz") as tar, tarfile.open(tmp_path / "plain.tar") as plain:
+            for member in plain:
+                tar.addfile(member, plain.extractfile(member))
+        (tmp_path / "plain.tar").unlink()
+    data = DataArguments(str(tmp_path), label_column="label", cache_dir=str(tmp_path / "cache"), max_bad_share=0)
+    for more in ({}, {"in_memory": False}):
+        examples = load_examples(DataArguments(**{**vars(data), **more}), extractor)
+        assert [examples.label_names[label] for label in examples.labels] == ["dog", "dog", "rain", "rain"]
+
+
+def test_tar_files_without_folders_have_no_label(tmp_path, extractor):
+    write_tar(tmp_path / "a.tar", ["0.flac"])
+    with pytest.raises(ValueError, match="no column 'label'"):
+        open_source(DataArguments(str(tmp_path), label_column="label"), extractor)
+
+
+def write_shards(folder, kind):
+    """24 shards of two clips each."""
+    folder.mkdir()
+    for number in range(SHARDS):
+        path = folder / f"train-{number:05d}-of-{SHARDS:05d}.{kind}"
+        if kind == "tar":
+            write_tar(path, [f"{number}-{i}.flac" for i in range(2)])
+        elif kind == "parquet":
+            rows = [{"audio": {"bytes": SOUND, "path": f"{number}-{i}.flac"}} for i in range(2)]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            sounds = [folder.parent / f"{number}-{i}.flac" for i in range(2)]
+            for sound in sounds:
+                sound.write_bytes(SOUND)
+            write_paths(path, map(str, sounds), "audio")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "columns"])
+@pytest.mark.parametrize("kind", ["parquet", "tar", "jsonl"])
+@pytest.mark.parametrize("which", [0, 13])
+def test_damage_in_the_first_shard_costs_no_more_than_in_another(kind, damage, which, tmp_path, extractor, caplog):
+    bad = write_shards(tmp_path / "set", kind)[which]
+    content = bad.read_bytes()
+    if damage == "columns":
+        if kind == "tar":
+            write_tar(bad, ["1.other"])
+        else:
+            write_paths(bad, ["x"], "other")
+    else:
+        bad.write_bytes(
+            {"cut": content[: len(content) // 3], "empty": b"", "garbage": bytes(range(7, 250)) * 30}[damage]
+        )
+    found, skipped = read(tmp_path / "set", extractor)
+    whole = {f"{shard}-{i}.flac" for shard in range(SHARDS) if shard != which for i in range(2)}
+    read_names = {Path(example["clip_name"]).name for example in found}
+    assert whole <= read_names and len(read_names - whole) <= 1  # of a shard that was cut, what came before may be read
+    silent = damage == "empty" and kind != "parquet"  # a text without lines is a table without rows
+    told = " ".join([*skipped.values(), caplog.text])
+    assert bad.name in told or silent and kind == "jsonl" or damage == "columns" and kind == "tar"
+
+
+@pytest.mark.parametrize("cut", ["between members", "in a header", "whole"])
+def test_a_tar_file_that_ends_early_is_named(cut, tmp_path, extractor, caplog):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(2):
+        write_tar(folder / f"{number}.tar", [f"{number}-{i}.flac" for i in range(3)])
+    with tarfile.open(folder / "1.tar") as tar:
+        starts = [member.offset for member in tar]
+    content = (folder / "1.tar").read_bytes()
+    (folder / "1.tar").write_bytes(
+        content[: {"between members": starts[2], "in a header": starts[2] + 100, "whole": len(content)}[cut]]
+    )
+    found, _ = read(folder, extractor)
+    assert len(found) == (6 if cut == "whole" else 5)
+    early = "1 of 2 tar files do not end as a tar does, what came behind is lost (1.tar)"
+    assert (early in caplog.text) == (cut != "whole")
+
+
+def test_an_error_of_the_content_is_not_tried_again(tmp_path, extractor, caplog):
+    write_shards(tmp_path / "set", "parquet")[5].write_bytes(b"nothing that one could read, however often")
+    _, skipped = read(tmp_path / "set", extractor)
+    assert list(skipped) == ["shard 5"] and "trying again" not in caplog.text
+
+
+def test_names_of_shards_with_brackets_and_words_of_others(tmp_path, extractor, caplog):
+    folder = tmp_path / "[a] set"
+    folder.mkdir()
+    for name in ("b[1]", "c"):
+        pq.write_table(pa.table({"audio": [SOUND]}), folder / f"{name}.parquet")
+    (folder / "notes-test.txt").write_text("words")
+    (folder / "train.json").write_text("{}")
+    found, _ = read(folder, extractor, max_bad_share=0)
+    assert len(found) == 2 and "2 of 4 files are read (split train); left out: 1 .txt (notes-test.txt)" in caplog.text
+    (tmp_path / "a::b").mkdir()
+    pq.write_table(pa.table({"audio": [SOUND]}), tmp_path / "a::b" / "x.parquet")
+    with pytest.raises(ValueError, match="'::' in the path of a table is a chain of URLs"):
+        open_source(DataArguments(str(tmp_path / "a::b")), extractor)
+
+
+def test_a_name_of_its_own_is_kept(tmp_path, extractor):
+    (tmp_path / "1.wav").write_bytes(wav(clip(0)))
+    (tmp_path / "metadata.csv").write_text("file_name,clip_name\n1.wav,bark\n")
+    found, _ = read(tmp_path, extractor)
+    assert found[0]["clip_name"] == "bark"

@@ -1,0 +1,69 @@
+"""The dataset's own columns in files of features and codes: all of them, none overwritten."""
+
+import logging
+
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from bridle_hf.data import DataArguments, load_processor
+from bridle_hf.evaluation.features import write_features
+from bridle_hf.evaluation.tokens import write_codes
+from bridle_hf.evaluation.windows import write_parquet
+from bridle_hf.modeling_bridle import BridleModel, BridleTokenizer
+
+OURS = ["clip_name", "start", "last", "codes", "shape", "features", "dtype", "file"]
+
+
+@pytest.fixture
+def sounds(tmp_path, tone):
+    """Three sounds."""
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        soundfile.write(tmp_path / "set" / f"{number}.wav", tone(0, number), 16000)
+    return tmp_path / "set"
+
+
+def written(data, pretrained, tmp_path):
+    """The columns of features by frames and of codes, with the rows of each."""
+    processor = load_processor(pretrained)
+    write_features(tmp_path / "f.parquet", BridleModel.from_pretrained(pretrained), data, processor, pooling="frames")
+    write_codes(tmp_path / "c.parquet", BridleTokenizer.from_pretrained(pretrained), data, processor)
+    return [pq.read_table(tmp_path / name).to_pylist() for name in ("f.parquet", "c.parquet")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_tables_of_text_keep_their_columns(kind, sounds, pretrained, tmp_path):
+    between = "," if kind == "csv" else "\t"
+    lines = [["audio", "label", "fold", "note"], *([f"{i}.wav", "ab"[i % 2], str(i), ""] for i in range(3))]
+    (sounds / f"list.{kind}").write_text("\n".join(map(between.join, lines)) + "\n")
+    for rows in written(DataArguments(str(sounds), files=f"*.{kind}"), pretrained, tmp_path):
+        assert [(row["label"], row["fold"], row["note"]) for row in rows] == [
+            ("a", 0, None),
+            ("b", 1, None),
+            ("a", 2, None),
+        ]
+        assert [row["clip_name"] for row in rows] == [str(sounds / f"{i}.wav") for i in range(3)]
+
+
+def test_columns_called_like_ours_are_written_under_another_name(sounds, pretrained, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    lines = ["file_name," + ",".join(OURS), *(f"{i}.wav," + ",".join(f"{name}{i}" for name in OURS) for i in range(3))]
+    (sounds / "metadata.csv").write_text("\n".join(lines) + "\n")
+    features, codes = written(DataArguments(str(sounds)), pretrained, tmp_path)
+    for row in features:
+        number = row["clip_name"][-1]
+        renamed = {f"dataset_{name}": f"{name}{number}" for name in ("start", "last")}
+        kept = {name: f"{name}{number}" for name in OURS if name not in ("start", "last")}
+        assert {name: row[name] for name in renamed | kept} == renamed | kept
+        assert isinstance(row["start"], list) and isinstance(row["last"], list)
+    assert codes[1]["dataset_codes"] == "codes1" and codes[1]["dataset_shape"] == "shape1"
+    assert codes[1]["start"] == "start1" and isinstance(codes[1]["codes"], list)
+    assert caplog.text.count("'start' is written as 'dataset_start'") == 1
+
+
+def test_a_column_that_is_empty_at_first_holds_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("bridle_hf.evaluation.windows.ROWS_PER_GROUP", 2)
+    rows = [{"name": str(i), "note": None if i < 3 else i} for i in range(5)]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    assert pq.read_table(tmp_path / "rows.parquet")["note"].to_pylist() == [None, None, None, "3", "4"]
