@@ -161,6 +161,20 @@ def test_two_processes_stop_together_and_go_on(left_alone, tmp_path, tiny_recipe
     assert_equal(folder, left_alone(2))
 
 
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_sums_of_three_addends_keep_their_order(tmp_path, tiny_recipe, ranks):
+    """Stopped in both phases and resumed: gradients of so many processes are added up in the same order as before."""
+    errors = tmp_path / "errors"
+    phases = "phases=[{kind: encoder, steps: 8}, {kind: tokenizer, steps: 8}]"
+    alone, stopped = ((phases, f"output_dir={tmp_path / name}") for name in ("alone", "stopped"))
+    join(fork(train, tiny_recipe, *alone, errors=errors, ranks=ranks), errors)
+    for steps in (3, 11):
+        join(fork(train_some, tiny_recipe, stopped, steps, errors=errors, ranks=ranks), errors)
+        assert len(records(tmp_path / "stopped")) < 16
+    join(fork(train, tiny_recipe, *stopped, errors=errors, ranks=ranks), errors)
+    assert_equal(tmp_path / "stopped", tmp_path / "alone")
+
+
 def test_another_number_of_processes_goes_on(tmp_path, tiny_recipe):
     errors, folder = tmp_path / "errors", tmp_path / "run"
     one_phase = ("phases=[{kind: encoder, steps: 2}]", "phases=[{kind: encoder, steps: 4}]")

@@ -40,17 +40,18 @@ logger = logging.getLogger(__name__)
 OpenBatches = Callable[[int, int, int], Batches]
 
 
-def build_accelerator(
-    settings: OptimizationArguments, folder: Path, find_unused_parameters: bool = False
-) -> Accelerator:
+def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelerator:
     """The processes of a run.
 
     Raises:
         ValueError: processes that do not know of each other, or that shard what a checkpoint has to hold.
     """
     # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
+    # find_unused_parameters serves phases that leave parameters out of a step, and it fixes the order of sums: without
+    # it, DDP lays its buckets of gradients out anew after its first backward pass. A resumed run would add those of its
+    # first step in another order than the run left alone did, which three processes or more show in the last bits.
     ddp = DistributedDataParallelKwargs(
-        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
     )
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
