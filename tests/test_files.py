@@ -1,10 +1,21 @@
 """Files and folders are there as a whole or not at all; what was there before stays until then."""
 
+import errno
 import os
+import socket
 
 import pytest
 
-from bridle_hf.files import set_aside, whole_file, whole_folder, write_whole
+from bridle_hf.files import (
+    FolderError,
+    FolderLock,
+    check_writable,
+    remove,
+    set_aside,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 
 
 def names(folder):
@@ -78,3 +89,63 @@ def test_old_folders_are_numbered(tmp_path):
     for number in (1, 2):
         (tmp_path / "run").mkdir()
         assert set_aside(tmp_path / "run") == tmp_path / f"run.old-{number}"
+
+
+def test_a_linked_folder_is_set_aside_where_it_is(tmp_path):
+    """The link stays, or what comes next would be written to another disk."""
+    real, link = tmp_path / "disk" / "run", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "file").touch()
+    link.symlink_to(real)
+    assert set_aside(link) == real.with_name("run.old-1")
+    assert link.is_symlink() and not list(link.iterdir()) and (real.with_name("run.old-1") / "file").exists()
+
+
+def test_what_is_removed_behind_a_link_stays(tmp_path, caplog):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "file").touch()
+    link.symlink_to(real)
+    remove(link)
+    assert not link.is_symlink() and (real / "file").exists()
+    remove(tmp_path / "nothing")
+    remove(real / "file")  # no folder
+    (said,) = caplog.messages
+    assert said.startswith(f"{real / 'file'} could not be removed: [Errno 20] Not a directory")
+
+
+def test_a_lock_file_is_there_while_the_lock_is_held(tmp_path):
+    lock = FolderLock(tmp_path / "run" / ".lock")
+    lock.acquire()
+    assert lock.path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    set_aside(tmp_path / "run")
+    lock.acquire()  # of the new folder
+    assert lock.path.exists()
+    lock.release()
+    lock.release()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_where_nothing_can_be_written_a_message_says_so(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run" / "deeper"):
+        with pytest.raises(FolderError, match=f"output_dir is '{path}', and .*file is no folder"):
+            check_writable(path)
+    with pytest.raises(FolderError, match="cannot be written to: Not a directory. Give another output_dir"):
+        FolderLock(tmp_path / "file" / "run" / ".lock").acquire()
+    check_writable(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a disk that is mounted to be read
+    with pytest.raises(FolderError, match=f"and {tmp_path} may not be written to"):
+        check_writable(tmp_path / "new" / "run")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    lock = FolderLock(tmp_path / "run" / ".lock")
+    lock.acquire()
+    lock.release()
+    assert "cannot be locked ([Errno 37] No locks available): see to it that one run alone writes there" in caplog.text

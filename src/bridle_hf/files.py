@@ -1,13 +1,23 @@
-"""Atomic writes of files and folders; moving old folders aside.
+"""Atomic writes of files and folders; moving old folders aside; one writer at a time.
 
 What is being written lies beside its place as `.NAME.partial`, and is renamed once it is whole and on disk.
 """
 
+import errno
+import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -45,7 +55,7 @@ def whole_folder(path: Path, resume: str | None = None) -> Iterator[Path]:
 
     def clear() -> None:
         if resume is None or not (partial / resume).exists():
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
 
     clear()
     partial.mkdir(parents=True, exist_ok=True)
@@ -72,21 +82,126 @@ def put_in_place(path: Path) -> None:
     for each in (*inside, partial):
         _flush(each)
     retired = path.with_name(f".{path.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
+    remove(retired)
     if path.is_dir():  # a folder cannot be renamed to one that holds something
         os.replace(path, retired)
     os.replace(partial, path)
     _flush(path.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+    remove(retired)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder if it is there; of a symbolic link to one, the link alone. What cannot be removed is logged."""
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to NAME.old-1, -2, ..., so that starting over deletes nothing. Returns the new path."""
+    """Rename a folder to NAME.old-1, -2, ..., so that starting over deletes nothing. Returns the new path.
+
+    A symbolic link stays and leads to a new, empty folder where the old one was.
+    """
+    linked, folder = folder.is_symlink(), folder.resolve()
     number = 1
     while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     os.replace(folder, old)
+    if linked:
+        folder.mkdir()
     return old
+
+
+class FolderError(OSError):
+    """A folder that cannot be written to, or that another process writes to."""
+
+
+def check_writable(folder: str | Path) -> None:
+    """Check that a folder can be written to, or made, without making it.
+
+    Raises:
+        FolderError: it cannot.
+    """
+    there = Path(folder).resolve()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is no folder"
+        raise FolderError(f"output_dir is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
+
+
+class FolderLock:
+    """A lock that only one process holds: the one that may write to a folder.
+
+    The kernel frees it when that process is gone, however it ended, and not before: an orphan keeps it, and what a
+    process forked does not have it. Between machines it works where their file system can lock, as NFS 4 can; where it
+    cannot, a warning says so. Two threads of one process are not kept apart.
+
+    Args:
+        path: of the lock file, which is there as long as the lock is held.
+        folder: what messages call the folder; that of the lock file unless given.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None):
+        self.path, self.folder, self.file = path, folder or path.parent, None
+
+    def acquire(self) -> None:
+        """Take the lock, and make the folder of the lock file if need be; once more after it was renamed.
+
+        Raises:
+            FolderError: another process holds it, which the message names; or the folder cannot be written to.
+        """
+        while True:
+            try:
+                self.path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to none yet
+                file = self.path.open("a+")
+            except OSError as error:
+                reason = error.strerror or error
+                raise FolderError(f"{self.folder} cannot be written to: {reason}. Give another output_dir.") from error
+            try:
+                self._lock(file)
+            except FolderError:
+                file.close()
+                raise
+            # Whoever held it until now may have removed or renamed the file after it was opened here.
+            if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                break
+            file.close()
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        if self.file is not None:
+            self.file.close()
+        self.file = file
+
+    def release(self) -> None:
+        """Give the lock back, if it is held, and remove its file."""
+        if self.file is not None:
+            self.path.unlink(missing_ok=True)
+            self.file.close()
+            self.file = None
+
+    def _lock(self, file) -> None:
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "no locks on this system")
+            # Not flock(): a loader worker would inherit it and keep it for seconds after the process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning(
+                    "%s cannot be locked (%s): see to it that one run alone writes there", self.folder, error
+                )
+                return
+            file.seek(0)
+            raise FolderError(
+                f"{self.folder} is in use: {file.read() or 'another process'} writes there. Wait for it or end it "
+                "(its launcher may be gone already), or give another output_dir."
+            ) from error
 
 
 def _flush(path: Path) -> None:

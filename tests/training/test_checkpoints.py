@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import zipfile
 
 import numpy as np
@@ -17,6 +18,7 @@ from bridle_hf.training.checkpoints import (
     folder_written_beside,
     list_checkpoints,
     open_checkpoint,
+    place_of,
     random_state,
     save_checkpoint,
     set_random_state_,
@@ -50,6 +52,10 @@ def save(trained, tmp_path):
         )
 
     return write
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_is_saved_comes_back(trained, save):
@@ -114,6 +120,72 @@ def test_only_the_newest_are_kept(save, tmp_path):
     for step in (1, 2, 3):
         save(0, step, keep=2)
     assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["2", "3"]
+
+
+def test_a_checkpoint_outlives_its_own_pruning(save, tmp_path):
+    """What is there already is damaged, though it says that it is later."""
+    (save(2, 400) / "model.safetensors").write_bytes(b"damaged")
+    assert find_checkpoint(tmp_path) is None
+    for step in (2, 4):
+        assert open_checkpoint(save(0, step, keep=1))
+    drop_later_(tmp_path, open_checkpoint(tmp_path / "phase-00-step-00000004"))
+    assert names(tmp_path) == ["phase-00-step-00000004"]
+    drop_later_(tmp_path, None)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "rank-0.json", "manifest.json"])
+def test_damaged_checkpoints_are_not_among_those_that_are_kept(save, tmp_path, file):
+    save(0, 1)
+    (save(0, 2) / file).write_text("short")
+    save(0, 3, keep=2)
+    assert names(tmp_path) == ["phase-00-step-00000001", "phase-00-step-00000003"]
+
+
+def test_names_that_only_look_like_checkpoints_are_left_alone(save, tmp_path):
+    made = save(0, 4)
+    others = [f"{made.name}.backup", "phase-0-step-4", "phase-00-step-٠٠٠٠٠٠٠٩", ".phase-of-mine", "phase-x-step-y"]
+    for name in others:
+        shutil.copytree(made, tmp_path / name)
+    (tmp_path / "phase-00-step-00000099").write_text("a file")
+    assert list_checkpoints(tmp_path) == [made] and find_checkpoint(tmp_path).path == made
+    (tmp_path / ".phase-00-step-00000006.partial").mkdir()
+    drop_later_(tmp_path, find_checkpoint(tmp_path))
+    save(1, 1, keep=1)
+    assert names(tmp_path) == sorted([*others, "phase-00-step-00000099", "phase-01-step-00000001"])
+
+
+def test_a_copy_under_the_name_of_a_later_one_is_passed_over(save, tmp_path, caplog):
+    made = save(0, 4)
+    shutil.copytree(made, tmp_path / "phase-00-step-00000009")
+    assert find_checkpoint(tmp_path).path == made
+    assert "phase-00-step-00000009 was phase-00-step-00000004 when it was written" in caplog.text
+
+
+def test_numbers_are_sorted_as_numbers(save, tmp_path):
+    for phase, step in ((100, 1), (99, 1), (2, 100_000_000), (2, 99_999_999)):
+        save(phase, step)
+    assert [place_of(path) for path in list_checkpoints(tmp_path)] == [
+        (2, 99_999_999),
+        (2, 100_000_000),
+        (99, 1),
+        (100, 1),
+    ]
+    assert find_checkpoint(tmp_path).task == 100
+    drop_later_(tmp_path, open_checkpoint(tmp_path / "phase-99-step-00000001"))
+    assert save(101, 1, keep=2).exists()
+    assert [place_of(path) for path in list_checkpoints(tmp_path)] == [(99, 1), (101, 1)]
+
+
+def test_a_checkpoint_on_another_disk_loses_its_link_alone(save, tmp_path):
+    """It was moved there and linked to."""
+    moved = tmp_path / "disk"
+    made = save(0, 2)
+    made.rename(moved)
+    made.symlink_to(moved)
+    assert find_checkpoint(tmp_path).path == made
+    save(0, 4, keep=1)
+    assert names(tmp_path) == ["disk", "phase-00-step-00000004"] and open_checkpoint(moved)
 
 
 def test_a_folder_appears_whole_or_not_at_all(trained, tmp_path):

@@ -6,6 +6,7 @@ import pkgutil
 import random
 import resource
 import signal
+import socket
 import time
 from pathlib import Path
 from unittest import mock
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bridle_hf.cli.process import stop_signals
+from bridle_hf.files import FolderError
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
@@ -161,6 +163,20 @@ def test_two_processes_stop_together_and_go_on(left_alone, tmp_path, tiny_recipe
     assert_equal(folder, left_alone(2))
 
 
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_sums_of_three_addends_keep_their_order(tmp_path, tiny_recipe, ranks):
+    """Stopped in both phases and resumed: gradients of so many processes are added up in the same order as before."""
+    errors = tmp_path / "errors"
+    phases = "phases=[{kind: encoder, steps: 8}, {kind: tokenizer, steps: 8}]"
+    alone, stopped = ((phases, f"output_dir={tmp_path / name}") for name in ("alone", "stopped"))
+    join(fork(train, tiny_recipe, *alone, errors=errors, ranks=ranks), errors)
+    for steps in (3, 11):
+        join(fork(train_some, tiny_recipe, stopped, steps, errors=errors, ranks=ranks), errors)
+        assert len(records(tmp_path / "stopped")) < 16
+    join(fork(train, tiny_recipe, *stopped, errors=errors, ranks=ranks), errors)
+    assert_equal(tmp_path / "stopped", tmp_path / "alone")
+
+
 def test_another_number_of_processes_goes_on(tmp_path, tiny_recipe):
     errors, folder = tmp_path / "errors", tmp_path / "run"
     one_phase = ("phases=[{kind: encoder, steps: 2}]", "phases=[{kind: encoder, steps: 4}]")
@@ -212,6 +228,57 @@ def test_a_checkpoint_that_is_named_again_takes_nothing_back(tmp_path, tiny_reci
     train(tiny_recipe, f"output_dir={folder}", phases, f"resume={named}")
     assert f"going on from {newest}" in caplog.text
     assert [record["step"] for record in records(folder)] == [*range(1, 10)]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_over(tmp_path, tiny_recipe, caplog):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 8}]")
+    train_some(tiny_recipe, overrides, 5)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "model.safetensors").write_bytes(b"damaged")
+    train_some(tiny_recipe, overrides, 3)
+    assert f"no checkpoint is whole: the earlier run was moved to {tmp_path / 'run.old-1'}" in caplog.text
+    assert (tmp_path / "run.old-1" / "metrics.jsonl").read_text() == before
+    train(tiny_recipe, *overrides)
+    assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 9)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1"]
+
+
+def test_a_run_that_starts_over_stays_behind_its_link(tmp_path, tiny_recipe):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    overrides = (f"output_dir={tmp_path / 'link'}", "phases=[{kind: encoder, steps: 2}]")
+    train(tiny_recipe, *overrides)
+    train(tiny_recipe, *overrides, "resume=never")
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["run", "run.old-1"]
+    assert (tmp_path / "link").is_symlink() and len(records(tmp_path / "disk" / "run")) == 2
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_one_run_alone_writes_to_a_folder(tmp_path, tiny_recipe, resume):
+    """A launcher that was killed leaves its trainers; the same command, given again, says so and touches nothing."""
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 3000}]", "data.num_workers=1")
+    first = fork(train, tiny_recipe, *overrides, errors=tmp_path / "first")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() or len(records(tmp_path / "run")) < 4:
+        assert time.monotonic() < deadline and first[0].is_alive(), (tmp_path / "first").read_text()
+        time.sleep(0.01)
+    again = fork(train, tiny_recipe, *overrides, f"resume={resume}", errors=tmp_path / "again", ranks=2)
+    join(again, tmp_path / "again", exitcode=1)
+    said = f"FolderError: {tmp_path / 'run'} is in use: process {first[0].pid} on {socket.gethostname()} writes there"
+    assert (tmp_path / "again").read_text().count(said) == 2
+    os.kill(first[0].pid, signal.SIGTERM)
+    join(first, tmp_path / "first")
+    steps = [record["step"] for record in records(tmp_path / "run")]
+    assert steps == [*range(1, len(steps) + 1)] and list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run.old-1").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_data_is_opened(tmp_path, tiny_recipe, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Run, "open_data", lambda run: pytest.fail("data was opened"))
+    with pytest.raises(FolderError, match=f"{tmp_path / 'file' / 'run'} cannot be written to: Not a directory"):
+        train(tiny_recipe, f"output_dir={tmp_path / 'file' / 'run'}")
 
 
 def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, tiny_recipe):

@@ -16,6 +16,7 @@ from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
+from ..files import check_writable
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
 
@@ -26,36 +27,42 @@ PRETRAINED, CLASSIFIER = (
 
 
 @contextmanager
-def setting_up(parser) -> Iterator[None]:
+def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Exit with code 2 and a one-line message when the user's input is invalid.
 
     Args:
         parser: the command's `argparse.ArgumentParser`.
+        errors: what says so.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except errors as error:
         parser.error(" ".join(str(error).split()))
 
 
 def check_recipe(recipe: PretrainRecipe) -> None:
-    """Check the processor and the data of a pretraining recipe.
+    """Check the output folder, the processor and the data of a pretraining recipe.
 
     Raises:
+        FolderError: `output_dir` cannot be written to.
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
+    check_writable(recipe.output_dir)
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
 
 
 def check_finetuning(recipe: Any) -> None:
-    """Check model, processor and data of a fine-tuning recipe; with a model per fold, those of the first fold.
+    """Check output folder, model, processor and data of a fine-tuning recipe; with a model per fold, those of the first
+    fold.
 
     Raises:
+        FolderError: `output_dir` cannot be written to.
         ValueError: there is no such model, a setting that its processor does not take, or data that `check_data`
             refuses.
     """
+    check_writable(recipe.output_dir)
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))

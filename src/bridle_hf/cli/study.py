@@ -32,8 +32,10 @@ from ..evaluation.features import encoder_features
 from ..evaluation.probe import linear_probe
 from ..evaluation.report import codebook_report
 from ..evaluation.tables import markdown
+from ..files import FolderError, FolderLock
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from ..training import load_recipe
+from ..training.locking import sole_writer
 from ..training.metrics import read_metrics
 from .checks import check_data, check_recipe, setting_up
 from .options import OVERRIDE, add_recipe_options, parse_recipe_options
@@ -70,6 +72,13 @@ def main(arguments=None, prog=None):
         recipe.data.exclude.pop(given.fold_column, None)
         data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
         check_data(data, processor)
+    lock = FolderLock(Path(recipe.output_dir) / ".lock")
+    with setting_up(parser, (FolderError,)), sole_writer(lock, is_main_process=True):
+        study(parser, given, recipe, data, processor)
+
+
+def study(parser, given, recipe, data, processor):
+    """Trains what is not trained yet, measures all of it, and writes and prints the tables."""
     folder = Path(recipe.output_dir)
     examples = load_examples(data, processor)
 

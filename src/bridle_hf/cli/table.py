@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..evaluation.tables import markdown
+from ..files import FolderError
 from ..quantizer_experiments.table import TableRecipe, run_methods
 from ..recipe_reader import RecipeError
 from ..training import load_recipe
@@ -30,7 +31,7 @@ def run_table(
     try:
         recipe = load_recipe(given.recipe, given.overrides, recipe_class)
         results = run_methods(recipe, given.method)
-    except RecipeError as error:
+    except (RecipeError, FolderError) as error:
         parser.error(str(error))
     if PartialState().is_main_process:
         table = markdown([recipe.summary_row(each) for each in results])

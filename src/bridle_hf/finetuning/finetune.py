@@ -26,6 +26,7 @@ from ..evaluation.metrics import load_metric
 from ..evaluation.probe import outer_folds
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
+from ..training.locking import sole_writer
 from ..training.parameters import parameter_groups
 from .folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
 
@@ -139,7 +140,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
     Raises:
         ValueError: for a fold that the data does not have, an option that the modality does not have, for clips with
             several labels under cross-entropy or without `fold_column` and `test_split`, and for another number of
-            processes than a fold was begun with.
+            processes than a fold was begun with; `FolderError` for a fold's folder that another run writes to.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
     modality = modality_of(processor)
@@ -168,7 +169,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
             examples = load_examples(recipe.data, processor, dataset, test_dataset)
-        scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
+        with sole_writer(kept.lock, PartialState(cpu=not torch.accelerator.is_available()).is_main_process):
+            scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
     names = list(next(iter(scores.values())))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in names}

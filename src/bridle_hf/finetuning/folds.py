@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..files import set_aside, write_whole
+from ..files import FolderLock, set_aside, write_whole
 from ..recipe_reader import changed_keys
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class KeptFold:
     """
 
     def __init__(self, folder: Path, recipe, model: str, dataset: str | None = None):
+        self.lock = FolderLock(folder.with_name(f".{folder.name}.lock"), folder)  # outside, since `begin` may rename it
         self.folder, self.recipe = folder, describe(recipe, model) | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:

@@ -256,7 +256,7 @@ def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dic
     known = [method.name for method in recipe.methods]
     if unknown := sorted(set(names or ()) - set(known)):
         raise RecipeError(f"no method {', '.join(unknown)} in the recipe; it has {', '.join(known)}.")
-    accelerator = build_accelerator(recipe.settings, Path(recipe.output_dir), Row.may_leave_parameters_out)
+    accelerator = build_accelerator(recipe.settings, Path(recipe.output_dir))
     found = []
     for row in recipe.build_tasks():
         folder = Path(recipe.output_dir) / row.name
@@ -273,8 +273,6 @@ def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dic
 
 class Row(Task):
     """The training of one method of a table."""
-
-    may_leave_parameters_out = True  # a layer that is dropped at random has no gradient
 
     def __init__(self, recipe: TableRecipe, method: Method):
         self.recipe, self.method = recipe, method

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import random
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,13 +33,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..files import partial_of, whole_folder
+from ..files import partial_of, remove, whole_folder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Whole tensors on the CPU of the first process, under the names of the bare model, however the model is wrapped.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+NAME = re.compile(r"phase-(\d+)-step-(\d+)")
+UNFINISHED = re.compile(r"\.phase-\d+-step-\d+\.(partial|old)")  # what `put_in_place` leaves when it is killed
 OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml"}
 
 
@@ -73,6 +75,13 @@ def checkpoint_name(task: int, step: int) -> str:
     return f"phase-{task:02d}-step-{step:08d}"
 
 
+def place_of(path: Path) -> tuple[int, int] | None:
+    """The task and step in a checkpoint's name; None for any other name, such as that of a backup beside it."""
+    found = NAME.fullmatch(path.name)
+    place = tuple(map(int, found.groups())) if found else None
+    return place if place is not None and checkpoint_name(*place) == path.name else None
+
+
 def save_checkpoint(folder, accelerator, model, optimizer, *, task, step, state, data, recipe, keep) -> Path:
     """Writes a checkpoint, then removes the oldest. Every process must call it; processes share the file system.
 
@@ -99,7 +108,7 @@ def save_checkpoint(folder, accelerator, model, optimizer, *, task, step, state,
             (beside / "state.json").write_text(json.dumps(state, indent=1))
             (beside / "recipe.yaml").write_text(recipe)
     if accelerator.is_main_process:
-        prune_(folder, keep)
+        prune_(target, keep)
     return target
 
 
@@ -124,17 +133,21 @@ def folder_written_beside(target: Path, accelerator, manifest: bool = False) -> 
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    return sorted(path for path in Path(folder).glob("phase-*-step-*") if path.is_dir())
+    """Checkpoint folders, oldest first. Other names are left out."""
+    return sorted((path for path in Path(folder).glob("phase-*") if place_of(path) and path.is_dir()), key=place_of)
 
 
 def find_checkpoint(folder: str | Path) -> Checkpoint | None:
     """The newest intact checkpoint of a run. Damaged ones are logged and skipped."""
     for path in reversed(list_checkpoints(folder)):
         try:
-            return open_checkpoint(path)
-        except ValueError as error:
-            logger.warning("passing over a damaged checkpoint: %s", error)
+            checkpoint = open_checkpoint(path)
+            if (checkpoint.task, checkpoint.step) == place_of(path):
+                return checkpoint
+            error = f"{path} was {checkpoint_name(checkpoint.task, checkpoint.step)} when it was written."
+        except ValueError as reason:
+            error = reason
+        logger.warning("passing over a damaged checkpoint: %s", error)
     return None
 
 
@@ -142,7 +155,7 @@ def open_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
     """Checks a checkpoint against its manifest.
 
     Args:
-        verify: whether to read all of every file, which one that was written just now can do without.
+        verify: whether to read all of every file, and not only its size.
 
     Raises:
         ValueError: not a checkpoint, or a file of it is missing or not what was written.
@@ -154,28 +167,38 @@ def open_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
         raise ValueError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
     if not isinstance(manifest, dict) or not OF_EVERY_CHECKPOINT <= manifest.keys():
         raise ValueError(f"{path / MANIFEST} lists {list(manifest)}; it takes {sorted(OF_EVERY_CHECKPOINT)} and more.")
-    for name, expected in manifest.items() if verify else ():
-        found = _fingerprint(path / name) if (path / name).is_file() else None
-        if found != expected:
+    for name, expected in manifest.items():
+        found = _fingerprint(path / name, verify) if (path / name).is_file() else {}
+        if not found or any(expected.get(key) != value for key, value in found.items()):
             raise ValueError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["phase"], state["step"], state)
 
 
-def prune_(folder: str | Path, keep: int) -> None:
-    """Removes all but the newest checkpoints."""
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+def prune_(newest: Path, keep: int) -> None:
+    """Removes what is older than a checkpoint, except for the `keep` - 1 newest that are whole."""
+    older = [path for path in list_checkpoints(newest.parent) if place_of(path) < place_of(newest)]
+    whole = [path for path in older if _is_whole(path)]
+    for path in set(older) - set(whole[max(0, len(whole) - keep + 1) :]):
+        remove(path)
 
 
-def drop_later_(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Remove checkpoints later than the one that a run resumes from (they are damaged or of an abandoned run) and
-    unfinished ones of a killed process."""
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(open_checkpoint(path, verify=False))
+    except ValueError:
+        return False
+
+
+def drop_later_(folder: str | Path, checkpoint: Checkpoint | None) -> None:
+    """Remove checkpoints later than the one that a run resumes from (they are damaged or of an abandoned run), all of
+    them where it starts from nothing, and unfinished ones of a killed process."""
     for path in list_checkpoints(folder):
-        if path.name > checkpoint_name(checkpoint.task, checkpoint.step):
-            shutil.rmtree(path)
+        if checkpoint is None or place_of(path) > (checkpoint.task, checkpoint.step):
+            remove(path)
     for path in Path(folder).glob(".phase-*"):
-        shutil.rmtree(path)
+        if UNFINISHED.fullmatch(path.name):
+            remove(path)
 
 
 def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -210,6 +233,10 @@ def _from_hex(text: str) -> torch.Tensor:
     return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
 
 
-def _fingerprint(path: Path) -> dict:
+def _fingerprint(path: Path, whole: bool = True) -> dict:
+    """Size of a file and, if `whole`, the sha256 of what it holds."""
+    size = {"size": path.stat().st_size}
+    if not whole:
+        return size
     with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return size | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}

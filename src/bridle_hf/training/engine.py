@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..losses_bridle import LossSum, objective
 from .checkpoints import Checkpoint
 from .failures import save_failure
+from .locking import sole_writer
 from .memory import shared_with_workers
 from .run import Run, waiting_for_others
 from .seeds import seed_from
@@ -44,9 +45,10 @@ def train(run: Run, stop: Stop | None = None) -> bool:
         FloatingPointError: batch, loss or gradient held NaN or inf; `failure/` in the run's folder holds the step.
         RuntimeError: another process ended or hangs, or too many samples cannot be used.
         OSError: a checkpoint could not be written; those before it are intact.
+        FolderError: another run writes to the folder, or it cannot be written to.
         ValueError: a checkpoint that does not fit the run, or a finished run of another recipe in its folder.
     """
-    with waiting_for_others(run.settings.deadline):
+    with waiting_for_others(run.settings.deadline), sole_writer(run.lock, run.accelerator.is_main_process):
         checkpoint = run.find_start()
         if run.is_finished(checkpoint):
             logger.info("this run is finished; its results are in %s", run.folder)

@@ -233,7 +233,6 @@ class JointPhase(Phase):
     tokenizer_update_every: int = 5
 
     trains = ("bridle", "decoder", "tokenizer")
-    may_leave_parameters_out = True  # most steps leave the tokenizer out
 
     def __post_init__(self):
         super().__post_init__()

@@ -122,7 +122,7 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) 
             processes that do not know of each other.
     """
     folder, settings = Path(recipe.output_dir), recipe.training
-    accelerator = build_accelerator(settings, folder, any(phase.may_leave_parameters_out for phase in recipe.phases))
+    accelerator = build_accelerator(settings, folder)
     processor = recipe.build_processor()
 
     def open_batches(seed: int, rank: int, num_processes: int):

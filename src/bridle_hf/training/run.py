@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
-from ..files import set_aside, write_whole
+from ..files import FolderLock, set_aside, write_whole
 from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import OptimizationArguments
 from .checkpoints import (
@@ -25,10 +25,10 @@ from .checkpoints import (
     find_checkpoint,
     list_checkpoints,
     open_checkpoint,
-    prune_,
     save_checkpoint,
     set_random_state_,
 )
+from .locking import take_lock
 from .metrics import MetricsFile, flat
 from .seeds import seed_from
 from .task import Batches, Task
@@ -40,17 +40,18 @@ logger = logging.getLogger(__name__)
 OpenBatches = Callable[[int, int, int], Batches]
 
 
-def build_accelerator(
-    settings: OptimizationArguments, folder: Path, find_unused_parameters: bool = False
-) -> Accelerator:
+def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelerator:
     """The processes of a run.
 
     Raises:
         ValueError: processes that do not know of each other, or that shard what a checkpoint has to hold.
     """
     # Buffers are codebooks, which update_() keeps equal on all processes; DDP must not overwrite them.
+    # find_unused_parameters serves phases that leave parameters out of a step, and it fixes the order of sums: without
+    # it, DDP lays its buckets of gradients out anew after its first backward pass. A resumed run would add those of its
+    # first step in another order than the run left alone did, which three processes or more show in the last bits.
     ddp = DistributedDataParallelKwargs(
-        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
     )
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -91,7 +92,7 @@ class Run:
     ):
         self.accelerator, self.folder, self.tasks, self.settings = accelerator, Path(folder), tasks, settings
         self.open_batches, self.recipe, self.seed, self.resume = open_batches, recipe, seed, resume
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.metrics, self.lock = MetricsFile(self.folder / "metrics.jsonl"), FolderLock(self.folder / ".lock")
         self.data_seed, self.steps_skipped = seed, 0
         self.stopped, self.asked_to_stop = False, lambda: False
         self.skips, self.skipped_names = 0, set()  # of bad samples: how many skips were reported, and of which samples
@@ -111,16 +112,23 @@ class Run:
             ValueError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the processes.
         """
         checkpoints = self.folder / "checkpoints"
-        if self.resume == "never":
-            if self.accelerator.is_main_process and checkpoints.exists():
-                logger.warning("resume=never: the earlier run was moved to %s", set_aside(self.folder))
-            self.accelerator.wait_for_everyone()
-        checkpoint = find_checkpoint(checkpoints)
+        checkpoint = None if self.resume == "never" else find_checkpoint(checkpoints)
         if self.resume not in ("auto", "never") and (checkpoint is None or not self.wrote(checkpoint)):
             checkpoint = open_checkpoint(self.resume)
         if checkpoint is not None:
             self.check_fits(checkpoint)
+        elif checkpoints.exists() and self.resume == "never":
+            self.start_over("resume=never")
+        elif list_checkpoints(checkpoints):
+            self.start_over("no checkpoint is whole")
         return checkpoint
+
+    def start_over(self, reason: str) -> None:
+        """Move the folder aside, with all that is in it, and take the lock of a new one. Every process calls it."""
+        self.accelerator.wait_for_everyone()  # the others have looked at it
+        if self.accelerator.is_main_process:
+            logger.warning("%s: the earlier run was moved to %s", reason, set_aside(self.folder))
+        take_lock(self.lock, self.accelerator.is_main_process)
 
     def wrote(self, checkpoint: Checkpoint) -> bool:
         """Whether the checkpoint was written with this value of `resume`, that is, by this run itself."""
@@ -137,12 +145,9 @@ class Run:
             self.go_on_in_data(checkpoint)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "recipe.yaml", recipe_to_yaml(self.recipe))
             self.skipped_names = self.metrics.rewind(*(checkpoint.task, checkpoint.step) if checkpoint else (-1, 0))
-            if checkpoint is not None:
-                drop_later_(self.folder / "checkpoints", checkpoint)
-                prune_(self.folder / "checkpoints", self.settings.keep_checkpoints)
+            drop_later_(self.folder / "checkpoints", checkpoint)
         accelerator.init_trackers("tensorboard")
 
     def go_on_in_data(self, checkpoint: Checkpoint) -> None:

@@ -59,13 +59,11 @@ class Task:
         name: of the task, in logs and checkpoints.
         index: its number in the run.
         steps: its length in optimizer steps.
-        may_leave_parameters_out: whether a step may not reach some of the parameters that train.
     """
 
     name: str
     index: int = 0
     steps: int | None
-    may_leave_parameters_out: bool = False
 
     def build(self, weights: dict[str, torch.Tensor] | None, begins: bool) -> torch.nn.Module:
         """The model, on the CPU.
