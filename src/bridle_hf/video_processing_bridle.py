@@ -10,6 +10,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, load_video, make_batched_videos
 
 from .checks_bridle import check_depth, check_kind, checked_pixels, described
+from .image_processing_bridle import covering_size
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -42,11 +43,14 @@ class BridleVideoProcessorKwargs(VideosKwargs, total=False):
     frame_stride (`int`): distance of neighbouring frames of a clip; `None` is the largest that the video allows.
     num_clips (`int`): clips evenly spread over the video, each a view of its own.
     num_crops (`int`): crops evenly spread along the longer side, each a view of its own.
+    keep_aspect_ratio (`bool`): a `size` of height and width is what the resized frames have to cover; otherwise they
+        are stretched to it.
     """
 
     frame_stride: int | None
     num_clips: int | None
     num_crops: int | None
+    keep_aspect_ratio: bool
 
 
 class BridleVideoProcessor(BaseVideoProcessor):
@@ -80,6 +84,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
     frame_stride = None
     num_clips = 1
     num_crops = 1
+    keep_aspect_ratio = False
     valid_kwargs = BridleVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
@@ -154,10 +159,15 @@ class BridleVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"videos has {given}; a video takes 1 or 3 channels: {error}") from error
         return [checked_pixels(video, "videos") for video in videos]
 
-    def _preprocess(self, videos, num_clips=1, num_crops=1, **kwargs) -> BatchFeature:
+    def _preprocess(self, videos, num_clips=1, num_crops=1, keep_aspect_ratio=False, **kwargs) -> BatchFeature:
+        size, covered = kwargs["size"], keep_aspect_ratio and kwargs["size"].height
+        if kwargs["do_resize"] and (covered or num_clips * num_crops > 1):
+            videos = [
+                self.resize(video, size=covering_size(video, size) if covered else size, resample=kwargs["resample"])
+                for video in videos
+            ]
+            kwargs |= {"do_resize": False}
         if num_clips * num_crops > 1:
-            if kwargs["do_resize"]:
-                videos = [self.resize(video, size=kwargs["size"], resample=kwargs["resample"]) for video in videos]
             size = kwargs["crop_size"]
             videos = [
                 crop
@@ -165,7 +175,6 @@ class BridleVideoProcessor(BaseVideoProcessor):
                 for clip in video.chunk(num_clips)  # (frames, 3, height, width) each
                 for crop in spread_crops(clip, (size.height, size.width), num_crops)
             ]
-            kwargs |= {"do_resize": False}
         return super()._preprocess(videos, **kwargs)
 
 
