@@ -1,5 +1,6 @@
 """Image front-end of BRIDLE: resize, centre crop, scale to [0, 1] and normalise."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,6 +9,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .checks_bridle import check_depth, check_kind, checked_pixels, described
+
+try:  # of all imports of a model's code the Hub lets only guarded ones be missing
+    from PIL import Image, ImageOps
+except ImportError:
+    Image = None
 
 
 class BridleImageProcessorKwargs(ImagesKwargs, total=False):
@@ -58,6 +64,13 @@ class BridleImageProcessor(TorchvisionBackend):
     def from_dict(cls, image_processor_dict, **kwargs):
         check_kind(image_processor_dict, "image_processor")
         return super().from_dict(image_processor_dict, **kwargs)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens local files with all their channels and bits; transformers' reader drops transparency."""
+        if Image is not None and isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            with Image.open(image_url_or_urls) as image:
+                return ImageOps.exif_transpose(image)
+        return super().fetch_images(image_url_or_urls)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         """One image or images in any nesting -> a list of images."""

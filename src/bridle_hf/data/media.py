@@ -23,7 +23,8 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     """An array of pixels with its channels brought before height and width: uint8 (..., 3, H, W).
 
     Args:
-        raw: (H, W), or (..., H, W, C) or (..., C, H, W), with 1, 3 or 4 channels; a 4th, the opacity, is dropped.
+        raw: (H, W), or (..., H, W, C) or (..., C, H, W), with 1, 3 or 4 channels; with a 4th, the opacity, the pixels
+            are laid on white.
         axes: of the array with channels: 3 of an image, 4 of a video.
 
     Raises:
@@ -41,8 +42,18 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     elif pixels.shape[-3] not in (1, 3, 4):
         raise BadClipError(f"is an array {pixels.shape}; it takes 1, 3 or 4 channels, last or before height and width")
     channels = pixels.shape[-3]
-    pixels = pixels[..., :3, :, :]
+    if channels == 4:
+        pixels = _on_white(pixels)
     return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else pixels)
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (..., 4, H, W), the last channel the opacity -> uint8 (..., 3, H, W)"""
+    colours, opacity = pixels[..., :3, :, :], pixels[..., 3:, :, :]
+    if (opacity == 255).all():
+        return colours
+    lack = (255 - colours).astype(np.uint16) * opacity  # of white, times 255
+    return 255 - ((lack + 127) // 255).astype(np.uint8)
 
 
 @contextmanager
