@@ -39,7 +39,7 @@ def check_depth(pixels: Any, name: str) -> None:
         fits = not kind.startswith(("I", "F"))
     if not fits:
         raise ValueError(
-            f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255, or arrays of floats: divide 16 bits by "
+            f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255 or arrays of floats: divide 16 bits by "
             "257."
         )
 

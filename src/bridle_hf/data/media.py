@@ -9,6 +9,8 @@ import fsspec
 import numpy as np
 import torch
 
+from ..video_decoding_bridle import on_white
+
 
 class BadClipError(ValueError):
     """A sample that cannot be used: corrupt, empty, too short, or not finite. Loaders skip it, count it and name it."""
@@ -42,18 +44,7 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     elif pixels.shape[-3] not in (1, 3, 4):
         raise BadClipError(f"is an array {pixels.shape}; it takes 1, 3 or 4 channels, last or before height and width")
     channels = pixels.shape[-3]
-    if channels == 4:
-        pixels = _on_white(pixels)
-    return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else pixels)
-
-
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (..., 4, H, W), the last channel the opacity -> uint8 (..., 3, H, W)"""
-    colours, opacity = pixels[..., :3, :, :], pixels[..., 3:, :, :]
-    if (opacity == 255).all():
-        return colours
-    lack = (255 - colours).astype(np.uint16) * opacity  # of white, times 255
-    return 255 - ((lack + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else on_white(pixels))
 
 
 @contextmanager
