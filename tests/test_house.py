@@ -33,6 +33,7 @@ FLOORS = [
         "outputs_bridle",
         "recipe_reader",
         "recipes",
+        "video_decoding_bridle",
     },
     {"quantization_bridle", "layers_bridle"},
     {"learned_quantization_bridle", "swin_bridle"},

@@ -82,6 +82,8 @@ def test_images_of_several_sizes_make_one_batch(picture):
             "images has a Tensor .* of int16; pixels take 0 to 255",
         ),
         (Image.fromarray(np.zeros((20, 20), np.uint16)), "images has a Image of I;16; pixels take 0 to 255"),
+        (Image.fromarray(np.zeros((20, 20), np.float32)), "images has a Image of F; pixels take 0 to 255"),
+        (torch.full((3, 20, 20), 256).to(torch.uint16), "images has a Tensor .* of uint16; .*divide 16 bits by 257"),
         (Image.fromarray(np.zeros((20, 20), np.int32)), "images has a Image of I; pixels take 0 to 255"),
     ],
 )

@@ -31,13 +31,16 @@ def check_depth(pixels: Any, name: str) -> None:
     """
     if hasattr(pixels, "dtype"):
         kind = str(pixels.dtype).removeprefix("torch.")
+        if isinstance(pixels, torch.Tensor) and not pixels.is_floating_point():
+            pixels = pixels.to(torch.int64)  # torch has no minimum of uint16
         fits = kind == "uint8" or "float" in kind or 0 in pixels.shape or 0 <= pixels.min() <= pixels.max() <= 255
     else:
-        kind = getattr(pixels, "mode", "")  # of PIL: "I", "I;16" and the like are integers of more than 8 bits
-        fits = not kind.startswith("I")
+        kind = getattr(pixels, "mode", "")  # of PIL: "I", "I;16" and "F" are grey of more than 8 bits
+        fits = not kind.startswith(("I", "F"))
     if not fits:
         raise ValueError(
-            f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255 or floats: divide 16 bits by 257."
+            f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255 or arrays of floats: divide 16 bits by "
+            "257."
         )
 
 

@@ -38,10 +38,11 @@ SPECTROGRAM_DEFAULTS = {
     "mask_type": "random",
     "use_cls_token": True,
     "position_layout": "grid",
+    "interpolate_positions": False,
 }
 MODALITY_DEFAULTS = {
     "audio": SPECTROGRAM_DEFAULTS,
-    "image": SPECTROGRAM_DEFAULTS | {"input_size": (224, 224), "num_channels": 3},
+    "image": SPECTROGRAM_DEFAULTS | {"input_size": (224, 224), "num_channels": 3, "interpolate_positions": True},
     "video": {
         "input_size": (16, 224, 224),
         "patch_size": (2, 16, 16),
@@ -55,6 +56,7 @@ MODALITY_DEFAULTS = {
         "mask_type": "tube",
         "use_cls_token": True,
         "position_layout": "grid",
+        "interpolate_positions": True,
     },
 }
 
@@ -268,7 +270,7 @@ class BridleConfig(PreTrainedConfig):
         modality (`str`): `"audio"`, `"image"` or `"video"`.
         preset (`str`): `"default"` (the paper, read sensibly) or `"official"` (the reference code as it runs).
         input_size (`tuple[int]`): (frames, mel bins), (height, width) or (frames, height, width). Inputs of another
-            size work wherever `patch_size` divides them: positions are computed from the grid.
+            size work wherever `patch_size` divides them.
         patch_size (`tuple[int]`): size of one patch along the same axes.
         num_channels (`int`): input channels.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder, ViT-B by default.
@@ -277,6 +279,11 @@ class BridleConfig(PreTrainedConfig):
         use_cls_token (`bool`): whether a CLS token goes through the encoder with the patches.
         position_layout (`str`): `"grid"` sin-cos of the true grid; `"wrapped"` the reference code's audio table;
             `"flat"` sin-cos of the patch number (reference video); `"table"` a stored table per part.
+        position_size (`tuple[int]`): the `input_size` that positions are made for, that of pretraining; `input_size`
+            when left out. A saved config keeps it where `input_size` is changed.
+        interpolate_positions (`bool`): of images and videos, whether positions along height and width are scaled where
+            an input is not as large as `position_size`, so that a picture spans the same positions at every size.
+            Otherwise, and in sounds and along time always, a patch keeps its distance from the beginning.
         decoder_type (`str`): `"swin"` or `"plain"`.
         decoder_window_size, decoder_shift_size (`tuple[int]`): the Swin window and the shift of every other block.
         estimator_hidden_size (`int`): width of the estimator, `hidden_size` when left out.
@@ -315,6 +322,8 @@ class BridleConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     use_cls_token: bool | None = None
     position_layout: str | None = None
+    position_size: list[int] | tuple[int, ...] | None = None
+    interpolate_positions: bool | None = None
     decoder_type: str | None = None
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int | None = None
@@ -347,6 +356,8 @@ class BridleConfig(PreTrainedConfig):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.position_size is None:
+            self.position_size = self.input_size
         if not isinstance(self.quantizer_config, PreTrainedConfig):
             self.quantizer_config = BridleQuantizerConfig(**{"preset": self.preset, **(self.quantizer_config or {})})
         _check_inherited(self)
@@ -362,10 +373,12 @@ class BridleConfig(PreTrainedConfig):
                 f"`patch_size` is {tuple(self.patch_size)} and `input_size` {tuple(self.input_size)}; "
                 f"modality {self.modality!r} takes {axes} numbers each, one per axis."
             )
-        if any(p < 1 or s < p or s % p for s, p in zip(self.input_size, self.patch_size, strict=True)):
-            raise ValueError(
-                f"`patch_size` {tuple(self.patch_size)} does not divide `input_size` {tuple(self.input_size)}."
-            )
+        for name in ("input_size", "position_size"):
+            sizes = tuple(getattr(self, name))
+            if len(sizes) != axes or any(p < 1 or s < p or s % p for s, p in zip(sizes, self.patch_size, strict=True)):
+                raise ValueError(f"`patch_size` {tuple(self.patch_size)} does not divide `{name}` {sizes}.")
+        if self.interpolate_positions and self.modality == "audio":
+            raise ValueError("`interpolate_positions` is True; modality 'audio' takes False.")
         position_axes = 1 if self.position_layout == "flat" else axes
         for part in PARTS:
             size, heads = getattr(self, part + "hidden_size"), getattr(self, part + "num_attention_heads")
@@ -404,6 +417,11 @@ class BridleConfig(PreTrainedConfig):
     def grid(self) -> tuple[int, ...]:
         """Patches along each axis of an input of `input_size`."""
         return tuple(s // p for s, p in zip(self.input_size, self.patch_size, strict=True))
+
+    @property
+    def position_grid(self) -> tuple[int, ...]:
+        """Patches along each axis of an input of `position_size`."""
+        return tuple(s // p for s, p in zip(self.position_size, self.patch_size, strict=True))
 
     @property
     def num_patches(self) -> int:

@@ -21,15 +21,21 @@ def _sincos(position, width):
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def grid_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tensor:
+def grid_positions(grid: tuple[int, ...], width: int, device=None, span: tuple[int, ...] | None = None) -> torch.Tensor:
     """Sin-cos table of a grid, patches numbered row-major.
 
     The width is shared equally by the axes, last axis first; what does not divide is zero.
 
+    Args:
+        span: patches whose positions the grid is spread over along each axis, those of the grid itself when left out.
+
     Returns:
         `torch.Tensor` of shape (N, width), float32.
     """
-    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
+    places = [torch.arange(n, device=device) for n in grid]
+    if span is not None:
+        places = [(place + 0.5) * (most / n) - 0.5 for place, n, most in zip(places, grid, span, strict=True)]
+    axes = torch.meshgrid(*places, indexing="ij")
     share = width // (2 * len(grid)) * 2
     table = torch.cat([_sincos(axis.flatten(), share) for axis in reversed(axes)], dim=1)  # (N, share * axes)
     return F.pad(table, (0, width - table.shape[1]))
@@ -54,21 +60,31 @@ def flat_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tens
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 
+def _interpolated(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(..., H, W, width) -> (N, width): positions at other heights and widths, bicubic, row-major."""
+    planes = field.reshape(-1, *field.shape[-3:]).movedim(-1, 1).float()  # (frames, width, H, W)
+    planes = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
+    return planes.movedim(1, -1).flatten(0, -2)
+
+
 POSITION_TABLES = {"grid": grid_positions, "wrapped": wrapped_positions, "flat": flat_positions}
 
 
 class BridlePositions(nn.Module):
     """Position embeddings of one part of the model, computed from the grid at hand or read from a stored table.
 
-    A patch keeps its position in inputs of every size, save for the flat layout, which numbers the patches of each. A
-    stored table (`position_layout="table"`) belongs to `config.grid`; a smaller input takes its part of it.
+    They are made for `config.position_grid`, which a stored table (`position_layout="table"`) belongs to. In an input
+    of another size, positions along height and width are scaled to it (`config.interpolate_positions`): a table and the
+    flat layout, which numbers patches, are interpolated as transformers' ViT does. Otherwise a patch keeps its
+    position, save for the flat layout, and of a table a smaller input takes its part.
     """
 
     def __init__(self, config, width: int):
         super().__init__()
         self.layout = config.position_layout
         self.width = width
-        self.table_grid = tuple(config.grid)
+        self.table_grid = tuple(config.position_grid)
+        self.interpolates = config.interpolate_positions
         if self.layout == "table":
             # A buffer: loading a checkpoint would make a frozen parameter trainable again.
             self.register_buffer("table", self.default_table())
@@ -78,19 +94,30 @@ class BridlePositions(nn.Module):
 
     def forward(self, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """(1, N, width) in the dtype and on the device of `like`."""
-        if self.layout == "wrapped":
-            table = wrapped_positions(grid, self.width, like.device, self.table_grid[0])
-        elif self.layout != "table":
-            table = POSITION_TABLES[self.layout](grid, self.width, like.device)
-        elif all(n <= most for n, most in zip(grid, self.table_grid, strict=True)):
-            field = self.table.view(*self.table_grid, self.width)
-            table = field[tuple(slice(n) for n in grid)].flatten(0, -2)
+        span = grid  # the patches whose positions the input is spread over
+        if self.interpolates and self.layout != "wrapped":
+            span = (*grid[:-2], *self.table_grid[-2:])
+        if self.layout == "grid" and span != grid:
+            table = grid_positions(grid, self.width, like.device, span)
         else:
-            raise ValueError(
-                f"The input has a grid of {grid} patches but the stored position table is for {self.table_grid}; "
-                "it takes inputs that are no larger along any axis."
-            )
+            table = self.table_of(span, like.device)  # (patches of span, width)
+            if span != grid:
+                table = _interpolated(table.view(*span, self.width), grid[-2:])
         return table.to(device=like.device, dtype=like.dtype)[None]
+
+    def table_of(self, grid: tuple[int, ...], device) -> torch.Tensor:
+        """(N, width): the positions of a grid, not scaled."""
+        if self.layout == "wrapped":
+            return wrapped_positions(grid, self.width, device, self.table_grid[0])
+        if self.layout != "table":
+            return POSITION_TABLES[self.layout](grid, self.width, device)
+        if all(n <= most for n, most in zip(grid, self.table_grid, strict=True)):
+            field = self.table.view(*self.table_grid, self.width)
+            return field[tuple(slice(n) for n in grid)].flatten(0, -2)
+        raise ValueError(
+            f"The input has a grid of {grid} patches but the stored position table is for {self.table_grid}; "
+            "it takes inputs that are no larger along any axis, or along height and width `interpolate_positions`."
+        )
 
 
 class BridlePatchEmbeddings(nn.Module):

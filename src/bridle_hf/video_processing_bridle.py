@@ -1,15 +1,23 @@
 """Video front-end of BRIDLE: frames at a stride, resize, crop, scale to [0, 1], normalise; several views for tests."""
 
+import os
+from io import BytesIO
+
 import numpy as np
 import torch
+from huggingface_hub import get_session
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import is_av_available
+from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoInput, load_video, make_batched_videos
+from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
 from .checks_bridle import check_depth, check_kind, checked_pixels, described
+from .image_processing_bridle import covering_size
+from .video_decoding_bridle import VideoFacts, read_video, require_av
+
+logger = logging.get_logger(__name__)
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -42,11 +50,14 @@ class BridleVideoProcessorKwargs(VideosKwargs, total=False):
     frame_stride (`int`): distance of neighbouring frames of a clip; `None` is the largest that the video allows.
     num_clips (`int`): clips evenly spread over the video, each a view of its own.
     num_crops (`int`): crops evenly spread along the longer side, each a view of its own.
+    keep_aspect_ratio (`bool`): a `size` of height and width is what the resized frames have to cover; otherwise they
+        are stretched to it.
     """
 
     frame_stride: int | None
     num_clips: int | None
     num_crops: int | None
+    keep_aspect_ratio: bool
 
 
 class BridleVideoProcessor(BaseVideoProcessor):
@@ -80,6 +91,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
     frame_stride = None
     num_clips = 1
     num_crops = 1
+    keep_aspect_ratio = False
     valid_kwargs = BridleVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
@@ -126,25 +138,24 @@ class BridleVideoProcessor(BaseVideoProcessor):
         return super()._decode_and_sample_videos(videos, **kwargs)
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
-        """Decodes paths and URLs, no further than needed: frames (frames, height, width, 3) uint8 and metadata."""
+        """Decodes paths and URLs, no further than needed: frames (frames, 3, height, width) uint8 and metadata."""
         if isinstance(video_url_or_urls, list):
             return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True))
         require_av()
-        wanted = None
+        indices = None
 
-        def indices(metadata, **kwargs):
-            nonlocal wanted
-            # Some containers, webm among them, do not say how many frames they hold: all are decoded then.
-            if not metadata.total_num_frames or sample_indices_fn is None:
-                return range(np.iinfo(np.int64).max)
-            wanted = np.asarray(sample_indices_fn(metadata=metadata))
-            return np.unique(wanted)
+        def choose(facts):
+            nonlocal indices
+            indices = np.asarray(sample_indices_fn(metadata=metadata_of(facts)))
+            return indices
 
-        frames, metadata = load_video(video_url_or_urls, backend="pyav", sample_indices_fn=indices)
-        if wanted is not None:
-            return frames[np.searchsorted(np.unique(wanted), wanted)], metadata
-        metadata.total_num_frames = len(frames)
-        return (frames if sample_indices_fn is None else frames[sample_indices_fn(metadata=metadata)]), metadata
+        with opened(video_url_or_urls) as file:
+            frames, facts = read_video(file, None if sample_indices_fn is None else choose)
+        if facts.damaged:
+            logger.warning("%s is damaged in part; there the frame before is taken", video_url_or_urls)
+        metadata = metadata_of(facts)
+        metadata.frames_indices = np.arange(len(frames)) if indices is None else indices
+        return frames, metadata
 
     def _prepare_input_videos(self, videos, **kwargs) -> list[torch.Tensor]:
         try:
@@ -154,10 +165,15 @@ class BridleVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"videos has {given}; a video takes 1 or 3 channels: {error}") from error
         return [checked_pixels(video, "videos") for video in videos]
 
-    def _preprocess(self, videos, num_clips=1, num_crops=1, **kwargs) -> BatchFeature:
+    def _preprocess(self, videos, num_clips=1, num_crops=1, keep_aspect_ratio=False, **kwargs) -> BatchFeature:
+        size, covered = kwargs["size"], keep_aspect_ratio and kwargs["size"].height
+        if kwargs["do_resize"] and (covered or num_clips * num_crops > 1):
+            videos = [
+                self.resize(video, size=covering_size(video, size) if covered else size, resample=kwargs["resample"])
+                for video in videos
+            ]
+            kwargs |= {"do_resize": False}
         if num_clips * num_crops > 1:
-            if kwargs["do_resize"]:
-                videos = [self.resize(video, size=kwargs["size"], resample=kwargs["resample"]) for video in videos]
             size = kwargs["crop_size"]
             videos = [
                 crop
@@ -165,7 +181,6 @@ class BridleVideoProcessor(BaseVideoProcessor):
                 for clip in video.chunk(num_clips)  # (frames, 3, height, width) each
                 for crop in spread_crops(clip, (size.height, size.width), num_crops)
             ]
-            kwargs |= {"do_resize": False}
         return super()._preprocess(videos, **kwargs)
 
 
@@ -182,12 +197,24 @@ def check_video(video) -> None:
     check_depth(video, "videos")
 
 
-def require_av() -> None:
-    """Raise an `ImportError` that says what to install where PyAV is missing."""
-    if not is_av_available():
-        raise ImportError(
-            "videos are decoded by PyAV, which is not installed: run `pip install av` or `pip install bridle-hf[av]`."
-        )
+def opened(video: str):
+    """The file at a path or URL, open for reading."""
+    if os.path.isfile(video):
+        return open(video, "rb")
+    if video.startswith(("http://", "https://")):
+        return BytesIO(get_session().get(video, follow_redirects=True).raise_for_status().content)
+    raise ValueError(f"videos has {video!r}; a video takes the path of a file or a URL.")
+
+
+def metadata_of(facts: VideoFacts) -> VideoMetadata:
+    return VideoMetadata(
+        total_num_frames=facts.total,
+        fps=float(facts.rate),
+        width=facts.width,
+        height=facts.height,
+        duration=float(facts.total / facts.rate),
+        video_backend="pyav",
+    )
 
 
 def spread_crops(video: torch.Tensor, size: tuple[int, int], count: int) -> list[torch.Tensor]:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from bridle_hf import BridleImageProcessor
-from bridle_hf.data import DataArguments
+from bridle_hf import BridleConfig, BridleImageProcessor
+from bridle_hf.data import DataArguments, build_processor
 from bridle_hf.data.pixels import MultiScaleCrop, build_augmentation, channel_statistics, drawn_from, square_means
 
 PROCESSOR = BridleImageProcessor(crop_size={"height": 16, "width": 24}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
@@ -96,3 +97,72 @@ def test_the_baseline_of_pixels_is_means_of_squares(size):
 
 def test_channel_statistics_by_hand():
     assert channel_statistics(np.array([[[3.0, 1.0], [1.0, 1.0]]])).tolist() == [1.5, np.sqrt(0.75)]
+
+
+def ramp(height, width):
+    """An image whose first channel says the row and whose second says the column, each from 0 to 255."""
+    rows, columns = np.mgrid[:height, :width]
+    channels = [rows * 255 // (height - 1), columns * 255 // (width - 1), 0 * rows]
+    return np.stack(channels).astype(np.uint8)
+
+
+def seen(values):
+    """The share of the rows and of the columns of `ramp` that (..., 3, h, w) shows."""
+    flat = torch.as_tensor(values).movedim(-3, 0).flatten(1)[:2]
+    return (flat.amax(dim=1) - flat.amin(dim=1)).tolist()
+
+
+@pytest.mark.parametrize("window", [(32, 64), (64, 32), (32, 128), (48, 64)])
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_a_picture_of_the_windows_proportions_is_seen_whole(window, modality):
+    frames = (2,) if modality == "video" else ()
+    config = BridleConfig(modality=modality, input_size=(*frames, *window), patch_size=(*frames, 16, 16))
+    processor = build_processor(config, image_mean=[0] * 3, image_std=[1] * 3)
+    picture, large = ramp(*window), ramp(3 * window[0], 3 * window[1])
+    clip = [array if modality == "image" else np.stack([array] * 2) for array in (picture, large)]
+    same, smaller = (processor(one, return_tensors="pt")["pixel_values"][0] for one in clip)
+    torch.testing.assert_close(same, torch.from_numpy(clip[0]) / 255)  # neither resized nor cut
+    assert smaller.shape == same.shape and min(seen(smaller)) > 0.95
+
+
+def test_a_picture_of_other_proportions_is_cut_along_one_side():
+    config = BridleConfig(modality="image", input_size=(32, 64), patch_size=(16, 16))
+    processor = build_processor(config, image_mean=[0] * 3, image_std=[1] * 3)
+    rows, columns = seen(processor(ramp(90, 90), return_tensors="pt")["pixel_values"][0])
+    assert rows == pytest.approx(0.5, abs=0.03) and columns > 0.97
+    rows, columns = seen(processor(ramp(90, 270), return_tensors="pt")["pixel_values"][0])
+    assert columns == pytest.approx(2 / 3, abs=0.03) and rows > 0.95
+
+
+def test_views_of_a_video_go_along_the_side_that_is_cut():
+    config = BridleConfig(modality="video", input_size=(2, 32, 64), patch_size=(2, 16, 16))
+    processor = build_processor(config, image_mean=[0] * 3, image_std=[1] * 3)
+    views = processor(np.stack([ramp(64, 64)] * 2), num_crops=3, return_tensors="pt")["pixel_values"]
+    tops = [view[0, 0].amin().item() for view in views]
+    assert tops == pytest.approx([0, 0.25, 0.5], abs=0.03) and all(seen(view)[1] > 0.97 for view in views)
+
+
+@pytest.mark.parametrize("crop", ["resized", "multi_scale"])
+@pytest.mark.parametrize("window", [(32, 64), (128, 32), (32, 32)])
+def test_training_crops_have_about_the_windows_proportions(crop, window):
+    config = BridleConfig(modality="image", input_size=window, patch_size=(16, 16))
+    processor = build_processor(config, image_mean=[0] * 3, image_std=[1] * 3)
+    augment = build_augmentation(DataArguments(crop=crop, flip=False), processor)
+    large = 4 * window[0], 4 * window[1]
+    with drawn_from(generator()):
+        shares = np.array([seen(augment(torch.from_numpy(ramp(*large)))) for _ in range(200)])
+    widened = np.log(shares[:, 0] / shares[:, 1])  # of an image that has the window's proportions
+    assert abs(widened.mean()) < 0.05 and abs(widened).max() < 1.0
+    assert shares.prod(axis=1).mean() > 0.35
+
+
+def test_crops_for_a_square_window_are_torchvisions_own():
+    config = BridleConfig(modality="image", input_size=(32, 32), patch_size=(16, 16))
+    augment = build_augmentation(DataArguments(flip=False), build_processor(config))
+    own = v2.RandomResizedCrop(32, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    image = torch.from_numpy(ramp(50, 70))
+    with drawn_from(generator()):
+        found = augment.transforms[0](image)
+    with drawn_from(generator()):
+        assert torch.equal(found, own(image))
+    assert build_processor(config).size == {"shortest_edge": 32}

@@ -98,7 +98,12 @@ def test_a_release_is_one_commit_with_all_files(hub):
     assert repository.private and hub.printed.strip().endswith(repository.sha("main"))
     first, last = repository.files("v1"), repository.files("main")
     package = Path(bridle_hf.__file__).parent
-    others = {"image_processing_bridle.py", "video_processing_bridle.py", "pipeline_bridle.py"}
+    others = {
+        "image_processing_bridle.py",
+        "video_decoding_bridle.py",
+        "video_processing_bridle.py",
+        "pipeline_bridle.py",
+    }
     assert {name for name in first if name.endswith(".py")} == {p.name for p in package.glob("*_bridle.py")} - others
     assert {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} <= set(first)
     assert set(last) == set(first) | {"notes.txt"}  # the old weights are gone, the other file is not

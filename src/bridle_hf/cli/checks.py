@@ -65,7 +65,7 @@ def check_finetuning(recipe: Any) -> None:
     check_writable(recipe.output_dir)
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
-    check_data(recipe.data, _checked_processor(lambda: load_processor(source, **recipe.processor)))
+    check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:

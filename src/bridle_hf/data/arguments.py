@@ -38,9 +38,10 @@ class DataArguments:
         time_mask: widest SpecAugment time mask, as a share of the clip's frames (0 turns it off).
 
     Images and videos:
-        crop: "resized", a random part of random size and aspect; "multi_scale", one of a few sizes at random places.
-        crop_scale: smallest and largest part of the area that a resized crop takes, or of the shorter side for
-            multi-scale crops.
+        crop: "resized", a random part of random size and of about the window's proportions; "multi_scale", one of a few
+            sizes at random places.
+        crop_scale: smallest and largest part of the area that a resized crop takes; for multi-scale crops, of the sides
+            of the largest crop with the window's proportions.
         flip: mirror half of the training clips.
         rand_augment: magnitude of torchvision's RandAugment, two operations a clip (0 turns it off).
         erase: share of the training clips of which a random box is erased.

@@ -1,7 +1,6 @@
 """Images: decoding by Pillow, batches of pixels, and the modality."""
 
 import io
-import warnings
 
 import datasets
 import numpy as np
@@ -15,9 +14,11 @@ from .media import BadClipError, is_array, open_file, pixels_of, read_whole
 from .modality import Modality
 from .pixels import PixelCollator, channel_statistics, pixel_picture, pixel_sizes, square_means
 
+DARKEST = 2**14  # a maximum below it may be that of 10, 12 or 14 bits as well as of a dark picture of 16
+
 
 def decode_image(image) -> np.ndarray:
-    """Decode one image, turned as its EXIF data says.
+    """Decode one image, turned as its EXIF data says and laid on white where it is transparent.
 
     Args:
         image: `{"bytes", "path"}` as an undecoded `datasets.Image` column gives it, or a path or URL alone; or decoded
@@ -27,26 +28,42 @@ def decode_image(image) -> np.ndarray:
         uint8 (3, H, W).
 
     Raises:
-        BadClipError: where the image is missing, corrupt or cut off.
+        BadClipError: where the image is missing, corrupt, cut off or larger than Pillow opens (179 million pixels), or
+            is grey and what its white is cannot be told.
     """
     if is_array(image):
         return pixels_of(image, axes=3)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(image, Image.Image):
-                picture = image
-            else:
-                with open_file(image) as file:
-                    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_whole(file))))
-            if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut to white
-                picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
-            pixels = np.asarray(picture.convert("RGB"))
+        if isinstance(image, Image.Image):
+            picture = image
+        else:
+            with open_file(image) as file:
+                picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_whole(file))))
+        if picture.mode.startswith(("I", "F")):  # grey of more than 8 bits, which Pillow would cut to white
+            picture = Image.fromarray(_to_8_bits(np.asarray(picture)))
+        if picture.has_transparency_data:
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        pixels = np.asarray(picture.convert("RGB"))
     except BadClipError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their parsers do: OSError, SyntaxError, struct.error
         raise BadClipError(f"cannot be decoded: {error}") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits -> uint8.
+
+    Raises:
+        BadClipError: floating point values, or values of which 16 bits are not the only possible depth.
+    """
+    if grey.dtype.kind in "iu" and grey.min() >= 0 and (grey.max() == 0 or DARKEST <= grey.max() <= 65535):
+        return (grey // 257).astype(np.uint8)
+    raise BadClipError(
+        f"is grey with {grey.dtype} values from {grey.min():g} to {grey.max():g}, which do not tell what white is: "
+        "save it with 8 bits, or stretched to the 65535 of 16 bits"
+    )
 
 
 def image_pixels(raw, data: DataArguments, processor, rng: np.random.Generator | None = None) -> np.ndarray:

@@ -12,6 +12,8 @@ import fsspec
 import numpy as np
 import torch
 
+from ..video_decoding_bridle import on_white
+
 MAX_BYTES, PART_BYTES = 2**29, 2**22  # of a file that is read as a whole, such as a picture; read at a time
 
 
@@ -28,7 +30,8 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     """An array of pixels with its channels brought before height and width: uint8 (..., 3, H, W).
 
     Args:
-        raw: (H, W), or (..., H, W, C) or (..., C, H, W), with 1, 3 or 4 channels; a 4th, the opacity, is dropped.
+        raw: (H, W), or (..., H, W, C) or (..., C, H, W), with 1, 3 or 4 channels; with a 4th, the opacity, the pixels
+            are laid on white.
         axes: of the array with channels: 3 of an image, 4 of a video.
 
     Raises:
@@ -46,8 +49,7 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     elif pixels.shape[-3] not in (1, 3, 4):
         raise BadClipError(f"is an array {pixels.shape}; it takes 1, 3 or 4 channels, last or before height and width")
     channels = pixels.shape[-3]
-    pixels = pixels[..., :3, :, :]
-    return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else pixels)
+    return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else on_white(pixels))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import inspect
 
 from transformers import BaseImageProcessor
 
-from ..configuration_bridle import BridleConfig
+from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from .audio import AUDIO
 from .image import IMAGE
 from .modality import Modality
@@ -30,20 +30,38 @@ def build_processor(config: BridleConfig, **settings):
     """The processor for a model, of its input size unless `settings` says otherwise.
 
     Raises:
-        ValueError: a setting that it does not take, or another number of mel bins than the model's.
+        ValueError: a setting that it does not take, or other channels or mel bins than the model's.
     """
+    check_channels(config)
     modality = MODALITIES[config.modality]
     return _fitting(modality.processor(**modality.sizes(config) | settings), config)
 
 
-def load_processor(source: str, **changes):
+def load_processor(source: str, config_changes: dict | None = None, **changes):
     """The processor saved beside the model in the folder or Hub repository `source`, with some settings changed.
+
+    Args:
+        config_changes: what else changes in the model's config; the sizes follow another `input_size`.
 
     Raises:
         ValueError: as of `build_processor`.
     """
-    config = BridleConfig.from_pretrained(source)
-    return _fitting(MODALITIES[config.modality].processor.from_pretrained(source, **changes), config)
+    config, config_changes = BridleConfig.from_pretrained(source), config_changes or {}
+    modality = MODALITIES[config.modality]
+    if {"input_size", "num_channels"} & config_changes.keys():
+        config = BridleConfig(**config.to_dict() | config_changes)
+        check_channels(config)
+        if "input_size" in config_changes:
+            changes = modality.sizes(config) | changes
+    return _fitting(modality.processor.from_pretrained(source, **changes), config)
+
+
+def check_channels(config: BridleConfig) -> None:
+    """Raise a `ValueError` for a number of channels that the processor of the modality does not make."""
+    made = MODALITY_DEFAULTS[config.modality]["num_channels"]
+    if config.num_channels != made:
+        kind = "sounds have one" if made == 1 else "grey, transparent and coloured pictures all become red, green, blue"
+        raise ValueError(f"`num_channels` is {config.num_channels}; {config.modality} data takes {made}: {kind}.")
 
 
 def _fitting(processor, config: BridleConfig):

@@ -19,7 +19,9 @@ def build_augmentation(data: DataArguments, processor) -> v2.Transform:
     """The augmentation of `data`: uint8 (..., 3, H, W) to normalised float32 (..., 3, h, w) of the processor's size."""
     size = processor.crop_size["height"], processor.crop_size["width"]
     if data.crop == "resized":
-        steps = [v2.RandomResizedCrop(size, scale=data.crop_scale, interpolation=BICUBIC, antialias=True)]
+        aspect = size[1] / size[0]
+        ratio = (3 / 4 * aspect, 4 / 3 * aspect)
+        steps = [v2.RandomResizedCrop(size, scale=data.crop_scale, ratio=ratio, interpolation=BICUBIC, antialias=True)]
     else:
         steps = [MultiScaleCrop(size, data.crop_scale)]
     if data.flip:
@@ -33,7 +35,8 @@ def build_augmentation(data: DataArguments, processor) -> v2.Transform:
 
 
 class MultiScaleCrop(v2.Transform):
-    """A crop at a random place whose sides are two neighbouring ones of four shares of the shorter side, resized.
+    """A crop at a random place, resized to `size`. Its sides are two neighbouring ones of four shares of the largest
+    crop that has the proportions of `size`, the shorter side for a square.
 
     It is the crop of two-stream networks and VideoMAE (arXiv 1507.02159, section 3.3), but for the places: there five
     fixed ones, here any.
@@ -48,7 +51,11 @@ class MultiScaleCrop(v2.Transform):
         height, width = v2.functional.get_size(flat_inputs[0])
         first = draw(MULTI_SCALES)
         second = min(max(first + draw(3) - 1, 0), MULTI_SCALES - 1)
-        crop_height, crop_width = (max(1, round(self.shares[k] * min(height, width))) for k in (first, second))
+        rows, columns = self.size
+        largest = min(height, width * rows / columns), min(width, height * columns / rows)
+        crop_height, crop_width = (
+            max(1, round(self.shares[k] * side)) for k, side in zip((first, second), largest, strict=True)
+        )
         return {
             "top": draw(height - crop_height + 1),
             "left": draw(width - crop_width + 1),
@@ -100,7 +107,10 @@ class PixelCollator:
 def pixel_sizes(config: BridleConfig) -> dict:
     """`Modality.sizes` of images."""
     height, width = config.input_size[-2:]
-    return {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}
+    window = {"height": height, "width": width}
+    if height == width:
+        return {"size": {"shortest_edge": height}, "crop_size": window}
+    return {"size": window, "keep_aspect_ratio": True, "crop_size": window}
 
 
 def pixel_picture(values: np.ndarray, codes: np.ndarray, valid: np.ndarray, grid: tuple[int, ...]) -> tuple:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..video_processing_bridle import require_av
+from ..video_decoding_bridle import require_av
 from .digits import BRIGHTNESS, digit_images, paint, place_digit
 from .folder import FOLDS, write_set
 

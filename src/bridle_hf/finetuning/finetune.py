@@ -142,7 +142,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
             several labels under cross-entropy or without `fold_column` and `test_split`, and for another number of
             processes than a fold was begun with; `FolderError` for a fold's folder that another run writes to.
     """
-    processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), **recipe.processor)
+    processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), recipe.config, **recipe.processor)
     modality = modality_of(processor)
     if recipe.training.cutmix and not modality.has_boxes:
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
@@ -165,7 +165,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
             scores[fold] = before
             logger.info("fold %s was done before: %s", fold, before)
             continue
-        of_this_fold = load_processor(_model_of(recipe, fold), **recipe.processor)
+        of_this_fold = load_processor(_model_of(recipe, fold), recipe.config, **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
             examples = load_examples(recipe.data, processor, dataset, test_dataset)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..data.modalities import MODALITIES, build_processor, processor_keys
+from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
 from ..data.streaming import build_loader
 from ..recipe_reader import config_keys, read_recipe
 from ..recipes import find_recipe
@@ -51,7 +51,7 @@ class PretrainRecipe(Sections):
             raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
-        self.config()
+        check_channels(self.config())
 
     @staticmethod
     def prepare(values: dict) -> dict:

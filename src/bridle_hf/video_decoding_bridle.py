@@ -1,0 +1,314 @@
+"""Videos decoded by PyAV, which brings its own FFmpeg: the frames that were asked for, as a player shows them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import numpy as np
+from transformers.utils import is_av_available
+
+try:  # of all imports of a model's code the Hub lets only guarded ones be missing
+    import av
+except ImportError:
+    av = None
+
+SLACK = 2  # frames by which a header or a mean frame rate may overstate a video's length
+BACK = (0, 1, 4, 16)  # seconds before the wanted frame to seek to, one after the other, until it is not passed over
+MAX_PIXELS = 10**9  # of the frames decoded from one video: 3 GB
+PROGRAM_STREAM = "mpeg"  # most time stamps of these (.mpg, .vob) FFmpeg makes up, and others behind a seek
+
+
+class UntrustedTimesError(Exception):
+    """Time stamps behind a seek that do not grow."""
+
+
+@dataclass
+class VideoFacts:
+    """What a video is.
+
+    Attributes:
+        total: frames; 0 where the file does not say.
+        rate: frames a second.
+        height, width: of a frame as it is shown, turned and with square pixels.
+        damaged: packets that could not be decoded; the frame before stands for what they held.
+    """
+
+    total: int
+    rate: Fraction | None
+    height: int
+    width: int
+    damaged: int = 0
+
+
+def require_av() -> None:
+    """Raise an `ImportError` that says what to install where PyAV is missing."""
+    if not is_av_available():
+        raise ImportError(
+            "videos are decoded by PyAV, which is not installed: run `pip install av` or `pip install bridle-hf[av]`."
+        )
+
+
+def read_video(
+    file: BinaryIO,
+    choose: Callable[[VideoFacts], np.ndarray] | None = None,
+    fit: Callable[[int, int], tuple[int, int]] | None = None,
+) -> tuple[np.ndarray, VideoFacts]:
+    """Decode a video or some of its frames.
+
+    Frame k is what a player shows k / rate seconds after the first, whether it is decoded alone or among all, turned
+    and stretched as the file says. What is transparent lies on white.
+
+    Args:
+        file: of the video, open for reading and seeking.
+        choose: facts of the video -> numbers of the wanted frames, in any order; of a video that turns out shorter than
+            its header says it is called again. Decoding starts at the key frame before the first of them and ends at
+            the last; a file is not read as a whole. `None` is all.
+        fit: (height, width) of a frame -> those that it is resized to while decoding; `None` keeps them.
+
+    Returns:
+        uint8 (frames, 3, H, W) and the facts.
+
+    Raises:
+        ValueError: no video in the file, no frame in it, more damage than frames, more than `MAX_PIXELS`, frames of
+            several sizes, or a wanted frame that lies behind its end.
+        av.FFmpegError: the file cannot be read.
+        ImportError: PyAV is not installed.
+    """
+    require_av()
+    with Recording(file, fit) as video:
+        if not video.facts.total or not video.facts.rate:
+            video.measure()
+        if choose is None:
+            frames, video.facts.total = video.decode(None)
+            return frames, video.checked_facts(len(frames))
+        for _ in range(2):  # with the length that the header says, then with the one that was found
+            wanted = np.asarray(choose(video.facts))
+            frames, end = video.decode(wanted)
+            if end is None or wanted.max() < end + SLACK:
+                return frames, video.checked_facts(len(frames))
+            video.facts.total = end
+        raise ValueError(f"ends before frame {wanted.max() + 1}")
+
+
+class Recording:
+    """A video file that is open for decoding; a context manager."""
+
+    def __init__(self, file: BinaryIO, fit: Callable | None = None):
+        self.file, self.fit, self.container = file, fit, None
+
+    def __enter__(self):
+        self.open()
+        stream = self.stream
+        self.rate = stream.average_rate or stream.guessed_rate or None
+        self.start = stream.start_time or 0
+        # Without time stamps, or with those of B-frames in AVI, which are in another order, frames can only be counted.
+        kind, bidirectional = self.container.format.name, stream.codec_context.has_b_frames
+        self.in_order = stream.start_time is None or kind == PROGRAM_STREAM or (kind == "avi" and bidirectional)
+        self.can_seek = not self.in_order
+        aspect = stream.sample_aspect_ratio or 1
+        self.size = stream.height, max(1, round(stream.width * aspect))
+        self.facts = VideoFacts(self.header_total(), self.rate, *self.size)
+        return self
+
+    def __exit__(self, *error):
+        self.container.close()
+
+    def open(self) -> None:
+        """Open the file at its beginning, once more if it was open."""
+        if self.container is not None:
+            self.container.close()
+        self.file.seek(0)
+        self.container = av.open(self.file)
+        self.stream, self.used = film_of(self.container), False
+
+    def header_total(self) -> int:
+        """Number of frames that the header says, or that its duration comes to."""
+        stream, container = self.stream, self.container
+        if container.format.name == PROGRAM_STREAM:
+            return 0
+        said = [stream.frames] if stream.frames else []
+        if stream.duration:
+            said.append(round(stream.duration * stream.time_base * (self.rate or 0)))
+        elif container.duration and not said:  # from the recording's zero on, which may lie long before the first frame
+            seconds = container.duration / av.time_base - float(self.start * stream.time_base)
+            said.append(round(seconds * (self.rate or 0)))
+        return max(0, min(said, default=0))
+
+    def checked_facts(self, frames: int) -> VideoFacts:
+        """The facts, unless the packets that are damaged are more than the frames that were decoded."""
+        if self.facts.damaged > frames:
+            raise ValueError(f"{self.facts.damaged} packets are damaged, more than the {frames} frames wanted")
+        return self.facts
+
+    def measure(self) -> None:
+        """Count the frames of a file that does not say how many it has: its packets are read and not decoded."""
+        times = [packet.pts for packet in self.container.demux(self.stream) if packet.size]
+        known = [time for time in times if time is not None]
+        seconds = (max(known) - min(known)) * self.stream.time_base if known else 0
+        if not self.rate:
+            self.rate = Fraction(len(known) - 1) / seconds if seconds else Fraction(1)
+        self.facts.rate = self.rate
+        self.facts.total = len(times) if self.in_order or not seconds else round(seconds * self.rate) + 1
+        self.open()
+
+    def numbered(self, first: int) -> Iterator[tuple[int, Any]]:
+        """Number and frame, from a key frame at or before number `first` on; from the very first if it has to be."""
+        if self.can_seek and first > 0:
+            for back in BACK:
+                target = first / self.rate - back
+                if target <= 0:
+                    break
+                try:
+                    self.container.seek(self.start + int(target / self.stream.time_base), stream=self.stream)
+                except av.FFmpegError:  # the container cannot seek
+                    break
+                frames = self.decoded(sought=True)
+                number, frame = next(
+                    ((n, f) for n, f in frames if f.key_frame and f.pts is not None), (first + 1, None)
+                )
+                if number <= first:
+                    yield number, frame
+                    yield from frames
+                    return
+        if self.used:
+            self.open()
+        yield from self.decoded()
+
+    def decoded(self, sought: bool = False) -> Iterator[tuple[int, Any]]:
+        """Number and frame, from where the container stands; packets that cannot be decoded are counted.
+
+        Raises:
+            UntrustedTimesError: time stamps behind a seek (`sought`) do not grow.
+        """
+        number, time, origin, self.used = -1, None, self.start, True
+        for packet in self.container.demux(self.stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self.facts.damaged += 1
+                continue
+            for frame in frames:
+                if self.in_order or frame.pts is None:
+                    number += 1
+                    yield number, frame
+                    continue
+                if time is not None and frame.pts <= time:
+                    if sought:
+                        raise UntrustedTimesError
+                    origin = frame.pts - round((number + 1) / self.rate / self.stream.time_base)  # joined recordings
+                number, time = round((frame.pts - origin) * self.stream.time_base * self.rate), frame.pts
+                yield number, frame
+
+    def decode(self, wanted: np.ndarray | None) -> tuple[np.ndarray, int | None]:
+        """The wanted frames, and number of the frames that there are, None where the end was not seen.
+
+        In place of frames behind the end there is the last one.
+        """
+        if wanted is None:
+            found, end = self.collect(None)
+            return stacked(found), end
+        wanted, places = np.unique(wanted, return_inverse=True)
+        try:
+            found, end = self.collect(wanted)
+        except UntrustedTimesError:
+            self.can_seek = False
+            found, end = self.collect(wanted)
+        return stacked(found)[places], end
+
+    def collect(self, wanted: np.ndarray | None) -> tuple[list[np.ndarray], int | None]:
+        """As `decode`, for ascending numbers."""
+        found, shown, number, end = [], None, 0, None
+        for number, frame in self.numbered(0 if wanted is None else int(wanted[0])):
+            picture = Picture(self, frame)
+            while (due := _due(wanted, len(found))) is not None and due <= number:
+                # until this frame came the one before was shown; at the very beginning there was none
+                found.append((picture if due == number or shown is None else shown).pixels())
+                if len(found) * self.size[0] * self.size[1] > MAX_PIXELS:
+                    raise ValueError(
+                        f"more than {MAX_PIXELS // 10**6} million pixels were to be decoded at once, at {self.size[1]} "
+                        f"x {self.size[0]} a frame; decode clips instead of the whole, or make the video smaller"
+                    )
+            shown = picture
+            if wanted is not None and len(found) == len(wanted):
+                break
+        else:
+            if shown is None:
+                raise ValueError("no frame of it can be decoded")
+            end = number + 1
+            if wanted is not None:
+                found += [shown.pixels()] * (len(wanted) - len(found))
+        return found, end
+
+
+def _due(wanted: np.ndarray | None, count: int) -> int | None:
+    """The number of the next frame to keep when `count` are kept; None when there is no other."""
+    if wanted is None:
+        return count
+    return int(wanted[count]) if count < len(wanted) else None
+
+
+class Picture:
+    """A frame that is turned into an array at most once."""
+
+    def __init__(self, video: Recording, frame):
+        self.video, self.frame, self.array = video, frame, None
+
+    def pixels(self) -> np.ndarray:
+        """uint8 (3, H, W), turned, with square pixels, resized and on white."""
+        if self.array is None:
+            self.array = shown_pixels(self.frame, self.video.stream.sample_aspect_ratio or 1, self.video.fit)
+            self.frame, self.video.size = None, self.array.shape[1:]
+        return self.array
+
+
+def shown_pixels(frame, aspect: Fraction | int = 1, fit: Callable | None = None) -> np.ndarray:
+    """A frame of PyAV as it is shown: uint8 (3, H, W)."""
+    turns = round(frame.rotation / 90) % 4  # counterclockwise
+    size = frame.height, max(1, round(frame.width * aspect))
+    if fit is not None:
+        size = fit(*size) if turns % 2 == 0 else fit(*size[::-1])[::-1]
+    resized = {}
+    if size != (frame.height, frame.width):
+        resized = {"height": size[0], "width": size[1], "interpolation": "BICUBIC"}
+    clear = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
+    pixels = frame.to_ndarray(format="rgba" if clear else "rgb24", **resized)
+    return on_white(np.rot90(pixels, turns).transpose(2, 0, 1))
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3, H, W) as it is, or (..., 4, H, W) with the opacity last -> uint8 (..., 3, H, W)."""
+    colours, opacity = pixels[..., :3, :, :], pixels[..., 3:, :, :]
+    if (opacity == 255).all():
+        return colours
+    lack = (255 - colours).astype(np.uint16) * opacity  # of white, times 255
+    return 255 - ((lack + 127) // 255).astype(np.uint8)
+
+
+def stacked(frames: list[np.ndarray]) -> np.ndarray:
+    """Frames in one array; each is let go once it is copied, so that memory holds them about once."""
+    whole = np.empty((len(frames), *frames[0].shape), np.uint8)
+    for number, frame in enumerate(frames):
+        if frame.shape != frames[-1].shape:
+            raise ValueError(f"has frames of several sizes, {frame.shape[1:]} and {frames[-1].shape[1:]}")
+        whole[number], frames[number] = frame, whole[number]
+    return whole
+
+
+def film_of(container):
+    """The video stream to decode: no cover picture.
+
+    Raises:
+        ValueError: there is none.
+    """
+    streams = container.streams.video
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise ValueError(f"holds no video, only {' and '.join(kinds) or 'nothing'}")
+    cover = av.stream.Disposition.attached_pic
+    films = [stream for stream in streams if stream.frames != 1 and not stream.disposition & cover] or streams
+    best = container.streams.best("video")
+    return best if best in films else films[0]
+
+
+__all__ = ["VideoFacts", "read_video", "require_av"]
