@@ -81,7 +81,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
 
 def kept(source) -> set[str]:
     """The metadata columns of a dataset: all but the media."""
-    columns = set(source.dataset.column_names or []) - {source.input_column, "features", "dtype", "shape"}
+    columns = set(source.dataset.column_names or []) - {source.input_column}
     return columns | {"clip_name"}
 
 
