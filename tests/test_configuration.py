@@ -166,7 +166,7 @@ WRONG = [
     ({"mask_type": "block"}, "`mask_type` is 'block'"),
     ({"position_layout": "learned"}, "`position_layout` is 'learned'"),
     ({"pooling": "max"}, "`pooling` is 'max'"),
-    ({"hidden_size": 0}, "`hidden_size` is 0; it takes a whole number of at least 1"),
+    ({"hidden_size": 0}, "`hidden_size` is 0; it takes a whole number from 1 to "),
     ({"num_attention_heads": 0}, "`num_attention_heads` is 0"),
     ({"decoder_num_attention_heads": 0}, "`decoder_num_attention_heads` is 0"),
     ({"estimator_num_hidden_layers": 0}, "`estimator_num_hidden_layers` is 0"),
@@ -198,7 +198,7 @@ WRONG_QUANTIZER = [
     ({"normalize": "twice"}, "`normalize` is 'twice'"),
     ({"codebook_init": "zeros"}, "`codebook_init` is 'zeros'"),
     ({"reset": "always"}, "`reset` is 'always'"),
-    ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number of at least 1"),
+    ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number from 1 to "),
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
     ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes 0 to 1"),
     ({"soft_codes": 300}, "`soft_codes` is 300; it takes 0 to 256, `codebook_size`"),
@@ -224,6 +224,29 @@ WRONG_QUANTIZER = [
     ({"type": "fsq", "num_codebooks": 4}, "'fsq' takes 1. For several: type 'product' with inner 'fsq'"),
     ({"inner": "fsq"}, "`inner` is 'fsq'; type 'residual' takes 'vector' or .* may stand inside type 'product'"),
 ]
+# Of a file that somebody else wrote: models that no machine can build.
+WRONG += [
+    ({"hidden_size": 10**18}, "`hidden_size` is 10{18}; it takes a whole number from 1 to 65536"),
+    ({"num_hidden_layers": 10**9}, "`num_hidden_layers` is 10{9}; .* from 1 to 1024"),
+    ({"decoder_num_hidden_layers": 10**9}, "`decoder_num_hidden_layers` is 10{9}"),
+    ({"estimator_hidden_size": 10**9}, "`estimator_hidden_size` is 10{9}"),
+    ({"num_attention_heads": 10**9}, "`num_attention_heads` is 10{9}"),
+    ({"intermediate_size": 10**12}, "`intermediate_size` is 10{12}"),
+    ({"num_channels": 10**9}, "`num_channels` is 10{9}"),
+    ({"input_size": (16 * 10**8, 16)}, "the patches along .*`input_size` are 10{8} x 1; their product may be at most"),
+    ({"input_size": (10**6, 10**6), "patch_size": (10**6, 10**6)}, "`patch_size` and `num_channels` are 10{6} x 10{6}"),
+]
+WRONG_QUANTIZER += [
+    ({"codebook_size": 10**12}, "`codebook_size` is 10{12}; it takes a whole number from 1 to 16777216"),
+    ({"num_codebooks": 10**9}, "`num_codebooks` is 10{9}"),
+    ({"codebook_dim": 10**9}, "`codebook_dim` is 10{9}"),
+    ({"kmeans_iterations": 10**9}, "`kmeans_iterations` is 10{9}"),
+    (
+        {"num_codebooks": 1000, "codebook_size": 10**6, "codebook_dim": 1000},
+        "`codebook_size` and `codebook_dim` are 1000 x 10{6} x 1000; their product may be at most 2147483648",
+    ),
+    ({"type": "fsq", "levels": (1000,) * 9}, "`codebook_size` is 10{27}"),
+]
 CASES = WRONG + [({"quantizer_config": options}, message) for options, message in WRONG_QUANTIZER]
 
 
@@ -232,6 +255,20 @@ def test_wrong_values_are_named(options, message):
     # the strict dataclass wraps what a check of the whole raises; its text is kept
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         BridleConfig(**options)
+
+
+def test_large_models_pass():
+    """ViT-22B in width and depth, an hour of sound, and large codebooks."""
+    config = BridleConfig(
+        hidden_size=6144,
+        num_hidden_layers=48,
+        num_attention_heads=48,
+        input_size=(360_000, 128),
+        quantizer_config={"num_codebooks": 32, "codebook_size": 65536, "codebook_dim": 256},
+    )
+    assert config.num_patches == 180_000
+    fsq = BridleQuantizerConfig(type="fsq", levels=(16,) * 6, codebook_dim=2048)
+    assert fsq.codebook_size == 2**24
 
 
 @pytest.mark.parametrize("options", [{"hidden_size": "wide"}, {"num_channels": True}, {"use_cls_token": "yes"}])

@@ -29,6 +29,7 @@ FLOORS = [
         "codebook_metrics",
         "files",
         "losses_bridle",
+        "markdown",
         "masking_bridle",
         "outputs_bridle",
         "recipe_reader",

@@ -1,4 +1,4 @@
-"""Pictures of another size than pretraining's lie at positions that it knew; in sounds and along time each keeps its own."""
+"""Pictures of another size than pretraining's lie at positions that it knew; along time each patch keeps its own."""
 
 import pytest
 import torch

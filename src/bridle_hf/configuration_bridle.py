@@ -79,6 +79,22 @@ CHOICES = {
     "position_layout": ("grid", "wrapped", "flat", "table"),
     "pooling": ("mean", "cls"),
 }
+# The most that a size may be: far above any model, and few enough to be refused before memory or hours are spent on a
+# config.json that somebody else wrote.
+MOST = {
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "num_channels": 2**12,
+    "num_codebooks": 2**10,
+    "codebook_size": 2**24,
+    "codebook_dim": 2**16,
+    "kmeans_iterations": 2**16,
+    "reset_interval": 2**31,
+    "num_neighbors": 2**24,
+}
+MOST_PATCHES, MOST_IN_A_PATCH, MOST_IN_CODEBOOKS = 2**20, 2**20, 2**31
 # The stacks of layers, by the prefix of their fields.
 PARTS = ("", "decoder_", "estimator_")
 # Where transformers' Auto classes find the models in a folder that carries the code (`trust_remote_code=True`).
@@ -121,10 +137,16 @@ def _either(values):
     return " or ".join(map(repr, values))
 
 
-def _check_positive(config, names):
+def _check_sizes(config, names, part=""):
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(config, name)}; it takes a whole number of at least 1.")
+        value, most = getattr(config, part + name), MOST[name]
+        if not 1 <= value <= most:
+            raise ValueError(f"`{part}{name}` is {value}; it takes a whole number from 1 to {most}.")
+
+
+def _check_product(names, values, most):
+    if prod(values) > most:
+        raise ValueError(f"{names} are {' x '.join(map(str, values))}; their product may be at most {most}.")
 
 
 @strict
@@ -224,7 +246,10 @@ class BridleQuantizerConfig(PreTrainedConfig):
         check_choice("inner", self.inner, inner_types("product"))
         _check_choices(self, QUANTIZER_CHOICES)
         sizes = ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval")
-        _check_positive(self, (*sizes, "num_neighbors"))
+        _check_sizes(self, (*sizes, "num_neighbors"))
+        if self.codebook_type != "fsq":  # which has no table of codes
+            held = self.num_codebooks, self.codebook_size, self.codebook_dim
+            _check_product("`num_codebooks`, `codebook_size` and `codebook_dim`", held, MOST_IN_CODEBOOKS)
         if self.type == "residual" and self.inner not in inner_types("residual"):
             raise ValueError(
                 f"`inner` is {self.inner!r}; type 'residual' takes {_either(inner_types('residual'))}. "
@@ -365,8 +390,9 @@ class BridleConfig(PreTrainedConfig):
 
     def validate_bridle(self):
         _check_choices(self, CHOICES)
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        _check_positive(self, [part + name for part in PARTS for name in sizes] + ["intermediate_size", "num_channels"])
+        for part in PARTS:
+            _check_sizes(self, ("hidden_size", "num_hidden_layers", "num_attention_heads"), part)
+        _check_sizes(self, ("intermediate_size", "num_channels"))
         axes = len(MODALITY_DEFAULTS[self.modality]["patch_size"])
         if not len(self.input_size) == len(self.patch_size) == axes:
             raise ValueError(
@@ -379,6 +405,9 @@ class BridleConfig(PreTrainedConfig):
                 raise ValueError(f"`patch_size` {tuple(self.patch_size)} does not divide `{name}` {sizes}.")
         if self.interpolate_positions and self.modality == "audio":
             raise ValueError("`interpolate_positions` is True; modality 'audio' takes False.")
+        _check_product("the patches along the axes of `input_size`", self.grid, MOST_PATCHES)
+        in_a_patch = *self.patch_size, self.num_channels
+        _check_product("`patch_size` and `num_channels`", in_a_patch, MOST_IN_A_PATCH)
         position_axes = 1 if self.position_layout == "flat" else axes
         for part in PARTS:
             size, heads = getattr(self, part + "hidden_size"), getattr(self, part + "num_attention_heads")

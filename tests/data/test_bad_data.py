@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from sound_files import RATE, clip, flac, wav
@@ -167,6 +168,19 @@ def test_a_shard_that_always_fails_is_skipped_and_named(parquet_folder, extracto
     ):
         for _ in range(6):
             next(build_loader(data, extractor, batch_size=24, seed=0))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_clips_of_one_name_are_several(cached, extractor, tmp_path):
+    for shard in range(2):
+        rows = [{"bytes": flac(clip(i)) if i % 3 else b"broken", "path": "audio.flac"} for i in range(6)]
+        pq.write_table(pa.table({"audio": rows}), tmp_path / f"train-{shard}.parquet")
+    data = DataArguments(str(tmp_path), max_bad_share=0.5, cache=cached, cache_dir=str(tmp_path / "cache"), **PLAIN)
+    loader = build_loader(data, extractor, batch_size=8, seed=0)
+    for _ in range(3):
+        next(loader)
+    places = [(shard, example) for shard in (0, 1) for example in (0, 3)]
+    assert loader.skipped.keys() == {f"audio.flac (shard {shard}, example {example})" for shard, example in places}
 
 
 def fail_reads(monkeypatch, shard: int, times: int) -> None:

@@ -84,7 +84,7 @@ def test_cache_is_written_anew_when_something_changes(waveforms, extractor, tmp_
     data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
 
     def write_cache(extractor):
-        return cache.write_cache(open_source(data, extractor), data, extractor)
+        return cache.write_cache(open_source(data, extractor), data, extractor)[0]
 
     folder = write_cache(extractor)
     assert write_cache(extractor) == folder
@@ -113,7 +113,8 @@ def test_bad_clips_are_left_out_of_the_cache(waveforms, extractor, tmp_path, cap
     data = DataArguments(dataset, cache=True, cache_dir=str(tmp_path / "cache"))
     assert load_examples(data, extractor).clip_names == ["clip-0.flac", "clip-1.flac", "clip-2.flac"]
     assert "clip-3.flac" in caplog.text
-    assert "cannot be decoded" in build_loader(data, extractor, batch_size=2, seed=0).skipped["clip-3.flac"]
+    skipped = build_loader(data, extractor, batch_size=2, seed=0).skipped
+    assert "cannot be decoded" in skipped["clip-3.flac (shard 0, example 3)"]
     with pytest.raises(RuntimeError, match="1 of 4 clips read so far could not be used"):
         load_examples(replace(data, cache=False, max_bad_share=0.0), extractor)
 
@@ -173,7 +174,8 @@ def test_a_cache_goes_on_where_its_writer_was_killed(parquet_folder, extractor, 
     assert len(decoded) == 8 and examples.clip_names == whole.clip_names
     assert all(np.array_equal(a, b) for a, b in zip(examples.clips, whole.clips, strict=True))
     (folder,) = (path for path in (tmp_path / "killed").iterdir() if path.is_dir())
-    assert sorted(path.name for path in folder.iterdir()) == [*(f"0000{i}.arrow" for i in range(6)), "skipped.json"]
+    names = [*(f"0000{i}.arrow" for i in range(6)), "manifest.json", "skipped.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_files_of_the_cache_of_long_clips_hold_fewer(parquet_folder, extractor, tmp_path, monkeypatch):

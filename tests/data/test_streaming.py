@@ -193,8 +193,8 @@ def test_bad_clips_are_skipped_counted_and_named(tmp_path, num_workers, extracto
     with caplog.at_level(logging.WARNING):
         seen = [index for batch in take(loader, 4) for index in identify(batch)]
     assert set(seen) == set(range(24)) - {5, 20}
-    assert set(loader.skipped) == {"clip-5.flac", "clip-20.flac"}
-    assert "too short" in loader.skipped["clip-20.flac"] and "clip-5.flac" in caplog.text
+    assert set(loader.skipped) == {"clip-5.flac (shard 0, example 5)", "clip-20.flac (shard 1, example 8)"}
+    assert "too short" in loader.skipped["clip-20.flac (shard 1, example 8)"] and "clip-5.flac" in caplog.text
     resumed = build_loader(data, extractor, batch_size=11, seed=0)
     resumed.load_state_dict(loader.state_dict())
     assert resumed.skipped == loader.skipped

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from runs import fork, join
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import WeightedRandomSampler
 from transformers import pipeline
@@ -26,7 +27,6 @@ from bridle_hf.finetuning.finetune import (
     score,
 )
 from bridle_hf.training import RecipeError, load_recipe
-from runs import fork, join
 
 LABELS = ([], ["low"], ["high"], ["high", "low"])
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +127,7 @@ def released(folder, repository, tmp_path, **changes):
     """The card of a classifier after changes to its finetune.yaml."""
     path = folder.parent / "finetune.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     release.stage(folder, tmp_path / "out", "org/x", repository / "model_cards" / "bridle-audio.md")
     return (tmp_path / "out" / "README.md").read_text()
 
@@ -132,7 +135,7 @@ def released(folder, repository, tmp_path, **changes):
 def test_a_classifier_s_card_says_how_it_was_fine_tuned_and_tested(classifier, run, repository, tmp_path):
     text = released(classifier, repository, tmp_path)
     assert "a\nclassifier that turns a log-mel spectrogram into a score per class." in text and "an encoder" not in text
-    assert f"| Fine-tuning | of `{run / 'final'}` on `my_labelled`, 9 epochs, batches of 3 a process, seed 5 |" in text
+    assert "| Fine-tuning | of a model that is not on the Hub on `my_labelled`, 9 epochs, batches of 3 a" in text
     assert "Fine-tuned with the labels in column `kind` of `my_labelled`, without fold 2.\n" in text
     assert "`org/sounds`, without labels." in text  # what the encoder saw, from the run that finetune.yaml names
     assert "| `my_labelled`, fold 2 | audio-classification | accuracy | 0.750 |\n" in text
@@ -150,8 +153,8 @@ def test_a_classifier_s_card_does_not_say_more_than_is_known(classifier, reposit
     text = released(classifier, repository, tmp_path, from_scratch=True)
     assert "| Fine-tuning | from random weights on `my_labelled`" in text and "Nothing came before." in text
     (classifier.parent / "finetune.yaml").unlink()
-    release.stage(classifier, tmp_path / "out", "org/x", repository / "model_cards" / "bridle-audio.md")
-    assert "Not recorded with the weights." in (tmp_path / "out" / "README.md").read_text()
+    release.stage(classifier, tmp_path / "more", "org/x", repository / "model_cards" / "bridle-audio.md")
+    assert "Not recorded with the weights." in (tmp_path / "more" / "README.md").read_text()
 
 
 def test_a_classifier_that_was_tested_on_a_split(classifier, repository, tmp_path):
@@ -207,6 +210,67 @@ def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, tmp_path, capsy
     assert "not pushed to org/bridle-audio: --dry-run" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_bridle.py"} <= files
+
+
+@pytest.mark.parametrize("held", ["notes.txt", ".env", "sub/private.wav"])
+def test_a_folder_that_holds_something_is_left_alone(held, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(release, "push", lambda *_: pytest.fail("pushed"))
+    other = tmp_path / "out" / held
+    other.parent.mkdir(parents=True)
+    other.write_text("secret")
+    with pytest.raises(SystemExit):
+        release.main([str(run / "final"), "--repo-id", "org/x", "--output", str(tmp_path / "out")])
+    name = held.split("/")[0]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"error: --output is '{tmp_path}/out', which holds {name}; it takes a new or an empty folder.")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
+    with pytest.raises(ValueError, match="a file; it takes a new"):
+        release.stage(run / "final", other, "org/x")
+
+
+class HubOfPublic:
+    """A Hub with one public repository, which nobody writes to."""
+
+    def repo_info(self, repo_id):
+        return SimpleNamespace(private=False)
+
+    def __getattr__(self, name):
+        pytest.fail(f"{name} was called")
+
+
+def test_private_is_refused_for_a_public_repository(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(release, "HfApi", HubOfPublic)
+    with pytest.raises(ValueError, match="^--private is given and org/x is public"):
+        release.push(tmp_path, "org/x", private=True)
+    monkeypatch.setattr(release, "stage", lambda *_, **__: pytest.fail("staged"))
+    with pytest.raises(SystemExit):
+        release.main([str(run / "final"), "--repo-id", "org/x", "--private"])
+    assert "error: --private is given and org/x is public" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_everything_is_printed_with_its_size_before_it_is_pushed(run, tmp_path, capsys, monkeypatch):
+    pushed = []
+
+    def push(folder, *_):
+        printed = capsys.readouterr().out
+        pushed.extend(path for path in folder.rglob("*") if path.is_file())
+        for path in pushed:
+            assert f"  {path.relative_to(folder)}: {path.stat().st_size:,} bytes\n" in printed
+        return SimpleNamespace(commit_url="the commit")
+
+    monkeypatch.setattr(release, "push", push)
+    release.main([str(run / "final"), "--repo-id", "org/x", "--output", str(tmp_path / "out")])
+    assert len(pushed) > 5 and capsys.readouterr().out == "the commit\n"
+
+
+def test_what_the_hub_answers_is_one_line(run, capsys, monkeypatch):
+    def push(*_):
+        raise OSError("500 Server Error\nRequest ID: 1")
+
+    monkeypatch.setattr(release, "push", push)
+    with pytest.raises(SystemExit):
+        release.main([str(run / "final"), "--repo-id", "org/x"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: 500 Server Error Request ID: 1")
 
 
 def test_weights_are_sharded_when_large(run, repository, tmp_path):

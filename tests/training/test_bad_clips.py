@@ -6,9 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from sound_files import RATE, clip, wav, write_parquet
-
 from runs import records, unused_port
+from sound_files import RATE, clip, wav, write_parquet
 
 GOOD = [
     wav(clip(0)),
@@ -18,7 +17,7 @@ GOOD = [
     wav(np.tile(clip(5), 100)),  # long
 ]
 BAD = [wav(clip(6))[:40], b"no sound", b"", wav(clip(7)[:0]), wav(np.full(RATE, np.nan), subtype="FLOAT")]
-NAMES = {f"clip-{number}.flac" for number in range(len(GOOD), len(GOOD + BAD))}
+NAMES = {f"clip-{number}.flac (shard 1, example {number - 5})" for number in range(len(GOOD), len(GOOD + BAD))}
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
-
 from runs import records, weights
+from torch._dynamo.utils import counters
 
 pytestmark = [
     pytest.mark.slow,

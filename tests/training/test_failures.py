@@ -6,13 +6,13 @@ from math import inf, nan
 
 import pytest
 import torch
+from runs import differing, records, weights
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.training import engine, load_recipe, replay
 from bridle_hf.training.codebooks import reset_dead_codes_
 from bridle_hf.training.run import Run
-from runs import differing, records, weights
 
 ONE_PHASE = ("phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=1", "training.keep_checkpoints=9")
 

@@ -9,11 +9,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from runs import records, unused_port
 from sound_files import RATE, clip, flac, wav
 
 from bridle_hf import BridleFeatureExtractor
 from bridle_hf.data import DataArguments, build_loader, load_examples
-from runs import records, unused_port
 
 # Name in the tree -> its content, and what becomes of it.
 READ, BAD, LEFT = "read", "named when it is decoded", "left out, counted and named at the start"

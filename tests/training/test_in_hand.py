@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from runs import differing, records, stop_after, weights
 
 from bridle_hf.training import load_recipe, pretrain
-from runs import differing, records, stop_after, weights
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from launching import CONFIGS, arguments_of, environment_of
+from runs import records, unused_port
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.training import load_recipe
 from bridle_hf.training.run import check_processes
-from runs import records, unused_port
 
 # processes, of them on this machine, and whether parameters are sharded
 EXPECTED = {

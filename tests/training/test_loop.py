@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState
+from runs import differing, records, stop_after, weights
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel
 from bridle_hf.training import engine, load_recipe, pretrain, replay
 from bridle_hf.training.checkpoints import list_checkpoints
 from bridle_hf.training.run import Run, check_processes
 from bridle_hf.training.seeds import seed_from
-from runs import differing, records, stop_after, weights
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "pretrain.py"
 

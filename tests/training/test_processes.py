@@ -7,13 +7,13 @@ from unittest import mock
 
 import pytest
 import torch
+from runs import differing, fork, join, records
 from safetensors.torch import load_file, save_file
 from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleTokenizer
 from bridle_hf.training import engine, load_recipe, phases, pretrain, replay
 from bridle_hf.training.run import Run
-from runs import differing, fork, join, records
 
 LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether
 SCHEDULE = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
 from bridle_hf.cli.process import stop_signals
@@ -19,7 +20,6 @@ from bridle_hf.files import FolderError
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
-from runs import differing, fork, join, records, stop_after, weights
 
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
 MOMENTS = {

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from launching import environment_of
+from runs import differing, fork, join, records, weights
 from test_processes import JOINED, query_and_value, train_layout
 from torch.distributed.tensor import DTensor
 
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
-from runs import differing, fork, join, records, weights
 
 
 def train_sharded(recipe, folder, config, *overrides):

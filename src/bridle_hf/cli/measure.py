@@ -21,7 +21,7 @@ from .options import add_data_options, given_data
 
 def window(featurize, example):
     """As many frames of a clip as count, the same ones every time; of hours of sound no more is read."""
-    return featurize(example, np.random.default_rng(crc32(example["clip_name"].encode())))
+    return featurize(example, np.random.default_rng(crc32(str(example["clip_name"]).encode())))
 
 
 def main(arguments=None, prog=None):

@@ -1,18 +1,22 @@
 """Cache of decoded samples on disk, a dataset of its own that streams like any other.
 
-A cache is a folder of Arrow files, which are twice as fast to read as parquet files. Each row holds `features` (log-mel
-features or pixels as raw bytes) with their `dtype` and `shape`, or the undecoded `file`; the sample's `clip_name` and
-the other columns of the source. The content does not depend on `exclude`, crops or augmentation, so that folds and
-phases share it.
+A cache is a folder of Arrow files, which are twice as fast to read as parquet files, and a manifest that tells damage.
+A row has the columns of the source and a `clip_name`. The column of the media holds `features` (log-mel features or
+pixels as raw bytes) with their `dtype` and `shape`, or the undecoded file. The content does not depend on `exclude`,
+crops or augmentation, so that folds and phases share it.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -24,20 +28,31 @@ from ..files import whole_folder, write_whole
 from .arguments import DataArguments
 from .media import BadClipError
 from .modalities import modality_of
-from .source import Source, decode_column, leave_out, open_source
+from .source import (
+    FILES_AT_ONCE,
+    MARK,
+    Source,
+    check_bad_shards,
+    check_bad_share,
+    decode_column,
+    leave_out,
+    open_source,
+)
 
 logger = logging.getLogger(__name__)
 
-CLIP_COLUMNS = {
+CLIP_TYPE = {
     "features": datasets.Value("binary"),
     "dtype": datasets.Value("string"),
     "shape": datasets.List(datasets.Value("int32")),
 }
-FILE, FILE_TYPE = "file", {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+FILE_TYPE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
-PROGRESS = "progress.json"  # of an unfinished cache: number of whole files, and the examples and bad samples so far
-SKIPPED = "skipped.json"  # name -> reason of the samples that could not be decoded
+MANIFEST = "manifest.json"  # of each file (bytes, time in ns, sha256), and how many examples and shards were read
+SKIPPED = "skipped.json"  # mark -> reason of the samples and shards that could not be used
+PROGRESS = "progress.json"  # of an unfinished cache: what both would say so far
+NAMES_SHOWN = 10  # of the samples that a cache lacks
 FORMAT = 4  # part of the fingerprint: raise it when the content of a cache changes
 
 
@@ -46,19 +61,17 @@ def open_clips(data: DataArguments, processor, dataset=None) -> Source:
     source = open_source(data, processor, dataset)
     if not data.cache:
         return source
-    folder = write_cache(source, data, processor)
-    table = _open_table(folder)
+    folder, manifest = write_cache(source, data, processor)
+    table = _open_table(folder, manifest)
     # Otherwise each file would infer its features from its own rows, and a column that is empty there has no type.
-    files = str(folder / "*.arrow")
+    files = list(map(str, _tables(folder, manifest)))
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
-    skipped = json.loads((folder / SKIPPED).read_text())
     return replace(
         source,
         dataset=cached,
-        featurize=_unpack,
-        input_column=None,
+        featurize=partial(_unpack, column=source.input_column),
         of_files=False,
-        skipped=skipped,
+        skipped=manifest["skipped"],
         rows=table,
         arrays=None,
         files=None,
@@ -93,42 +106,60 @@ def map_clips(
             numbers.append(source.behind - 1)
             about.append({column: example[column] for column in columns})
         return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
-    table = leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
-    decode = _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
+    table = leave_out(_open_table(*write_cache(source, data, processor, decoded=data.cache)), data.exclude)
+    decode = _unpack if data.cache else partial(decode_column, data=data, processor=processor)
+    decode = partial(decode, column=source.input_column)
     return table, decode, table.select_columns(columns).to_list(), table.features
 
 
-def _open_table(folder: Path) -> datasets.Dataset:
+def _open_table(folder: Path, manifest: dict) -> datasets.Dataset:
     """The rows of a cache."""
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in sorted(folder.glob("*.arrow"))])
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in _tables(folder, manifest)])
 
 
-def write_cache(source: Source, data: DataArguments, processor, decoded: bool = True) -> Path:
-    """Write every sample of a source, unless they are there, and return their folder: decoded samples or their files.
+def _tables(folder: Path, manifest: dict) -> list[Path]:
+    return [folder / name for name in manifest["files"] if name.endswith(".arrow")]
+
+
+def write_cache(source: Source, data: DataArguments, processor, decoded: bool = True) -> tuple[Path, dict]:
+    """Write every sample of a source, decoded or as files, unless they are there; return their folder and manifest.
 
     The folder's name is a fingerprint of the dataset's files, the split and the settings that decoding depends on. It
     appears when it is whole; other processes of the machine wait for the one that writes. Where that was killed, the
-    next one goes on behind its last whole file.
+    next one goes on behind its last whole file. A folder that is damaged is written anew.
 
     Raises:
-        ValueError: a stream that the caller built, which nothing identifies.
+        ValueError: a stream that the caller built, which nothing identifies; or a place that one may not write to.
+        RuntimeError: the cache lacks more samples than `data.max_bad_share` allows.
     """
     if source.fingerprint is None:
         raise ValueError(
             f"{source.description} is an IterableDataset, which has no fingerprint that would identify a copy of it on "
             f"disk; give a datasets.Dataset, or data.cache=false and data.in_memory=true."
         )
-    modality = modality_of(processor)
+    source, modality = replace(source, exclude={}, skipped={}), modality_of(processor)
     settings = modality.cache_key(data, processor)
-    identity = [FORMAT, modality.name, decoded, source.fingerprint, data.split, data.input_column, settings]
+    identity = [FORMAT, modality.name, decoded, source.fingerprint, data.split, source.input_column, settings]
+    identity.append(_state_of_files(source, data.max_bad_share))
     folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with whole_folder(folder, resume=PROGRESS) as partial_folder:
-                _write_files(replace(source, exclude={}, skipped={}), data, partial_folder, decoded)
-            logger.info("the samples of %s are kept in %s", source.description, folder)
-    return folder
+    manifest, damage = read_manifest(folder)  # without the lock, which a reader may not be allowed to take
+    if manifest is None:
+        with _locked(folder, damage):
+            manifest, damage = read_manifest(folder)  # of another process that had the lock, perhaps
+            if manifest is None:
+                if folder.exists():
+                    logger.warning("the cache %s is damaged, it is written anew: %s", folder, damage)
+                with whole_folder(folder, resume=PROGRESS) as partial_folder:
+                    manifest = _write_files(source, data, partial_folder, decoded)
+                logger.info("the samples of %s are kept in %s", source.description, folder)
+    elif manifest["skipped"]:
+        names = ", ".join(islice(manifest["skipped"], NAMES_SHOWN))
+        logger.warning(
+            "the cache of %s lacks %d samples or shards that could not be used (%s); %s names all",
+            source.description, len(manifest["skipped"]), names, folder / SKIPPED,
+        )  # fmt: skip
+    _check_shares(manifest, data.max_bad_share)
+    return folder, manifest
 
 
 def cache_root(data: DataArguments) -> Path:
@@ -136,33 +167,139 @@ def cache_root(data: DataArguments) -> Path:
     return Path(data.cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "bridle")).expanduser()
 
 
-def _write_files(source: Source, data: DataArguments, folder: Path, decoded: bool) -> None:
-    done, schema = {"files": 0, "examples": 0, "skipped": {}}, None
+def _state_of_files(source: Source, max_bad_share: float) -> str | None:
+    """A fingerprint of sizes and times of the local files that a table names by their paths.
+
+    None where the source's own fingerprint tells them, or where the table holds the media themselves.
+    """
+    if source.dates_files or source.arrays is not None:
+        return None
+    column, digest = source.input_column, hashlib.sha256()
+    table = replace(source, dataset=source.dataset.select_columns([column]), skipped={})
+    examples = table.read_all(max_bad_share)
+    raws = (example[column] for example in examples if example[column] is not None)
+    first = next(raws, None)
+    if not (isinstance(first, str) or (isinstance(first, dict) and first.get("bytes") is None)):
+        return None
+    paths = (raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
+    with ThreadPoolExecutor() as pool:  # over a network a look at a file takes milliseconds
+        for part in iter(lambda: list(islice(paths, FILES_AT_ONCE)), []):
+            digest.update("".join(pool.map(_state_of_file, part)).encode())
+    return digest.hexdigest()
+
+
+def _state_of_file(path: str) -> str:
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):  # an address, or nothing
+        return "-\n"
+    return f"{about.st_size} {about.st_mtime_ns}\n"
+
+
+@contextmanager
+def _locked(folder: Path, damage: str) -> Iterator[None]:
+    """Keep other processes from writing the same cache."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire()
+    except OSError as error:
+        found = f"; the cache {folder} cannot be used: {damage}" if folder.exists() else ""
+        raise ValueError(
+            f"data.cache_dir is {str(folder.parent)!r}, where nothing can be written ({error.strerror}){found}. "
+            "It takes a folder that you may write to."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_manifest(folder: Path) -> tuple[dict | None, str]:
+    """The manifest of a whole cache, with what was `skipped`, and ""; or None and what is wrong with the cache.
+
+    A file is whole if its size and time are what they were; at another time, such as that of a copy, if its content is.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = [(folder / name, *about) for name, about in manifest["files"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"{MANIFEST} cannot be read: {type(error).__name__}"
+    for path, size, time, digest in files:
+        try:
+            about = path.stat()
+            if about.st_size != size:
+                return None, f"{path.name} has {about.st_size} bytes of {size}"
+            if about.st_mtime_ns != time:
+                if _digest(path) != digest:
+                    return None, f"{path.name} was changed"
+                with suppress(OSError):
+                    os.utime(path, ns=(time, time))  # or each start would read it as a whole
+        except OSError as error:
+            return None, f"{path.name} cannot be read: {error.strerror}"
+    return manifest | {"skipped": json.loads((folder / SKIPPED).read_text())}, ""
+
+
+def _file_state(path: Path) -> tuple[int, int, str]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_shard(mark: str) -> bool:
+    """Whether a mark in `skipped` is that of a shard and not of a sample."""
+    return re.fullmatch(r"shard \d+", mark) is not None
+
+
+def _check_shares(manifest: dict, max_bad_share: float) -> None:
+    """Raise a `RuntimeError` if a cache lacks too much, also where more was allowed when it was written."""
+    shards = {mark: why for mark, why in manifest["skipped"].items() if _is_shard(mark)}
+    clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards}
+    if shards:
+        check_bad_shards(len(shards), manifest["shards"], max_bad_share, list(shards.values())[-1])
+    if clips:
+        check_bad_share(len(clips), manifest["examples"], max_bad_share, *list(clips.items())[-1])
+
+
+def _write_files(source: Source, data: DataArguments, folder: Path, decoded: bool) -> dict:
+    """Write the files and the manifest of a cache, and return the latter."""
+    done, schema = {"files": {}, "examples": 0, "skipped": {}}, None
     if (folder / PROGRESS).exists():
         done = json.loads((folder / PROGRESS).read_text())
         logger.info("resuming the cache after %d samples", done["examples"])
     source.skipped |= done["skipped"]
+    column = source.input_column
     if source.dataset.features is not None:
-        columns = {key: value for key, value in source.dataset.features.items() if key != source.input_column}
-        columns |= CLIP_COLUMNS if decoded else {FILE: FILE_TYPE}
-        schema = datasets.Features(columns | {"clip_name": datasets.Value("string")}).arrow_schema
+        media = {column: CLIP_TYPE if decoded else FILE_TYPE}
+        named = {"clip_name": datasets.Value("string")}
+        schema = datasets.Features(named | dict(source.dataset.features) | media).arrow_schema
     rows = (
-        {key: value for key, value in example.items() if key != source.input_column}
-        | (_pack(clip) if decoded else {FILE: _file(source.raw(example))})
+        {key: value for key, value in example.items() if key != MARK}
+        | {column: _pack(clip) if decoded else _file(source.raw(example))}
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
-    for number, clips in enumerate(in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE), done["files"]):
-        table = pa.Table.from_pylist(clips, schema=schema)
-        with open(folder / f"{number:05d}.arrow", "wb") as file:
+    files = dict(done["files"])
+    for clips in in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE):
+        table, path = pa.Table.from_pylist(clips, schema=schema), folder / f"{len(files):05d}.arrow"
+        with open(path, "wb") as file:
             with pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
             os.fsync(file.fileno())
+        files[path.name] = _file_state(path)
         # A bad shard may be readable the next time; the number of examples would then not fit.
-        if not any(name.startswith("shard ") for name in source.skipped):
-            done = {"files": number + 1, "examples": source.behind, "skipped": source.skipped}
+        if not any(map(_is_shard, source.skipped)):
+            done |= {"files": files, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
     write_whole(folder / SKIPPED, json.dumps(source.skipped))
+    files[SKIPPED] = _file_state(folder / SKIPPED)
+    manifest = {"files": files, "examples": source.behind, "shards": source.num_shards}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / PROGRESS).unlink(missing_ok=True)
+    return manifest | {"skipped": source.skipped}
 
 
 def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterator[list[dict]]:
@@ -190,12 +327,13 @@ def _pack(clip: np.ndarray) -> dict:
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 
-def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
+def _unpack(row: dict, rng: np.random.Generator | None = None, *, column: str) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
-    clip = np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
-    if clip.dtype.kind == "f" and not np.isfinite(clip).all():
-        raise BadClipError(f"{row['clip_name']} holds NaN or inf in the cache, which is damaged")
-    return clip
+    clip = row[column]
+    values = np.frombuffer(clip["features"], dtype=clip["dtype"]).reshape(clip["shape"])
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadClipError("holds NaN or inf in the cache, which is damaged")
+    return values
 
 
 def _file(raw: dict | str) -> dict:

@@ -118,7 +118,7 @@ def load_examples(data: DataArguments, processor, dataset=None, test_dataset=Non
         labels, label_names = _encode(values, types.get(data.label_column), data.label_column)
     if data.fold_column or len(parts) > 1:
         folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
-    names = [row["clip_name"] for row in rows]
+    names = [str(row["clip_name"]) for row in rows]
     tested = [parts[1][0]] if len(parts) > 1 else None
     examples = Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
     if dataset is not None:
@@ -143,7 +143,7 @@ def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
 
 def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
     """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint."""
-    columns = [column for column in (data.label_column, data.fold_column, "clip_name") if column]
+    columns = list({data.label_column, data.fold_column, "clip_name"} - {None})
     if not data.in_memory:
         source = open_source(data, processor, dataset)
         table, decode, about, types = map_clips(source, data, processor, columns)

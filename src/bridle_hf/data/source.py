@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 NOT_OF_A_DISK = ValueError, TypeError, LookupError, AttributeError, tarfile.TarError  # they come back with each attempt
+MARK = 0  # key of an example that no column can have: what tells it from all others, see `Source.named`
 BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
@@ -52,11 +53,12 @@ class Source:
         exclude: column -> values of the examples to skip.
         description: what messages call the dataset.
         of_files: whether an example names a file and holds nothing of it.
-        skipped: name -> reason of the samples that could not be used when all of them were decoded.
+        skipped: mark -> reason of the samples that could not be used when all of them were decoded.
         behind: number of examples up to the one that `decode_all` gave last.
         rows: the examples as an indexable table; None where they can only be read in order.
         arrays: of a list of arrays, these; an example then holds the place of its own.
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
+        dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
         files: file of each shard, where shards are files of a folder or of the Hub.
     """
@@ -72,6 +74,7 @@ class Source:
     rows: datasets.Dataset | None = None
     arrays: list | None = None
     fingerprint: str | None = None
+    dates_files: bool = False
     given: bool = False
     files: list[str] | None = None
 
@@ -84,14 +87,21 @@ class Source:
         value = example[self.input_column]
         return value if self.arrays is None else self.arrays[value]
 
-    def named(self, example: dict, otherwise: str) -> dict:
-        """The example with a `clip_name`: one that it has, the path of its file, or another."""
-        raw, own = example.get(self.input_column), example.get("clip_name")
-        path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else None
-        return example | {"clip_name": (path if own in (None, "") else str(own)) or otherwise}
+    def named(self, example: dict, place: str) -> dict:
+        """The example with its `MARK` and a `clip_name`: its own, the path of its file, or its place.
+
+        The mark is the path of a file outside the dataset, otherwise the name with the place: names may repeat.
+        """
+        raw = example.get(self.input_column)
+        raw = raw if isinstance(raw, dict) else {"path": raw if isinstance(raw, str) else None}
+        path = raw.get("path")
+        named = {"clip_name": path or place} | example  # whatever a column of that name holds, it is the user's
+        name = path or named["clip_name"] or place
+        alone = name == place or (path and raw.get("bytes") is None)
+        return named | {MARK: name if alone else f"{name} ({place})"}
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict]:
-        """The examples of one shard from index `start` on, with a `clip_name` each and including the excluded ones.
+        """The examples of one shard from index `start` on, `named`, including the excluded ones.
 
         Raises:
             BadShardError: reading failed `READ_ATTEMPTS` times, or once for a reason that stays.
@@ -176,9 +186,9 @@ class Source:
                 except BadClipError as error:
                     bad += 1
                     last = f"; the last one, {example['clip_name']}, {error}"
-                    self.skipped[example["clip_name"]] = str(error)
-                    logger.warning("skipped %s: %s", example["clip_name"], error)
-                    check_bad_share(bad, seen, max_bad_share, example["clip_name"], error)
+                    self.skipped[example[MARK]] = str(error)
+                    logger.warning("skipped %s: %s", example[MARK], error)
+                    check_bad_share(bad, seen, max_bad_share, example[MARK], error)
                 else:
                     yield example, features
         if seen == bad and start == 0:
@@ -268,6 +278,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         description,
         of_files=of_paths or opened.of_files,
         fingerprint=opened.fingerprint,
+        dates_files=opened.of_files,
         files=opened.files,
     )
 

@@ -18,7 +18,7 @@ from .arguments import DataArguments
 from .cache import open_shuffled
 from .media import BadClipError
 from .modalities import modality_of
-from .source import BadShardError, Source, check_bad_shards, check_bad_share
+from .source import MARK, BadShardError, Source, check_bad_shards, check_bad_share
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class ClipStream(IterableDataset):
                 features.append(self.source.featurize(example, rng))
             except BadClipError as error:
                 at["bad"] += 1
-                skipped.append((example["clip_name"], str(error)))
-                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example["clip_name"], error)
+                skipped.append((example[MARK], str(error)))
+                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example[MARK], error)
             if len(features) == self.batch_size:
                 skipped += [(f"shard {n}", why) for n, why in self.bad_shards.items() if n not in named]
                 named |= self.bad_shards.keys()
@@ -169,7 +169,8 @@ class ClipLoader:
     ahead.
 
     Attributes:
-        skipped: name -> reason of every sample that could not be used so far, or when the cache was written.
+        skipped: mark (see `Source.named`) -> reason of every sample that could not be used so far, or when the cache
+            was written.
     """
 
     def __init__(self, stream: ClipStream, num_workers: int):
@@ -233,7 +234,7 @@ def _identity(source: Source) -> str:
     if "clip_name" not in rows.column_names:
         return f"{len(rows)} rows {rows._fingerprint}"
     for part in rows.select_columns("clip_name").iter(batch_size=10_000):
-        digest.update("\0".join(part["clip_name"]).encode(errors="surrogateescape"))
+        digest.update("\0".join(map(str, part["clip_name"])).encode(errors="surrogateescape"))
     return f"{len(rows)} clips {digest.hexdigest()[:16]}"
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..data.cache import CLIP_COLUMNS, in_portions, open_clips
+from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
+from ..data.source import MARK
 from ..files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -94,12 +95,12 @@ class OwnColumns:
     """
 
     def __init__(self, source, ours: Collection[str]):
-        self.media = {source.input_column} if source.input_column else set(CLIP_COLUMNS)
+        self.left_out = {source.input_column, MARK}
         self.ours, self.names = set(ours), {}
 
     def of(self, example: dict) -> dict:
         """The columns of one example."""
-        return {self._name(name, example): value for name, value in example.items() if name not in self.media}
+        return {self._name(name, example): value for name, value in example.items() if name not in self.left_out}
 
     def _name(self, name: str, example: dict) -> str:
         if name not in self.names:

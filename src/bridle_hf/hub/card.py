@@ -1,17 +1,22 @@
 """Model card of a release: a template from `cards/`, rendered with facts of the model, its recipe and its results."""
 
 import json
+import logging
 from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from markupsafe import Markup
 
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES
+from ..markdown import card_environment
 from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
+
+logger = logging.getLogger(__name__)
 
 CARDS = Path(str(files("bridle_hf"))) / "cards"  # a card per modality, and what they extend
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
@@ -19,6 +24,8 @@ CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "res
 
 def render_card(template, model, processor, repo_id, run=None, results=(), finetuning=None, license=None):
     """Render a model card as text.
+
+    Names of people's are escaped wherever they stand, and of what lies on this machine no path is shown.
 
     Args:
         template: path of a card, in Jinja; it may extend others of its folder or of `CARDS`. Its front matter is kept.
@@ -31,22 +38,20 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
         license: what the weights may be used under, as the Hub names it; the card says nothing about it without.
 
     Raises:
+        ValueError: `repo_id` is of another form.
         jinja2.UndefinedError: the template asks for something that there is not.
     """
+    check_repo_id(repo_id)
     template, config = Path(template), model.config
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, CARDS]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = card_environment([template.parent, CARDS])
+    places = [run, (finetuning or {}).get("folder")]
+    environment.filters["public"] = lambda name: is_public(name, *filter(None, places))
     is_classifier = isinstance(model, BridleForClassification)
     task = MODALITIES[config.modality].task if is_classifier else "feature-extraction"
     recipe = _recipe(run)
     text = environment.get_template(template.name).render(
         name=repo_id.split("/")[-1],
-        repo_id=repo_id,
+        repo_id=Markup(repo_id),  # also in code, where nothing may be escaped; nothing of it has to be
         config=config,
         processor=processor,
         is_classifier=is_classifier,
@@ -69,6 +74,31 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], list(results)
     return str(card)
+
+
+def check_repo_id(repo_id):
+    """Raise a `ValueError` for a name that no repository of the Hub can have."""
+    try:
+        validate_repo_id(repo_id)
+        fits = "/" in repo_id
+    except HFValidationError:
+        fits = False
+    if not fits:
+        raise ValueError(f"--repo-id is {repo_id!r}; it takes ORG/NAME, of letters, digits, '-', '_' and '.'.")
+
+
+def is_public(name, *places):
+    """Whether the name of a dataset or model is one of the Hub, as far as can be told, and no path of this machine.
+
+    Args:
+        places: folders of the runs that it is of; paths may have been relative to a folder above them.
+    """
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    above = (folder for place in places for folder in Path(place).resolve().parents)
+    return not any((folder / name).exists() for folder in (Path(), *above))
 
 
 def read_results(path):
@@ -99,8 +129,9 @@ def read_finetuning(model_dir):
     """How a classifier was fine-tuned and tested, from the finetune.yaml and results.json beside it or above it.
 
     Returns:
-        dict: `recipe`, as finetune.yaml has it; `tested`, what the model was tested on, in words; `scores`, measure ->
-        value of this model, empty where results.json does not tell. None without a finetune.yaml.
+        dict: `recipe`, as finetune.yaml has it, and its `folder`; `tested`, the fold that the model was tested on, or
+        the split with `of_split`; `scores`, measure -> value of this model, empty where results.json does not tell.
+        None without a finetune.yaml.
     """
     model_dir = Path(model_dir)
     for path in _finetune_files(model_dir):
@@ -114,10 +145,11 @@ def read_finetuning(model_dir):
             lists = {main: results["per_fold"]}
             lists |= {key.removeprefix("per_fold_"): values for key, values in results.items() if "per_fold_" in key}
             scores = {name: values[folds.index(fold)] for name, values in lists.items()}
-        tested = f"split `{fold}`" if fold == recipe["data"].get("test_split") else f"fold {fold}"
         return {
             "recipe": recipe,
-            "tested": tested if scores else None,
+            "folder": path.parent,
+            "tested": fold if scores else None,
+            "of_split": fold == recipe["data"].get("test_split"),
             "scores": {name.replace("_", " "): value for name, value in scores.items() if value is not None},
         }
     return None
@@ -136,15 +168,22 @@ def _recipe(run):
 
 def _codebooks(run):
     """The last record of metrics.jsonl that measured codebooks: its `phase` and `step`, the columns and a row each."""
-    records = [record for record in (read_metrics(Path(run) / "metrics.jsonl") if run else ()) if "codebooks" in record]
-    if not records:
+    found = None
+    try:
+        for record in read_metrics(Path(run) / "metrics.jsonl") if run else ():
+            found = _measured(record) or found
+    except ValueError as error:  # bytes that are no text
+        logger.warning("%s/metrics.jsonl cannot be read to its end: %s", run, error)
+    return found
+
+
+def _measured(record):
+    """What `_codebooks` returns for a record; None where it does not say it, as a line that somebody added."""
+    try:
+        measured = record["codebooks"]
+        names = [name for name in CODEBOOK_COLUMNS if name in measured]
+        rows = [[f"{value:.3g}" for value in row] for row in zip(*(measured[name] for name in names), strict=True)]
+        columns = [CODEBOOK_COLUMNS[name] for name in names]
+        return {"phase": record["phase"], "step": record["step"], "columns": columns, "rows": rows} if rows else None
+    except (KeyError, TypeError, ValueError):
         return None
-    measured = records[-1]["codebooks"]
-    names = [name for name in CODEBOOK_COLUMNS if name in measured]
-    rows = zip(*(measured[name] for name in names), strict=True)
-    return {
-        "phase": records[-1]["phase"],
-        "step": records[-1]["step"],
-        "columns": [CODEBOOK_COLUMNS[name] for name in names],
-        "rows": [[f"{value:.3g}" for value in row] for row in rows],
-    }

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 
 from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from . import reload
-from .card import CARDS, find_run, read_finetuning, read_results, render_card
+from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
 
 OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
 
@@ -32,7 +33,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
     Args:
         model_dir: folder of a trained model with its processor. A recipe.yaml and a metrics.jsonl in it or above it
             tell the card about the run; of a classifier finetune.yaml and results.json do.
-        folder: receives the files.
+        folder: receives the files; new or empty, so that a push of it holds nothing else.
         repo_id (`str`): "org/name".
         card: the card's template; `bridle-MODALITY.md` of `CARDS` by default.
         results: `EvalResult`s.
@@ -40,10 +41,13 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         license: of the weights, as the Hub names it.
 
     Raises:
-        ValueError: `model_dir` holds no BRIDLE model, or there is no card.
+        ValueError: `model_dir` holds no BRIDLE model, `folder` holds something, `repo_id` is none, or there is no card.
     """
+    check_repo_id(repo_id)
     model_dir, folder = Path(model_dir), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if held := sorted(path.name for path in folder.iterdir()) if folder.is_dir() else folder.exists():
+        what = "a file" if held is True else f"which holds {', '.join(held[:3])}{', ...' if held[3:] else ''}"
+        raise ValueError(f"--output is {str(folder)!r}, {what}; it takes a new or an empty folder.")
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, which holds no config.json; it takes a saved model.")
     config = BridleConfig.from_pretrained(model_dir)
@@ -53,6 +57,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
     card = Path(card or CARDS / f"bridle-{config.modality}.md")
     if not card.is_file():
         raise ValueError(f"--card is {str(card)!r}, which is no file; it takes a template such as those in {CARDS}.")
+    folder.mkdir(parents=True, exist_ok=True)
     model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
     processor, pipeline = load_processor(model_dir), MODALITIES[config.modality].feature_pipeline
     is_classifier = isinstance(model, modeling_bridle.BridleForClassification)
@@ -93,14 +98,29 @@ def push(folder, repo_id, private=False, tag=None):
 
     Returns:
         `huggingface_hub.CommitInfo`.
+
+    Raises:
+        ValueError: `private`, and there is a public repository of this name.
     """
     api = HfApi()
+    if private:
+        refuse_public(repo_id)
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     message = f"Release {tag}" if tag else "Release"
     commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=OURS)
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
+
+
+def refuse_public(repo_id):
+    """Raise a `ValueError` if there is a public repository of this name."""
+    try:
+        private = HfApi().repo_info(repo_id).private
+    except RepositoryNotFoundError:
+        return
+    if not private:
+        raise ValueError(f"--private is given and {repo_id} is public; make it private on the Hub, or name another.")
 
 
 def main(arguments=None, prog="python -m bridle_hf.hub.release"):
@@ -110,25 +130,32 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
     parser.add_argument("--card", help="the card's template; the one of the modality in bridle_hf/cards by default")
     parser.add_argument("--results", help="YAML or JSON: a list of fields of huggingface_hub.EvalResult")
     parser.add_argument("--license", help="of the weights, as the Hub names it, such as cc-by-4.0; none by default")
-    parser.add_argument("--output", help="keep the release in this folder; a temporary one by default")
+    parser.add_argument("--output", help="keep the release in this new or empty folder; by default it is temporary")
     parser.add_argument("--tag", help="name of this revision")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--private", action="store_true", help="make a new repository private; a public one is refused")
     parser.add_argument("--dry-run", action="store_true", help="do everything but the push")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.output or temporary)
         try:
             results = read_results(given.results) if given.results else ()
+            if given.private and not given.dry_run:
+                refuse_public(given.repo_id)
             stage(given.model_dir, folder, given.repo_id, given.card, results, license=given.license)
-        except ValueError as error:
-            parser.error(str(error))
+        except (ValueError, OSError) as error:
+            parser.error(" ".join(str(error).split()))
         compared = check(folder)
-        files = "".join(f"  {path.name}: {path.stat().st_size:,} bytes\n" for path in sorted(folder.iterdir()))
-        sys.stdout.write(f"{files}{len(compared)} outputs are the same in a clean process\n")
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        lines = [f"  {path.relative_to(folder)}: {path.stat().st_size:,} bytes\n" for path in files]
+        sys.stdout.write(f"{''.join(lines)}{len(compared)} outputs are the same in a clean process\n")
         if given.dry_run:
             sys.stdout.write(f"not pushed to {given.repo_id}: --dry-run\n")
-        else:
-            sys.stdout.write(f"{push(folder, given.repo_id, given.private, given.tag).commit_url}\n")
+            return
+        try:
+            commit = push(folder, given.repo_id, given.private, given.tag)
+        except (ValueError, OSError) as error:  # of the Hub, or of the way to it
+            parser.error(" ".join(str(error).split()))
+        sys.stdout.write(f"{commit.commit_url}\n")
 
 
 if __name__ == "__main__":
