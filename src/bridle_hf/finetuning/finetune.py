@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Literal
@@ -11,24 +10,23 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, WeightedRandomSampler
-from transformers import Trainer, TrainingArguments, set_seed
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import WeightedRandomSampler
+from transformers import set_seed
 
 from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
-from ..data.mixing import cutmix, mixup
 from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
-from ..data.pixels import drawn_from
 from ..evaluation.metrics import load_metric
 from ..evaluation.probe import outer_folds
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
 from ..training.locking import sole_writer
 from ..training.parameters import parameter_groups
-from .folds import CHECKPOINTS, KeptFold, finite, skip_epochs_done
+from .folds import CHECKPOINTS, KeptFold, describe_data, finite, folder_names, mean_over_folds, skip_epochs_done
+from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +91,8 @@ class FinetuneRecipe:
 
     Attributes:
         model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
-        output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores),
-            results.json and finetune.yaml, this recipe with nothing left to look up.
+        output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores; see
+            `folder_names`), results.json and finetune.yaml, this recipe with nothing left to look up.
         data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
             as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
@@ -156,11 +154,13 @@ def finetune(recipe, dataset=None, test_dataset=None):
             raise ValueError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     there = np.unique(folds).tolist()
+    names, read = folder_names(there), describe_data(examples, folds)
     scores = {}
     for fold in recipe.folds or examples.test_folds or there:
         if fold not in there:
             raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
-        kept = KeptFold(Path(recipe.output_dir) / f"fold-{fold}", recipe, _model_of(recipe, fold), examples.fingerprint)
+        folder = Path(recipe.output_dir) / names[fold]
+        kept = KeptFold(folder, fold, recipe, _model_of(recipe, fold), read, examples.fingerprint)
         if (before := kept.scores()) is not None:
             scores[fold] = before
             logger.info("fold %s was done before: %s", fold, before)
@@ -172,11 +172,11 @@ def finetune(recipe, dataset=None, test_dataset=None):
         with sole_writer(kept.lock, PartialState(cpu=not torch.accelerator.is_available()).is_main_process):
             scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
-    names = list(next(iter(scores.values())))
-    per_fold = {name: [finite(score[name]) for score in scores.values()] for name in names}
-    main, *others = names
+    measures = list(next(iter(scores.values())))
+    per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
+    main, *others = measures
     results = {
-        **{name: finite(np.mean([score[name] for score in scores.values()])) for name in names},
+        **{name: finite(mean_over_folds([score[name] for score in scores.values()])) for name in measures},
         "folds": list(scores),
         "per_fold": per_fold[main],
         **{f"per_fold_{name}": per_fold[name] for name in others},
@@ -214,8 +214,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         seed=recipe.seed,
         eval_strategy="no",
         save_strategy="steps",
-        save_total_limit=1,
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # `FoldTrainer` looks itself
         report_to="none",
         remove_unused_columns=False,
         dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.num_workers,
@@ -239,6 +239,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         sampler = WeightedRandomSampler(weights, clips_per_epoch, generator=generator)
     trainer = FoldTrainer(
         sampler,
+        examples.clip_names,
+        callbacks=[Sealing(kept)],
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -248,14 +250,22 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     )
     # Each micro-batch is a mean of its own, so accumulation has to divide by their number.
     trainer.loss_is_scaled_for_ga = False
-    checkpoint = kept.checkpoint()
+    (checkpoint,) = broadcast_object_list([kept.checkpoint() if arguments.should_save else None])
     if checkpoint is not None:
         skip_epochs_done(checkpoint, sampler, settings.epochs * steps_per_epoch)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if arguments.should_save:
         model.save_pretrained(kept.folder)
         processor.save_pretrained(kept.folder)
-    scores = score(predict(trainer, examples, test_rows, recipe.data.test_views), examples.labels[test_rows])
+    logits = predict(trainer, examples, test_rows, recipe.data.test_views)
+    sound = np.isfinite(logits).all(axis=1)
+    if not sound.all():
+        bad = [row for row, is_sound in zip(test_rows, sound, strict=True) if not is_sound]
+        named = some(examples.clip_names, bad)
+        logger.warning("fold %s is scored without %d clips that give NaN or inf: %s", fold, len(bad), named)
+    scores = score(logits[sound], examples.labels[test_rows][sound])
+    if missing := [name for name, value in scores.items() if np.isnan(value)]:
+        logger.warning("fold %s has no %s: no class has both clips with it and without", fold, ", ".join(missing))
     if arguments.should_save:
         kept.finish(scores)
     return scores
@@ -274,119 +284,26 @@ def build_classifier(recipe, source, label_names):
     return classifier.from_pretrained(source, config=config)
 
 
-class FoldArguments(TrainingArguments):
-    """`TrainingArguments` that use one GPU per process. With several visible GPUs, Trainer would use DataParallel and
-    multiply the batch size."""
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that this process sees."""
-        return super().n_gpu
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, self.gpus)
-
-
-class FoldTrainer(Trainer):
-    """Trainer with a `sampler` of its own for the training clips, or Trainer's default when it is None."""
-
-    def __init__(self, sampler, **options):
-        self.sampler = sampler
-        super().__init__(**options)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return self.sampler or super()._get_train_sampler(train_dataset)
-
-
-class TrainingBatches:
-    """Collates row numbers to an augmented batch, with mixup or CutMix."""
-
-    def __init__(self, examples, settings):
-        self.examples, self.settings = examples, settings
-
-    def __call__(self, rows):
-        # torch's generator is seeded by the run, and anew in every worker of every epoch.
-        rng = np.random.default_rng(torch.randint(2**63 - 1, ()).item())
-        batch = self.examples.training_batch(rows, rng)
-        classes = len(self.examples.label_names)
-        labels = self.examples.labels[rows]
-        targets = labels.astype(np.float32) if labels.ndim > 1 else np.eye(classes, dtype=np.float32)[labels]
-        targets += self.settings.label_smoothing * (1 / classes - targets)
-        if self.settings.cutmix and rng.random() < self.settings.cutmix:
-            with drawn_from(rng):
-                batch["pixel_values"], targets = cutmix(batch["pixel_values"], targets)
-        else:
-            batch, targets = self.mix(batch, targets, rng)
-        return {name: torch.as_tensor(value) for name, value in (batch | {"labels": targets}).items()}
-
-    def mix(self, batch, targets, rng):
-        """Mix a random share of the clips with each other. A mixed clip is as long as the longer of the two."""
-        mask = batch.pop("attention_mask", None)
-        ((name, values),) = batch.items()
-        chosen = np.flatnonzero(rng.random(len(values)) < self.settings.mixup)
-        # The mask goes along as one more mel bin, so that it is mixed with the same partners.
-        stacked = values if mask is None else np.concatenate([values, mask[..., None].astype(values.dtype)], axis=-1)
-        stacked[chosen], targets[chosen] = mixup(stacked[chosen], targets[chosen], rng, alpha=self.settings.mixup_alpha)
-        if mask is None:
-            return {name: stacked}, targets
-        return {name: stacked[..., :-1], "attention_mask": (stacked[..., -1] > 0).astype(mask.dtype)}, targets
-
-
-def predict(trainer, examples, rows, views=(1, 1)):
-    """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits.
-
-    Each process takes its share of the clips, batch by batch, and gets the logits of all.
-    """
-    trainer.model.eval()  # training leaves it hiding patches and dropping paths
-    arguments, workers = trainer.args, trainer.args.dataloader_num_workers
-    loader = DataLoader(
-        rows,
-        batch_size=arguments.per_device_eval_batch_size,
-        collate_fn=partial(plain_batch, examples, views),
-        num_workers=workers,
-        prefetch_factor=1 if workers else None,  # the views of a batch of videos are a gigabyte
-        pin_memory=arguments.dataloader_pin_memory,
-    )
-    logits = []
-    for batch in trainer.accelerator.prepare(loader):
-        _, scores, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-        scores = scores.float().unflatten(0, (-1, prod(views))).mean(dim=1)  # (B, classes)
-        logits.append(trainer.accelerator.gather_for_metrics(scores).cpu().numpy())
-    return np.concatenate(logits)
-
-
-def plain_batch(examples, views, rows):
-    """Collate row numbers to a batch without augmentation; see `VideoCollator.plain` for `views`."""
-    options = {} if tuple(views) == (1, 1) else {"views": views}
-    return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
-
-
-def cross_entropy(outputs, labels, num_items_in_batch=None):
-    """Cross-entropy with soft targets (B, classes): what mixup makes of labels is no class index any more."""
-    return F.cross_entropy(outputs["logits"].float(), labels)
-
-
-def binary_cross_entropy(outputs, labels, num_items_in_batch=None):
-    """Binary cross-entropy with targets (B, classes), mean over clips and classes."""
-    return F.binary_cross_entropy_with_logits(outputs["logits"].float(), labels)
-
-
-LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
-
-
 def score(logits, labels):
     """Measures of logits (n, classes), the main one first.
+
+    NaN stands for what the clips cannot tell: the precision where none has a label, AUC and d-prime where each class is
+    on all of them or on none.
 
     Args:
         labels: (n,) classes, for accuracy, top-5 accuracy and mean average precision; or multi-hot (n, classes), for
             mean average precision, the mean area under the ROC curve and d-prime.
     """
     given = {"predictions": logits, "references": labels}
-    precision = load_metric("mean_average_precision").compute(**given)["mean_average_precision"]
     if labels.ndim > 1:
-        separation = load_metric("d_prime").compute(**given)
-        return {"mean_average_precision": precision, "auc": separation["auc"], "d_prime": separation["d_prime"]}
+        there = labels.any(axis=0)
+        measures = dict.fromkeys(("mean_average_precision", "auc", "d_prime"), np.nan)
+        if there.any():
+            measures |= load_metric("mean_average_precision").compute(**given)
+        if (there & ~labels.all(axis=0)).any():
+            measures |= load_metric("d_prime").compute(**given)
+        return {name: measures[name] for name in ("mean_average_precision", "auc", "d_prime")}
+    precision = load_metric("mean_average_precision").compute(**given)["mean_average_precision"]
     top = load_metric("top_k_accuracy").compute(**given, k=min(5, logits.shape[1]))
     return {
         "accuracy": top["accuracy"],

@@ -1,17 +1,23 @@
 """Files of a fine-tuned fold, from which an interrupted run of the same recipe resumes.
 
 fold-K/
-    checkpoint-STEP/   Trainer's, from the end of an epoch; removed when the fold is done
+    checkpoint-STEP/   Trainer's, from the end of an epoch, and manifest.json; removed when the fold is done
     config.json, ...   the model, as soon as it is trained
-    fold.json          the recipe that all of this follows from, and the scores once the fold is done
+    fold.json          the fold, the recipe and the data that all of this follows from; the scores once it is done
+
+Trainer keeps the optimizer, the schedule and the random state of a checkpoint as pickles. They are read only if the
+manifest says that they are what was written, and with torch's `weights_only=True`, which runs nothing that is in them.
 """
 
 import hashlib
 import json
 import logging
+import re
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -24,7 +30,29 @@ from ..recipe_reader import changed_keys
 logger = logging.getLogger(__name__)
 
 RECORD = "fold.json"
+MANIFEST = "manifest.json"  # of a checkpoint: the sha256 of its files; written last
 CHECKPOINTS = 20  # of a fold at most: where epochs take seconds, one after each would take as long as they do
+KEPT = 2  # checkpoints that stay: the newest, and the one before in case that it is damaged
+PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
+LONGEST = 60  # characters of a fold's value that its folder is called by
+
+
+def folder_names(folds: Sequence) -> dict:
+    """The name of the folder of each fold: fold-K, where K is its value as text.
+
+    A value of the data never leads out of the folder that holds them: one that is no plain name, too long, or the same
+    as another but for capitals gets what is plain of it and a hash.
+    """
+    alike = Counter(str(fold).casefold() for fold in folds)
+
+    def name(text: str) -> str:
+        plain = PLAIN.fullmatch(text) and ".old-" not in text and len(text) <= LONGEST
+        if plain and alike[text.casefold()] == 1:
+            return f"fold-{text}"
+        mark = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+        return f"fold-{re.sub(r'[^a-zA-Z0-9-]+', '_', text)[:LONGEST]}-{mark}"
+
+    return {fold: name(str(fold)) for fold in folds}
 
 
 class KeptFold:
@@ -32,28 +60,36 @@ class KeptFold:
 
     Args:
         folder: fold-K/ in the recipe's `output_dir`.
+        fold: the value of the fold.
         recipe: the `FinetuneRecipe`.
         model: the pretrained model that it names for this fold.
+        data: what was read, see `describe_data`.
         dataset: fingerprint of a dataset that the caller built.
     """
 
-    def __init__(self, folder: Path, recipe, model: str, dataset: str | None = None):
+    def __init__(self, folder: Path, fold, recipe, model: str, data: dict, dataset: str | None = None):
         self.lock = FolderLock(folder.with_name(f".{folder.name}.lock"), folder)  # outside, since `begin` may rename it
-        self.folder, self.recipe = folder, describe(recipe, model) | ({"given_dataset": dataset} if dataset else {})
+        self.folder, self.fold = folder, fold
+        self.recipe = describe(recipe, model) | {"data_read": data} | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:
         """The scores of a fold that was completed with this recipe; otherwise None."""
         record = self._read()
         if record.get("recipe") != self.recipe or "scores" not in record:
             return None
-        return {name: np.nan if value is None else value for name, value in record["scores"].items()}
+        return {name: np.nan if value is None else float(value) for name, value in record["scores"].items()}
 
     def checkpoint(self) -> Path | None:
-        """The newest complete checkpoint of this recipe; None to start from scratch."""
+        """The newest whole checkpoint of this recipe; None to start from scratch. Removes later ones, which are damaged
+        or were not finished. In the main process only."""
         if self._read().get("recipe") != self.recipe:
             return None
-        whole = [path.parent for path in self.folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # it is written last
-        return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        for path in reversed(self._checkpoints()):
+            if is_whole(path):
+                return path
+            logger.warning("passing over %s, which is damaged or was not finished", path)
+            shutil.rmtree(path)
+        return None
 
     def begin(self) -> None:
         """Create the folder, in the main process only. A folder of another recipe is moved away."""
@@ -61,24 +97,60 @@ class KeptFold:
         if before == self.recipe:
             return
         if self.folder.exists():
-            changed = ", ".join(changed_keys(before, self.recipe)) if before else f"there is no {RECORD}"
+            changed = ", ".join(changed_keys(before, self.recipe)) if before else f"there is no readable {RECORD}"
             old = set_aside(self.folder)
             logger.warning("%s is of another recipe (%s); it was moved to %s", self.folder, changed, old)
         self.folder.mkdir(parents=True)
-        self._write({"recipe": self.recipe})
+        self._write({})
+
+    def seal(self, step: int) -> None:
+        """Write the manifest of the checkpoint of a step, then remove old ones. In the main process only."""
+        path = self.folder / f"checkpoint-{step}"
+        files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != MANIFEST)
+        write_whole(
+            path / MANIFEST, json.dumps({str(each.relative_to(path)): sha256(each) for each in files}, indent=1)
+        )
+        for old in self._checkpoints()[:-KEPT]:
+            shutil.rmtree(old)
 
     def finish(self, scores: dict[str, float]) -> None:
         """Write the scores and delete the checkpoints, in the main process only."""
-        self._write({"recipe": self.recipe, "scores": {name: finite(value) for name, value in scores.items()}})
-        for path in self.folder.glob("checkpoint-*"):
+        # of a measure that has no value and of one without bounds, the latter alone counts in the mean over folds
+        kept = {name: str(value) if np.isinf(value) else finite(value) for name, value in scores.items()}
+        self._write({"scores": kept})
+        for path in self._checkpoints():
             shutil.rmtree(path)
 
-    def _read(self) -> dict:
-        path = self.folder / RECORD
-        return json.loads(path.read_text()) if path.is_file() else {}
+    def _checkpoints(self) -> list[Path]:
+        """The folders of checkpoints, oldest first."""
+        found = (path for path in self.folder.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name))
+        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
-    def _write(self, record: dict) -> None:
+    def _read(self) -> dict:
+        try:
+            record = json.loads((self.folder / RECORD).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write(self, more: dict) -> None:
+        record = {"fold": self.fold, "recipe": self.recipe} | more
         write_whole(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the files of a checkpoint are those of its manifest."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        return TRAINER_STATE_NAME in manifest and all(sha256(checkpoint / n) == there for n, there in manifest.items())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> None:
@@ -108,14 +180,32 @@ def describe(recipe, model: str) -> dict:
     return described | {"model_files": digest(model)}
 
 
+def describe_data(examples, folds: np.ndarray) -> dict:
+    """What was read, as JSON values: scores follow from it as from the recipe, and a folder may hold other clips now.
+
+    Args:
+        examples: `Examples`.
+        folds: (n,) the fold of each, drawn or given.
+    """
+    found = hashlib.sha256(np.ascontiguousarray(examples.labels).data)
+    for name, fold in zip(examples.clip_names, folds.tolist(), strict=True):
+        found.update(f"{PurePath(name).name}\0{fold}\0".encode(errors="surrogatepass"))  # their folder may have moved
+    return {"clips": len(examples), "classes": list(examples.label_names), "sha256": found.hexdigest()}
+
+
 def digest(model: str) -> str:
     """Of the files of a model's folder, since pretraining may have put others there under the same name."""
     found = hashlib.sha256()
     for path in sorted(Path(model).glob("*")):
         if path.suffix in (".json", ".safetensors"):
-            with path.open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+            found.update(bytes.fromhex(sha256(path)))
     return found.hexdigest()
+
+
+def mean_over_folds(values: Sequence[float]) -> float:
+    """The mean of a measure over the folds that have one (not NaN); NaN where none has."""
+    known = [value for value in values if not np.isnan(value)]
+    return np.mean(known) if known else np.nan
 
 
 def finite(number: float) -> float | None:

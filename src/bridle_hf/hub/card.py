@@ -136,7 +136,7 @@ def read_finetuning(model_dir):
     model_dir = Path(model_dir)
     for path in _finetune_files(model_dir):
         recipe, scores = yaml.safe_load(path.read_text()), {}
-        fold = model_dir.resolve().name.removeprefix("fold-")
+        fold = _fold_of(model_dir)
         found = path.with_name("results.json")
         results = json.loads(found.read_text()) if found.is_file() else {}
         folds = [str(each) for each in results.get("folds", ())]
@@ -153,6 +153,12 @@ def read_finetuning(model_dir):
             "scores": {name.replace("_", " "): value for name, value in scores.items() if value is not None},
         }
     return None
+
+
+def _fold_of(model_dir):
+    """The fold that a classifier was tested on, as text: its fold.json tells; otherwise the name of its folder."""
+    record, name = model_dir / "fold.json", model_dir.resolve().name.removeprefix("fold-")
+    return str(json.loads(record.read_text()).get("fold", name)) if record.is_file() else name
 
 
 def _finetune_files(model_dir):
