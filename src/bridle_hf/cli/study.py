@@ -71,7 +71,7 @@ def main(arguments=None, prog=None):
         data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
         check_data(data, processor)
     folder = Path(recipe.output_dir)
-    examples = load_examples(data, processor)
+    examples = load_examples(data, processor, for_training=False)
 
     runs = list_runs(given, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(given.jobs, [pretrain_command(given, recipe, run) for run in runs], [run["folder"] for run in runs])

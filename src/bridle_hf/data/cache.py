@@ -37,7 +37,7 @@ CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 PROGRESS = "progress.json"  # of an unfinished cache: number of whole files, and the examples and bad samples so far
 SKIPPED = "skipped.json"  # name -> reason of the samples that could not be decoded
-FORMAT = 3  # part of the fingerprint: raise it when the content of a cache changes
+FORMAT = 4  # part of the fingerprint: raise it when the content of a cache changes
 
 
 def open_clips(data: DataArguments, processor, dataset=None) -> Source:
@@ -78,19 +78,21 @@ def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
 def map_clips(
     source: Source, data: DataArguments, processor, columns: list[str]
 ) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[dict], dict]:
-    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None)`, which turns a
-    row into an array, and `columns` of each row with the types of all. With `rng`, long media are decoded only in a
-    random window.
+    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None, views=None)`,
+    which turns a row into an array as `Source.featurize` does, and `columns` of each row with the types of all.
 
     With `data.cache` the decoded samples are kept on disk, otherwise their files; of a dataset in hand nothing more is
     kept. Each was decoded once, so that no bad one is among them.
     """
+    decode = source.featurize
+    if not data.cache:  # a sample is tried where a test will look at it
+        source = replace(source, featurize=partial(decode, views=tuple(data.test_views)))
     if source.rows is not None and not data.cache:
         rows, numbers, about = leave_out(source.rows, data.exclude), [], []
         for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
             numbers.append(source.behind - 1)
             about.append({column: example[column] for column in columns})
-        return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
+        return rows.select_columns([source.input_column]).select(numbers), decode, about, rows.features
     table = leave_out(_open_table(write_cache(source, data, processor, decoded=data.cache)), data.exclude)
     decode = _unpack if data.cache else partial(decode_column, column=FILE, data=data, processor=processor)
     return table, decode, table.select_columns(columns).to_list(), table.features
@@ -188,7 +190,7 @@ def _pack(clip: np.ndarray) -> dict:
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 
-def _unpack(row: dict, rng: np.random.Generator | None = None) -> np.ndarray:
+def _unpack(row: dict, rng: np.random.Generator | None = None, views: tuple[int, int] | None = None) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
     return np.frombuffer(row["features"], dtype=row["dtype"]).reshape(row["shape"])
 

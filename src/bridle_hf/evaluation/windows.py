@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         time that it really has, and its result.
     """
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
+    source.featurize = partial(source.featurize, views=(1, 1))
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
