@@ -1,4 +1,4 @@
-"""Pictures of another size than pretraining's lie at positions that it knew; along time each patch keeps its own."""
+"""Pictures larger than pretraining's lie at positions that it knew; sounds and time keep theirs."""
 
 import pytest
 import torch
@@ -54,18 +54,27 @@ def test_places_of_a_larger_grid_lie_evenly_over_those_of_pretraining():
         assert torch.equal(found[row, :, :12], own[0, :, :12])  # of the column, which is not scaled
 
 
-@pytest.mark.parametrize("layout", ["flat", "table"])
-@pytest.mark.parametrize("grid", [(8, 8), (4, 6), (2, 2)])
-def test_tables_are_interpolated_as_vit_does(layout, grid):
-    config = image_config(position_layout=layout)
-    module = BridlePositions(config, 24)
-    if layout == "table":
-        module.table.normal_(generator=torch.Generator().manual_seed(0))
-    own = module.table if layout == "table" else flat_positions((4, 4), 24)
-    planes = own.view(1, 4, 4, 24).permute(0, 3, 1, 2)  # as ViTEmbeddings.interpolate_pos_encoding
+@pytest.mark.parametrize("grid", [(8, 8), (4, 6), (5, 4)])
+def test_a_table_is_interpolated_as_vit_does(grid):
+    module = BridlePositions(image_config(position_layout="table"), 24)
+    module.table.normal_(generator=torch.Generator().manual_seed(0))
+    planes = module.table.view(1, 4, 4, 24).permute(0, 3, 1, 2)  # as ViTEmbeddings.interpolate_pos_encoding
     planes = torch.nn.functional.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
     expected = planes.permute(0, 2, 3, 1).view(1, -1, 24)
     torch.testing.assert_close(module(grid, LIKE), expected)
+
+
+@pytest.mark.parametrize("layout", ["grid", "table"])
+def test_a_smaller_picture_is_a_part(layout):
+    config = image_config(position_layout=layout)
+    own = field(positions(config, (4, 4)), (4, 4))
+    assert torch.equal(field(positions(config, (2, 3)), (2, 3)), own[:2, :3])
+    wider = field(positions(config, (2, 8)), (2, 8))
+    torch.testing.assert_close(wider, field(positions(config, (4, 8)), (4, 8))[:2])
+
+
+def test_the_flat_layout_numbers_the_patches_of_each():
+    assert torch.equal(positions(image_config(position_layout="flat"), (8, 8)), flat_positions((8, 8), 24))
 
 
 @pytest.mark.parametrize("layout", ["grid", "table"])

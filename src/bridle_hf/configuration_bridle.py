@@ -306,9 +306,9 @@ class BridleConfig(PreTrainedConfig):
             `"flat"` sin-cos of the patch number (reference video); `"table"` a stored table per part.
         position_size (`tuple[int]`): the `input_size` that positions are made for, that of pretraining; `input_size`
             when left out. A saved config keeps it where `input_size` is changed.
-        interpolate_positions (`bool`): of images and videos, whether positions along height and width are scaled where
-            an input is not as large as `position_size`, so that a picture spans the same positions at every size.
-            Otherwise, and in sounds and along time always, a patch keeps its distance from the beginning.
+        interpolate_positions (`bool`): of images and videos, whether a height or width above that of `position_size` is
+            spread over the same positions; layouts `"grid"` and `"table"`. Otherwise, and in sounds and along time
+            always, patches further on have positions that pretraining has not seen, which a table does not hold.
         decoder_type (`str`): `"swin"` or `"plain"`.
         decoder_window_size, decoder_shift_size (`tuple[int]`): the Swin window and the shift of every other block.
         estimator_hidden_size (`int`): width of the estimator, `hidden_size` when left out.

@@ -73,10 +73,10 @@ POSITION_TABLES = {"grid": grid_positions, "wrapped": wrapped_positions, "flat":
 class BridlePositions(nn.Module):
     """Position embeddings of one part of the model, computed from the grid at hand or read from a stored table.
 
-    They are made for `config.position_grid`, which a stored table (`position_layout="table"`) belongs to. In an input
-    of another size, positions along height and width are scaled to it (`config.interpolate_positions`): a table and the
-    flat layout, which numbers patches, are interpolated as transformers' ViT does. Otherwise a patch keeps its
-    position, save for the flat layout, and of a table a smaller input takes its part.
+    They are made for `config.position_grid`, which a stored table (`position_layout="table"`) belongs to. A patch keeps
+    its position in inputs of every size, and of a table a smaller input takes its part. But larger heights and widths
+    are spread over the positions that there are (`config.interpolate_positions`), of a table as transformers' ViT
+    does it. The flat layout numbers the patches of each input.
     """
 
     def __init__(self, config, width: int):
@@ -95,8 +95,8 @@ class BridlePositions(nn.Module):
     def forward(self, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """(1, N, width) in the dtype and on the device of `like`."""
         span = grid  # the patches whose positions the input is spread over
-        if self.interpolates and self.layout != "wrapped":
-            span = (*grid[:-2], *self.table_grid[-2:])
+        if self.interpolates and self.layout in ("grid", "table"):
+            span = (*grid[:-2], *map(min, grid[-2:], self.table_grid[-2:]))
         if self.layout == "grid" and span != grid:
             table = grid_positions(grid, self.width, like.device, span)
         else:

@@ -227,7 +227,8 @@ class Recording:
                 if len(found) * self.size[0] * self.size[1] > MAX_PIXELS:
                     raise ValueError(
                         f"more than {MAX_PIXELS // 10**6} million pixels were to be decoded at once, at {self.size[1]} "
-                        f"x {self.size[0]} a frame; decode clips instead of the whole, or make the video smaller"
+                        f"x {self.size[0]} a frame; decode clips and not the whole (data.cache=false, "
+                        "data.in_memory=false)"
                     )
             shown = picture
             if wanted is not None and len(found) == len(wanted):

@@ -45,6 +45,12 @@ def clip_indices(total_frames: int, num_frames: int, stride: int | None, positio
     return start + stride * np.arange(num_frames)
 
 
+def view_indices(total_frames: int, num_frames: int, stride: int | None, num_clips: int) -> np.ndarray:
+    """The frames of the clips of a test, evenly spread over a video, (num_clips * num_frames,); one is the middle."""
+    positions = np.linspace(0, 1, num_clips) if num_clips > 1 else [0.5]
+    return np.concatenate([clip_indices(total_frames, num_frames, stride, position) for position in positions])
+
+
 class BridleVideoProcessorKwargs(VideosKwargs, total=False):
     """
     frame_stride (`int`): distance of neighbouring frames of a clip; `None` is the largest that the video allows.
@@ -120,9 +126,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
         num_frames = self.num_frames if num_frames is None else num_frames
         if fps is not None or num_frames is None:
             return super().sample_frames(metadata, num_frames=num_frames, fps=fps)
-        positions = np.linspace(0, 1, num_clips) if num_clips > 1 else [0.5]
-        total = int(metadata.total_num_frames)
-        return np.concatenate([clip_indices(total, num_frames, frame_stride, position) for position in positions])
+        return view_indices(int(metadata.total_num_frames), num_frames, frame_stride, num_clips)
 
     def _decode_and_sample_videos(self, videos, **kwargs):
         try:

@@ -102,7 +102,7 @@ def test_of_a_training_clip_on_disk_only_the_frames_used_are_decoded(
 ):
     data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
     examples, decode, decoded = load_examples(data, video_processor), video.decode_video, []
-    monkeypatch.setattr(video, "decode_video", lambda *a: decoded.append(decode(*a)) or decoded[-1])
+    monkeypatch.setattr(video, "decode_video", lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1])
     rng = np.random.default_rng(0)
     starts = []
     for _ in range(3):
@@ -111,7 +111,10 @@ def test_of_a_training_clip_on_disk_only_the_frames_used_are_decoded(
             assert (np.diff(frames) == 3).all()
             starts.append(frames[0] - row)  # the video of each row begins with its number
     assert {len(frames) for frames in decoded} == {4} and set(starts) == {0, 1, 2, 3}
-    assert len(examples.batch([0])["pixel_values"]) == 1 and len(decoded[-1]) == 13  # a test has the whole
+    assert len(examples.batch([0])["pixel_values"]) == 1 and len(decoded[-1]) == 4
+    views = examples.batch([0, 2], views=(2, 1))["pixel_values"]
+    assert [numbers(255 * clip) for clip in views] == [[0, 3, 6, 9], [3, 6, 9, 12], [2, 5, 8, 11], [5, 8, 11, 14]]
+    assert {len(frames) for frames in decoded[-2:]} == {8}
 
 
 def test_where_clips_are_kept_changes_nothing_else(image_folder, image_processor, tmp_path):
@@ -121,18 +124,38 @@ def test_where_clips_are_kept_changes_nothing_else(image_folder, image_processor
     np.testing.assert_array_equal(first["pixel_values"], second["pixel_values"])
 
 
-def test_a_video_whose_header_promises_too_much_is_trained_on(video_folder, video_processor, tmp_path, monkeypatch):
+def test_a_video_that_is_damaged_elsewhere_is_trained_on(video_folder, video_processor, tmp_path, monkeypatch):
     data = DataArguments(video_folder, in_memory=False, cache_dir=str(tmp_path), **PLAIN)
     examples, decode = load_examples(data, video_processor), video.decode_video
 
-    def refuse_parts(raw, choose=None):
-        if choose is not None:
-            raise BadClipError("ends before frame 13")
-        return decode(raw)
+    def refuse_others(raw, choose):
+        if choose(13).tolist() != [2, 5, 8, 11]:  # the clip of a test
+            raise BadClipError("cannot be decoded")
+        return decode(raw, choose)
 
-    monkeypatch.setattr(video, "decode_video", refuse_parts)
+    monkeypatch.setattr(video, "decode_video", refuse_others)
     clips = examples.training_batch([0, 1], np.random.default_rng(0))["pixel_values"]
-    assert all((np.diff(numbers(255 * clip)) == 3).all() for clip in clips)
+    assert [numbers(255 * clip) for clip in clips] == [[2, 5, 8, 11], [3, 6, 9, 12]]
+
+
+def test_without_training_only_the_clip_of_a_test_is_kept(video_folder, video_processor):
+    kept = load_examples(DataArguments(video_folder), video_processor, for_training=False)
+    assert {clip.shape[:2] for clip in kept.clips} == {(1, 4)}
+    whole = load_examples(DataArguments(video_folder), video_processor)
+    found, expected = (examples.batch(range(12))["pixel_values"] for examples in (kept, whole))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"views is \(2, 1\); these samples hold 1 clips each"):
+        kept.batch([0], views=(2, 1))
+
+
+@pytest.mark.parametrize(("crop", "least"), [("resized", 32), ("multi_scale", 64)])
+def test_frames_are_kept_no_larger_than_training_needs(tmp_path, video_processor, crop, least):
+    path = str(counting_video(tmp_path / "a.mp4", size=128))
+    data = DataArguments("x", crop=crop, crop_scale=(0.25, 1.0))
+    frames = video.video_frames(path, data, video_processor)
+    assert frames.shape == (20, 3, least, least) and numbers(frames) == list(range(20))
+    assert video.video_frames(path, data, video_processor, np.random.default_rng(0)).shape[2:] == (128, 128)
+    assert video.video_frames(path, data, video_processor, views=(3, 1)).shape == (3, 4, 3, 128, 128)
 
 
 def test_views_of_an_example_lie_side_by_side(video_folder, video_processor):

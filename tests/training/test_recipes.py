@@ -167,7 +167,7 @@ def test_recipes_of_the_package_have_names_and_a_file_comes_first(tmp_path, monk
     [
         ("audio/dmeo", " Did you mean audio/demo or "),
         ("demo", " Did you mean audio/demo or image/demo or video/demo"),
-        ("examples/recipes/video/demo.yaml", " Did you mean video/demo or "),
+        ("my/recipes/video/demo.yaml", " Did you mean video/demo or "),
         ("audio/in1k_base", " Did you mean .*image/in1k_base"),
         ("zzz", "$"),
         ("audio", ""),  # a folder, not a recipe

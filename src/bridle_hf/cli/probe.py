@@ -98,7 +98,7 @@ def main(arguments=None, prog=None):
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
-        examples = load_examples(data, processor)
+        examples = load_examples(data, processor, for_training=False)
         for seed in seeds:
             features = features_of(given, source, model, examples, seed)
             tested = test_folds or examples.test_folds

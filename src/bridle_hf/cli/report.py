@@ -46,7 +46,7 @@ def main(arguments=None, prog=None):
     codebook_report(
         given.output,
         model,
-        load_examples(data, processor),
+        load_examples(data, processor, for_training=False),
         name=run.name,
         records=list(read_metrics(run / "metrics.jsonl")),
         results=results,

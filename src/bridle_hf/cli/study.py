@@ -80,7 +80,7 @@ def main(arguments=None, prog=None):
 def study(parser, given, recipe, data, processor):
     """Trains what is not trained yet, measures all of it, and writes and prints the tables."""
     folder = Path(recipe.output_dir)
-    examples = load_examples(data, processor)
+    examples = load_examples(data, processor, for_training=False)
 
     runs = list_runs(given, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(given.jobs, [pretrain_command(given, recipe, run) for run in runs], [run["folder"] for run in runs])

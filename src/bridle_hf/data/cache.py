@@ -93,19 +93,21 @@ def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
 def map_clips(
     source: Source, data: DataArguments, processor, columns: list[str]
 ) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[dict], dict]:
-    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None)`, which turns a
-    row into an array, and `columns` of each row with the types of all. With `rng`, long media are decoded only in a
-    random window.
+    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None, views=None)`,
+    which turns a row into an array as `Source.featurize` does, and `columns` of each row with the types of all.
 
     With `data.cache` the decoded samples are kept on disk, otherwise their files; of a dataset in hand nothing more is
     kept. Each was decoded once, so that no bad one is among them.
     """
+    decode = source.featurize
+    if not data.cache:  # a sample is tried where a test will look at it
+        source = replace(source, featurize=partial(decode, views=tuple(data.test_views)))
     if source.rows is not None and not data.cache:
         rows, numbers, about = leave_out(source.rows, data.exclude), [], []
         for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
             numbers.append(source.behind - 1)
             about.append({column: example[column] for column in columns})
-        return rows.select_columns([source.input_column]).select(numbers), source.featurize, about, rows.features
+        return rows.select_columns([source.input_column]).select(numbers), decode, about, rows.features
     table = leave_out(_open_table(*write_cache(source, data, processor, decoded=data.cache)), data.exclude)
     decode = _unpack if data.cache else partial(decode_column, data=data, processor=processor)
     decode = partial(decode, column=source.input_column)
@@ -327,7 +329,9 @@ def _pack(clip: np.ndarray) -> dict:
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 
-def _unpack(row: dict, rng: np.random.Generator | None = None, *, column: str) -> np.ndarray:
+def _unpack(
+    row: dict, rng: np.random.Generator | None = None, views: tuple[int, int] | None = None, *, column: str
+) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
     clip = row[column]
     values = np.frombuffer(clip["features"], dtype=clip["dtype"]).reshape(clip["shape"])

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -48,7 +49,11 @@ class Examples:
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
         """The model's inputs for some samples, without augmentation. `options` are those of the collator."""
-        return self.collate.plain([self.clips[row] for row in rows], **options)
+        if isinstance(self.clips, MappedClips):
+            clips = [self.clips.tested(row, options.get("views", (1, 1))) for row in rows]
+        else:
+            clips = [self.clips[row] for row in rows]
+        return self.collate.plain(clips, **options)
 
     def labels_of(self, row: int) -> list[str]:
         """The names of the labels of a sample."""
@@ -83,14 +88,20 @@ class MappedClips(Sequence):
         """A sample; of long media only a random window."""
         try:
             return self.decode(self.table[int(row)], rng)
-        except BadClipError:  # the header overstates the length; decoding the whole worked when the set was indexed
-            return self[row]
+        except BadClipError:  # damaged there; what a test looks at could be decoded when the set was indexed
+            return self.tested(row)
+
+    def tested(self, row: int, views: tuple[int, int] = (1, 1)) -> np.ndarray:
+        """A sample for `Examples.batch`; of a video only the clips of the views."""
+        return self.decode(self.table[int(row)], views=views)
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
         return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
 
 
-def load_examples(data: DataArguments, processor, dataset=None, test_dataset=None) -> Examples:
+def load_examples(
+    data: DataArguments, processor, dataset=None, test_dataset=None, for_training: bool = True
+) -> Examples:
     """Load all samples that `data` selects, in the dataset's order, with the test split last.
 
     Args:
@@ -99,6 +110,8 @@ def load_examples(data: DataArguments, processor, dataset=None, test_dataset=Non
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`; of a `DatasetDict` the splits that
             `data` names are taken.
         test_dataset: a dataset in hand to test on, instead of a `test_split`.
+        for_training: whether `training_batch` is going to draw random parts of the samples. Otherwise of videos in
+            memory only the clip is kept that `batch` takes.
 
     Raises:
         ValueError: for a missing column, an empty set, labels of several types, or nothing to test on.
@@ -107,7 +120,7 @@ def load_examples(data: DataArguments, processor, dataset=None, test_dataset=Non
     clips, rows, splits, marks = None, [], [], []
     parts = _parts(data, dataset, test_dataset)
     for split, part in parts:
-        more, about, types, mark = _read(replace(data, split=split), processor, part)
+        more, about, types, mark = _read(replace(data, split=split), processor, part, for_training)
         clips = more if clips is None else clips + more
         rows += about
         splits += [split] * len(about)
@@ -141,7 +154,9 @@ def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
     return [(data.split, dataset), (data.test_split or "test", dataset if test_dataset is None else test_dataset)]
 
 
-def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
+def _read(
+    data: DataArguments, processor, dataset, for_training: bool
+) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
     """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint."""
     columns = list({data.label_column, data.fold_column, "clip_name"} - {None})
     if not data.in_memory:
@@ -149,6 +164,8 @@ def _read(data: DataArguments, processor, dataset) -> tuple[Sequence[np.ndarray]
         table, decode, about, types = map_clips(source, data, processor, columns)
         return MappedClips(table, decode), about, types, source.fingerprint
     source, clips, rows = open_clips(data, processor, dataset), [], []
+    if not for_training:
+        source.featurize = partial(source.featurize, views=(1, 1))
     for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
         clips.append(clip)
         rows.append({column: example[column] for column in columns})

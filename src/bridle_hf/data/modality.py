@@ -30,8 +30,8 @@ class Modality:
         column_type, column_names: type of a dataset's column that holds it, and usual names where it has no type.
         extensions: gives those of the files that can be decoded, such as `.wav`.
         decode: `decode(raw, data, processor, rng=None)` turns the raw value of a column into the array that the
-            collator takes. With `rng`, only a random window of long media is decoded. Raises `BadClipError` for a
-            sample that cannot be used.
+            collator takes. With `rng`, only a random window of long media is decoded; where `has_views`, with
+            `views=(clips, crops)` only the clips of a test. Raises `BadClipError` for a sample that cannot be used.
         cache_key: `cache_key(data, processor)` gives the settings that a sample decoded as a whole depends on.
         window: `window(data, processor)` gives the frames of the window that is cut from a long sample; None where a
             sample is always taken as a whole.

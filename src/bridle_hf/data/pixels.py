@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import numpy as np
 import torch
@@ -111,6 +112,15 @@ def pixel_sizes(config: BridleConfig) -> dict:
     if height == width:
         return {"size": {"shortest_edge": height}, "crop_size": window}
     return {"size": window, "keep_aspect_ratio": True, "crop_size": window}
+
+
+def kept_size(data: DataArguments, processor) -> tuple[int, int]:
+    """Height and width that a picture kept for training has to cover: at them its smallest crop fills the window."""
+    size, crop = processor.size, processor.crop_size
+    share = data.crop_scale[0] ** (0.5 if data.crop == "resized" else 1)
+    return tuple(
+        ceil(max(size.get("shortest_edge") or size.get(side) or 0, crop[side] / share)) for side in ("height", "width")
+    )
 
 
 def pixel_picture(values: np.ndarray, codes: np.ndarray, valid: np.ndarray, grid: tuple[int, ...]) -> tuple:

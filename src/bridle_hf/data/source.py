@@ -47,8 +47,9 @@ class Source:
 
     Attributes:
         dataset: the examples, undecoded.
-        featurize: `featurize(example, rng=None)` decodes one raw example to an array. With `rng`, only a random window
-            of long media is decoded. Raises `BadClipError` if unusable.
+        featurize: `featurize(example, rng=None, views=None)` decodes one raw example to an array. With `rng`, only a
+            random window of long media is decoded; with `views`, of a video only what a test looks at. Raises
+            `BadClipError` if unusable.
         input_column: column that holds the media; None of decoded samples from a cache.
         exclude: column -> values of the examples to skip.
         description: what messages call the dataset.
@@ -314,11 +315,19 @@ def _open_given(dataset, data: DataArguments, processor) -> Source:
 
 
 def decode_column(
-    example: dict, rng: np.random.Generator | None = None, *, column: str, data, processor, arrays: list | None = None
+    example: dict,
+    rng: np.random.Generator | None = None,
+    views: tuple[int, int] | None = None,
+    *,
+    column: str,
+    data,
+    processor,
+    arrays: list | None = None,
 ) -> np.ndarray:
     """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
     raw = example[column] if arrays is None else arrays[example[column]]
-    return modality_of(processor).decode(raw, data, processor, rng)
+    modality = modality_of(processor)
+    return modality.decode(raw, data, processor, rng, **({"views": views} if modality.has_views else {}))
 
 
 def sound_reader(data: DataArguments, processor, dataset=None) -> Callable[[set[int]], dict[int, np.ndarray]] | None:

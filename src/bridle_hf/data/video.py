@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import datasets
 import numpy as np
@@ -10,23 +10,27 @@ import numpy as np
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_motion_set
 from ..video_decoding_bridle import read_video, require_av
-from ..video_processing_bridle import BridleVideoProcessor, clip_indices
+from ..video_processing_bridle import BridleVideoProcessor, clip_indices, view_indices
 from .arguments import DataArguments
 from .extensions import video_extensions
 from .media import BadClipError, is_array, open_file, pixels_of
 from .modality import Modality
-from .pixels import PixelCollator, pixel_picture, pixel_sizes, square_means
+from .pixels import PixelCollator, kept_size, pixel_picture, pixel_sizes, square_means
 
 logger = logging.getLogger(__name__)
 
 
-def decode_video(video, choose: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
+def decode_video(
+    video, choose: Callable[[int], np.ndarray] | None = None, cover: tuple[int, int] | None = None
+) -> np.ndarray:
     """Decode a video or some of its frames.
 
     Args:
         video: `{"bytes", "path"}` as an undecoded `datasets.Video` column gives it, or a path or URL alone; or decoded
             already, an array as `pixels_of` takes it or a list of PIL images.
         choose: number of frames of the video -> indices of those that are wanted, see `read_video`. `None` is all.
+        cover: height and width; frames of a file are made as small as covers them while they are decoded. `None` keeps
+            their size.
 
     Returns:
         uint8 (frames, 3, H, W).
@@ -46,7 +50,8 @@ def decode_video(video, choose: Callable[[int], np.ndarray] | None = None) -> np
 
     try:
         with open_file(video) as file:
-            frames, facts = read_video(file, choose and (lambda facts: choose(facts.total)))
+            chosen = choose and (lambda facts: choose(facts.total))
+            frames, facts = read_video(file, chosen, cover and partial(reduced, cover))
     except BadClipError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -54,6 +59,12 @@ def decode_video(video, choose: Callable[[int], np.ndarray] | None = None) -> np
     if facts.damaged:
         warn_of_damage(video if isinstance(video, str) else str(video.get("path")))
     return frames
+
+
+def reduced(cover: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """The smallest height and width that cover `cover` and keep the proportions; never more than there are."""
+    scale = min(1, max(cover[0] / height, cover[1] / width))
+    return round(scale * height), round(scale * width)
 
 
 @lru_cache(maxsize=10_000)
@@ -71,11 +82,22 @@ def clip_at(position: float, processor) -> Callable[[int], np.ndarray]:
     return lambda total: clip_indices(total, processor.num_frames, processor.frame_stride, position)
 
 
-def video_frames(raw, data: DataArguments, processor, rng: np.random.Generator | None = None) -> np.ndarray:
-    """`Modality.decode` of videos: all frames, uint8 (frames, 3, H, W), or with `rng` those of a random clip."""
+def video_frames(
+    raw,
+    data: DataArguments,
+    processor,
+    rng: np.random.Generator | None = None,
+    views: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """`Modality.decode` of videos: uint8 (frames, 3, H, W), of a random clip with `rng`; or (clips, frames, 3, H, W) of
+    the clips of a test with `views`; or all, no larger than training crops of them need to be."""
     if rng is not None:
         return decode_video(raw, clip_at(rng.uniform(), processor))
-    frames = decode_video(raw)
+    if views is not None:
+        count, stride = processor.num_frames, processor.frame_stride
+        frames = decode_video(raw, lambda total: view_indices(total, count, stride, views[0]))
+        return frames.reshape(views[0], count, *frames.shape[1:])
+    frames = decode_video(raw, cover=kept_size(data, processor))
     try:
         clip_at(0.5, processor)(len(frames))
     except ValueError as error:
@@ -84,18 +106,30 @@ def video_frames(raw, data: DataArguments, processor, rng: np.random.Generator |
 
 
 def video_cache_key(data: DataArguments, processor) -> dict:
-    """`Modality.cache_key` of videos: shorter ones are not kept."""
-    return {"num_frames": processor.num_frames}
+    """`Modality.cache_key` of videos: shorter ones are not kept, and no pixels that training does not need."""
+    return {"num_frames": processor.num_frames, "size": kept_size(data, processor)}
 
 
 class VideoCollator(PixelCollator):
     """Frames of videos, uint8 (frames, 3, H, W) each, to batches: `pixel_values` (B, T, 3, h, w) float32."""
 
     def select(self, sample, rng):
+        if sample.ndim == 5:  # in place of a clip that could not be decoded, one of a test
+            sample = sample[0]
         return sample[clip_at(rng.uniform(), self.processor)(len(sample))]  # of a clip decoded alone, all of it
 
     def plain(self, samples, views=(1, 1)):
-        """With `views=(c, r)` there are c * r rows per video, side by side: c clips along time, r crops of each."""
+        """With `views=(c, r)` there are c * r rows per video, side by side: c clips along time, r crops of each.
+
+        Samples are whole videos, (frames, 3, H, W), or the c clips of each, (c, frames, 3, H, W).
+
+        Raises:
+            ValueError: for another number of clips.
+        """
+        if samples and samples[0].ndim == 5:
+            if len(samples[0]) != views[0]:
+                raise ValueError(f"views is {tuple(views)}; these samples hold {len(samples[0])} clips each.")
+            return super().plain([clip for sample in samples for clip in sample], num_crops=views[1])
         return super().plain(samples, num_clips=views[0], num_crops=views[1])
 
 

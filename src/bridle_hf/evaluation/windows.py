@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
     """
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
     columns = OwnColumns(source, ours)
+    source.featurize = partial(source.featurize, views=(1, 1))
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
