@@ -50,10 +50,11 @@ def is_hidden(name: str) -> bool:
     return last.startswith(".") or any(part.startswith((".", "__")) for part in folders)
 
 
-def list_folder(folder: str) -> Listing:
+def list_folder(folder: str, caches: str | None = None) -> Listing:
     """The files below a folder. Links are followed, and each real file is listed once: by a name without links if it
-    has one, otherwise by the first."""
+    has one, otherwise by the first. A folder `caches` inside it, where caches of its samples lie, is left out."""
     found, seen, links = Listing(folder), set(), deque()
+    caches = caches and os.path.realpath(os.path.expanduser(caches))
     folders, files = deque([("", os.path.realpath(folder))]), []
 
     def take(name: str, real: str) -> None:
@@ -64,6 +65,8 @@ def list_folder(folder: str) -> Listing:
         if real in seen:
             return found.leave("links to what is read already", name)
         is_folder = stat.S_ISDIR(about.st_mode)
+        if real == caches:
+            return found.leave("the folder of data.cache_dir", name + "/")
         base = os.path.basename(name)
         if base.startswith(".") or is_folder and base.startswith("__"):
             return found.leave("hidden", name + "/" if is_folder else name)

@@ -82,7 +82,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         )
     if data.name is not None or _has_configs(path) or (data.files and _is_beyond(data.files)):
         return _open_builder(datasets.load_dataset_builder(path, data.name, data_files=data.files), data, modality)
-    listing = list_folder(path)
+    listing = list_folder(path, data.cache_dir)
     names = [name for name in listing.names if os.path.basename(name) not in OF_THE_LIBRARY]
     if data.files:
         names = matching(names, data.files)
