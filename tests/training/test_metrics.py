@@ -90,8 +90,8 @@ def test_lines_that_no_run_wrote(tmp_path, caplog):
     assert list(read_metrics(file.path)) == [first, last]
     assert file.rewind(0, 2) == {"1.wav", "2.wav"}
     assert file.path.read_text().splitlines() == [json.dumps(first), *notes, json.dumps(last)]
-    said = [message.rsplit(": ", 1)[0] for message in caplog.messages]
-    assert said == [f"a line of {file.path} cannot be read and was left out"] * 2
+    assert len(caplog.messages) == 2
+    assert all(m.startswith(f"a line of {file.path} cannot be read and was left out") for m in caplog.messages)
     file.rewind(0, 1)
     assert list(read_metrics(file.path)) == [first]
 
