@@ -32,10 +32,10 @@ def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find
         cls: dataclass to fill.
         path: YAML file. Its key `base` names another file, relative to this one, that it is laid over: sections are
             merged, lists and values replaced.
-        overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value; where
-            the key takes text, the value is that text as it is (`data.dataset=2024`, `output_dir=run #2`), and where it
-            takes text or nothing, `null` is nothing. Text that begins with `~/`, here and in files, is a path in the
-            home folder.
+        overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value. Where
+            the key takes text, the value is that text as it is (`data.dataset=2024`, `output_dir=run #2`), unless it is
+            in quotes; where it takes text or nothing, `null` is nothing. Text that begins with `~/`, here and in
+            files, is a path in the home folder.
         find: gives the file of `path` and of `base`, which may then be names that are no path.
 
     Raises:
@@ -121,7 +121,8 @@ def _override(cls: type, values: dict, origins: dict, override: str) -> None:
             target = target[parent]
     hint = _type_of(cls, key)
     nothing = ("", "null", "~") if hint == str | None else ("",)
-    if hint in (str, str | None) and text not in nothing:
+    quoted = re.fullmatch(r"""'.*'|".*\"""", text, re.DOTALL)
+    if hint in (str, str | None) and text not in nothing and not quoted:
         value = text
     else:
         try:

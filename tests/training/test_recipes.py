@@ -62,7 +62,7 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
         "[1, 2]",
         "{fold}/final",
         "**/*.flac",
-        "'x'",
+        "it's",
         "2024-01-02",
     ],
 )
@@ -78,6 +78,8 @@ def test_nothing_where_text_or_nothing_is_taken(tmp_path):
     path = write(tmp_path / "r.yaml", {"name": "a"})
     assert [load_recipe(path, [f"other={text}"], cls=Outer).other for text in ("null", "~", "")] == [None] * 3
     assert load_recipe(path, ["name=null"], cls=Outer).name == "null"
+    for text, said in (("''", ""), ('""', ""), ("'null'", "null"), ('"a b"', "a b")):
+        assert load_recipe(path, [f"name={text}", f"other={text}"], cls=Outer) == Outer(said, other=said)
 
 
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
