@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from bridle_hf.codebook_metrics import (
     residual_energy,
     usage,
 )
+from bridle_hf.evaluation.metrics import load_metric
 
 
 def test_counts_of_tensors_and_arrays():
@@ -42,6 +45,14 @@ def test_uniform_use_is_one_whatever_the_size_and_table6_is_its_floor():
     skewed = np.full((1, 256), 7)
     skewed[0, 0] = 5000
     assert ecu_table6(skewed)[0] > 0.0226 and usage(skewed)["ecu"][0] < 0.9
+
+
+def test_a_single_code_is_used_uniformly():
+    """log2 of one code is 0."""
+    with warnings.catch_warnings(action="error"):
+        measured = usage(np.array([[7]]))
+    assert [measured[name][0] for name in ("cur", "entropy", "perplexity", "ecu", "dead")] == [1, 0, 1, 1, 0]
+    assert load_metric("code_usage").compute(predictions=[[0], [0]], codebook_size=1)["ecu"] == [1]
 
 
 def test_mutual_information_is_scikit_learns_without_correction():

@@ -60,7 +60,8 @@ def usage(counts):
 
     Returns:
         dict of arrays (M,): `cur` = used / K; `entropy` UE in bits; `perplexity` = 2^UE; `ecu` = CUR UE / log2 K,
-        1 for uniform use; `ecu_table6`, see `ecu_table6`; `dead`, the number of codes never chosen.
+        1 for uniform use, also of a single code; `ecu_table6`, see `ecu_table6`; `dead`, the number of codes never
+        chosen.
     """
     counts = np.asarray(counts)
     size = counts.shape[-1]
@@ -70,7 +71,7 @@ def usage(counts):
         "cur": used / size,
         "entropy": bits,
         "perplexity": 2.0**bits,
-        "ecu": used / size * bits / np.log2(size),
+        "ecu": used / size * bits / np.log2(size) if size > 1 else used / size,
         "ecu_table6": ecu_table6(counts),
         "dead": size - used,
     }

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -31,7 +32,10 @@ def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find
         cls: dataclass to fill.
         path: YAML file. Its key `base` names another file, relative to this one, that it is laid over: sections are
             merged, lists and values replaced.
-        overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value.
+        overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value. Where
+            the key takes text, the value is that text as it is (`data.dataset=2024`, `output_dir=run #2`), unless it is
+            in quotes; where it takes text or nothing, `null` is nothing. Text that begins with `~/`, here and in
+            files, is a path in the home folder.
         find: gives the file of `path` and of `base`, which may then be names that are no path.
 
     Raises:
@@ -39,7 +43,7 @@ def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find
     """
     values, origins = _read(find(path, Path()), (), find)
     for override in overrides:
-        _override(values, origins, override)
+        _override(cls, values, origins, override)
     return _build(cls, values, "", Origins(origins, str(path)))
 
 
@@ -102,7 +106,7 @@ def _merge(target: dict, update: dict, origins: dict, origin: str, prefix: str) 
             origins[dotted] = origin
 
 
-def _override(values: dict, origins: dict, override: str) -> None:
+def _override(cls: type, values: dict, origins: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {override!r} is not of the form key=value, such as training.batch_size=8.")
@@ -115,13 +119,26 @@ def _override(values: dict, origins: dict, override: str) -> None:
             if not isinstance(target.get(parent), dict | list):
                 target[parent] = {}
             target = target[parent]
-    try:
-        # A leading '*' would be parsed as a YAML alias, so glob patterns are taken literally.
-        value = text if text.startswith("*") else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
+    hint = _type_of(cls, key)
+    nothing = ("", "null", "~") if hint == str | None else ("",)
+    quoted = re.fullmatch(r"""'.*'|".*\"""", text, re.DOTALL)
+    if hint in (str, str | None) and text not in nothing and not quoted:
+        value = text
+    else:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
     target[_index(target, last, override) if isinstance(target, list) else last] = value
     origins[key] = f"override {override!r}"
+
+
+def _type_of(cls: type, key: str) -> Any:
+    """The type of the field at a dotted key; None for what is no field of a dataclass, such as entries of a list."""
+    hint = cls
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    return hint
 
 
 def _index(target: list, text: str, override: str) -> int:
@@ -231,8 +248,9 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
         except (TypeError, ValueError):
             pass
     if hint is str and isinstance(value, str):
-        return value
-    raise RecipeError(_mismatch(key, value, _name(hint), origin(key)))
+        return expanduser(value) if value.startswith("~/") else value  # a path
+    wanted = "str, which YAML wants in quotes here" if hint is str else _name(hint)
+    raise RecipeError(_mismatch(key, value, wanted, origin(key)))
 
 
 def _of_kind(classes: list[type], value: Any, key: str, origin: Origins) -> type:

@@ -7,14 +7,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from sound_files import clip, flac, write_audiofolder, write_parquet
 
-from bridle_hf.data import DataArguments, build_loader
+from bridle_hf.data import DataArguments, build_loader, streaming
 from bridle_hf.data.source import Source
 
 PLAIN = {"roll": False, "gain": False}
@@ -277,3 +281,85 @@ def test_workers_need_not_be_forked(parquet_folder, extractor, tmp_path, cache):
     stream = pickle.loads(pickle.dumps(loader._loader.dataset))  # what a worker is given where processes are spawned
     batch, expected = next(iter(stream)), next(loader)
     assert batch.pop("skipped") == [] and same([batch], [expected])
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_fewer_clips_than_readers_are_enough(tmp_path, extractor, rows):
+    """Each epoch has one clip for one reader of seven: most readers have none for many epochs in a row."""
+    dataset = write_parquet(tmp_path, [flac(clip(0))], shards=1)
+    data = DataArguments(dataset, cache=rows, cache_dir=str(tmp_path / "cache"), **PLAIN)
+    loaders = [build_loader(data, extractor, batch_size=1, seed=0, rank=rank, world_size=7) for rank in range(7)]
+    for _ in range(12):
+        assert all(len(next(loader)["input_values"]) == 1 for loader in loaders)
+
+
+def test_one_shard_that_holds_all_is_found_among_empty_ones(tmp_path, extractor):
+    """A reader that has one shard of 20 an epoch."""
+    dataset = write_parquet(tmp_path, [flac(clip(i)) for i in range(3)], shards=20)
+    for rank in (0, 19):
+        loader = build_loader(
+            DataArguments(dataset, **PLAIN), extractor, batch_size=2, seed=1, rank=rank, world_size=20
+        )
+        assert len(take(loader, 5)) == 5
+
+
+@pytest.fixture
+def worker_of():
+    """The loader's only worker, which has begun to read."""
+
+    def find(loader):
+        before = set(multiprocessing.active_children())
+        next(loader)
+        (worker,) = set(multiprocessing.active_children()) - before
+        return worker
+
+    return find
+
+
+def test_a_stopped_worker_ends_the_run_at_the_deadline(parquet_folder, extractor, worker_of):
+    data = DataArguments(parquet_folder, num_workers=1)
+    loader = build_loader(data, extractor, batch_size=4, seed=0, deadline=2)
+    worker = worker_of(loader)
+    os.kill(worker.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="the loader workers gave no batch in deadline=2 seconds"):
+        take(loader, 9)  # more than what it had read ahead
+    assert time.monotonic() - start < 10 and not worker.is_alive()
+
+
+def fork_and_vanish(folder, extractor, pids):
+    """Dies by SIGKILL when its worker was forked and has done nothing yet."""
+    streaming.WATCH_SECONDS = 0.2
+    waiting = streaming._obey_the_run_alone
+
+    def late(worker):
+        pids.send(os.getpid())
+        while os.getppid() == multiprocessing.parent_process().pid:
+            time.sleep(0.01)
+        waiting(worker)
+
+    with mock.patch.object(streaming, "_obey_the_run_alone", late):
+        loader = build_loader(DataArguments(folder, num_workers=1), extractor, batch_size=4, seed=0)
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    next(loader)
+
+
+def test_a_worker_of_a_run_that_died_as_it_forked_ends(parquet_folder, extractor):
+    fork, (receive, send) = multiprocessing.get_context("fork"), multiprocessing.Pipe(duplex=False)
+    run = fork.Process(target=fork_and_vanish, args=(parquet_folder, extractor, send))
+    run.start()
+    assert receive.poll(60)
+    worker = receive.recv()
+    run.join(60)
+    assert run.exitcode == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while running(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,7 @@
 """Logged measures against numpy."""
 
 import json
+from math import inf, isnan, nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,32 @@ def test_a_file_goes_back_to_a_step(tmp_path):
     assert file.rewind(1, 3) == {"a.wav", "b.wav"}
     file.rewind(-1, 0)
     assert file.path.read_text() == ""
+
+
+def test_lines_that_no_run_wrote(tmp_path, caplog):
+    """Notes stay; what a power cut left in the middle is named and goes; neither stops a run or hides a record."""
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    first, last = ({"phase_index": 0, "step": step, "skipped": {f"{step}.wav": "empty"}} for step in (1, 2))
+    notes = ['{"note": "by hand"}', "123", "null", "[1]", '{"phase_index": "a", "step": 1}', '{"step": 1}']
+    lines = [json.dumps(first), *notes, "\0" * 50 + json.dumps(first), "", json.dumps(last), '{"phase_index": 0, "s']
+    file.path.write_bytes("\n".join(lines).encode() + b"\xff")
+    assert list(read_metrics(file.path)) == [first, last]
+    assert file.rewind(0, 2) == {"1.wav", "2.wav"}
+    assert file.path.read_text().splitlines() == [json.dumps(first), *notes, json.dumps(last)]
+    assert len(caplog.messages) == 2
+    assert all(m.startswith(f"a line of {file.path} cannot be read and was left out") for m in caplog.messages)
+    file.rewind(0, 1)
+    assert list(read_metrics(file.path)) == [first]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    """JSON has no NaN: most readers refuse a line that holds one."""
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"phase_index": 0, "step": 1, "loss": nan, "codebooks": {"ecu": [0.5, inf]}})
+    assert json.loads(file.path.read_text())["codebooks"]["ecu"] == [0.5, None]
+    assert "NaN" not in file.path.read_text() and "Infinity" not in file.path.read_text()
+    (record,) = read_metrics(file.path)
+    assert isnan(record["loss"]) and record["codebooks"]["ecu"][0] == 0.5 and isnan(record["codebooks"]["ecu"][1])
 
 
 def test_numbers_for_trackers():

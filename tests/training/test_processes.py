@@ -7,12 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import differing, fork, join, records
 from safetensors.torch import load_file, save_file
 from sound_files import clip, flac, write_parquet
 
-from bridle_hf import BridleTokenizer
+from bridle_hf import BridleTokenizer, ResidualQuantizer
 from bridle_hf.training import engine, load_recipe, phases, pretrain, replay
+from bridle_hf.training.codebooks import start_codebooks_
 from bridle_hf.training.run import Run
 
 LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether
@@ -129,6 +131,27 @@ def test_many_batches_make_the_steps_of_one(joined, tmp_path, tiny_recipe, name)
     for mine, theirs in zip(records(tmp_path / "run"), records(joined / "run"), strict=True):
         for key in ("loss", "grad_norm"):
             assert mine[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-4)
+
+
+def start_codebooks(folder, name, parts):
+    """Codebooks from six batches of 24 vectors, of which each process has its part."""
+    rank = Accelerator(cpu=True).process_index
+    batches = torch.randn(6, 24, 8, generator=torch.Generator().manual_seed(0)).split(parts, dim=1)[rank]
+    quantizer = ResidualQuantizer(dim=8, codebook_size=4, num_codebooks=2, kmeans_samples_per_code=24)
+    start_codebooks_(quantizer, iter(batches), torch.Generator().manual_seed(1))
+    save_file(quantizer.state_dict(), folder / f"{name}-{rank}.safetensors")
+
+
+def test_codebooks_start_alike_however_many_processes_fetch_their_sample(tmp_path):
+    """It takes several batches, and its order counts: k-means starts from vectors drawn by their places."""
+    layouts = {"one": [24], "two": [12, 12], "uneven": [0, 7, 17]}
+    for name, parts in layouts.items():
+        arguments = (tmp_path, name, parts)
+        join(fork(start_codebooks, *arguments, errors=tmp_path / "errors", ranks=len(parts)), tmp_path / "errors")
+    one = load_file(tmp_path / "one-0.safetensors")
+    for name, parts in layouts.items():
+        for rank in range(len(parts)):
+            assert not differing(one, load_file(tmp_path / f"{name}-{rank}.safetensors"))
 
 
 def test_checkpointed_activations_change_nothing(joined, tmp_path, tiny_recipe):

@@ -23,6 +23,7 @@ class Inner:
 class Outer:
     name: str
     inner: Inner = field(default_factory=Inner)
+    other: str | None = "x"
     parts: list[Inner] = field(default_factory=list)
     flag: bool = False
 
@@ -37,7 +38,7 @@ def test_overlays_and_overrides_are_laid_over_each_other(tmp_path):
     (tmp_path / "sub").mkdir()
     top = write(tmp_path / "sub" / "top.yaml", {"base": "../base.yaml", "inner": {"limit": 4}})
     recipe = load_recipe(top, ["inner.pair=[2, 3e-1]", "parts.0.limit=7", "flag=true"], cls=Outer)
-    assert recipe == Outer("a", Inner(1.0, (2.0, 0.3), 4), [Inner(5.0, limit=7)], True)
+    assert recipe == Outer("a", Inner(1.0, (2.0, 0.3), 4), "x", [Inner(5.0, limit=7)], True)
     assert isinstance(recipe.inner.rate, float)
 
 
@@ -46,6 +47,54 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
     assert yaml.safe_load("1e-3") == "1e-3"  # why it needs care
     assert load_recipe(path, cls=Outer).inner.rate == 0.001
     assert load_recipe(path, ["inner.limit=null"], cls=Outer).inner.limit is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024",
+        "001",
+        "no",
+        "1e3",
+        "a #b",
+        "/x/my run #2",
+        "a: b",
+        "[1, 2]",
+        "{fold}/final",
+        "**/*.flac",
+        "it's",
+        "2024-01-02",
+    ],
+)
+def test_where_text_is_taken_an_override_is_taken_as_it_is(tmp_path, text):
+    path = write(tmp_path / "r.yaml", {"name": "a"})
+    recipe = load_recipe(path, [f"name={text}", f"other={text}"], cls=Outer)
+    assert (recipe.name, recipe.other) == (text, text)
+    (tmp_path / "again.yaml").write_text(recipe_to_yaml(recipe))
+    assert load_recipe(tmp_path / "again.yaml", cls=Outer) == recipe
+
+
+def test_nothing_where_text_or_nothing_is_taken(tmp_path):
+    path = write(tmp_path / "r.yaml", {"name": "a"})
+    assert [load_recipe(path, [f"other={text}"], cls=Outer).other for text in ("null", "~", "")] == [None] * 3
+    assert load_recipe(path, ["name=null"], cls=Outer).name == "null"
+    for text, said in (("''", ""), ('""', ""), ("'null'", "null"), ('"a b"', "a b")):
+        assert load_recipe(path, [f"name={text}", f"other={text}"], cls=Outer) == Outer(said, other=said)
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "r.yaml", {"name": "~/runs/a", "other": "a/~/b"})
+    assert load_recipe(path, cls=Outer) == Outer(f"{tmp_path}/runs/a", other="a/~/b")
+    recipe = load_recipe("audio/demo", ["output_dir=~/x", "data.dataset=~/sounds", "data.cache_dir=~/c"])
+    assert recipe.output_dir == f"{tmp_path}/x" and recipe.data.dataset == f"{tmp_path}/sounds"
+    assert recipe.data.cache_dir == f"{tmp_path}/c"
+
+
+def test_a_file_has_to_quote_what_yaml_takes_for_a_number(tmp_path):
+    path = write(tmp_path / "r.yaml", "name: 001")
+    with pytest.raises(RecipeError, match=r"`name` is 1 \(int\); it takes str, which YAML wants in quotes here"):
+        load_recipe(path, cls=Outer)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +108,7 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
         ("inner.rate=fast", ["`inner.rate` is 'fast' (str)", "float"]),
         ("inner.pair=[1]", ["`inner.pair` is [1] (list)", "tuple[float, float]"]),
         ("inner=3", ["`inner` is 3 (int)", "mapping"]),
-        ("name=3", ["`name` is 3 (int)", "str"]),
+        ("name=", ["`name` is None (NoneType)", "str"]),
         ("flag=1", ["`flag` is 1 (int)", "bool"]),
         ("parts.1.rate=1", ["'1' is no place in a list of 0 entries"]),
         ("flag", ["'flag'", "key=value"]),

@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -22,7 +25,7 @@ from .source import MARK, BadShardError, Source, check_bad_shards, check_bad_sha
 
 logger = logging.getLogger(__name__)
 
-EMPTY_EPOCHS = 16  # epochs without an example after which a stream gives up
+WATCH_SECONDS = 5  # between two looks of a worker at whether its run is still there
 SHARDS, SPLIT, BLOCK, BATCH, CLIP, ROWS = range(6)  # what a random generator is for
 
 
@@ -54,6 +57,7 @@ class ClipStream(IterableDataset):
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.position = {"epoch": 0, "start": (0, 0, 0), "block": 0, "index": 0, "batch": 0, "seen": 0, "bad": 0}
         self.bad_shards: dict[int, str] = {}
+        self.empty_shards: set[int] = set()
 
     def state_dict(self) -> dict:
         return dict(self.position)
@@ -84,8 +88,10 @@ class ClipStream(IterableDataset):
     def _permuted_rows(self, consumer: int, consumers: int) -> Iterator[tuple[dict, np.random.Generator]]:
         """Yield `(example, rng)` endlessly from the current position, which is advanced before each yield."""
         at, rows = self.position, self.source.rows
-        while consumer < len(rows):
-            mine = self._rng(ROWS, at["epoch"]).permutation(len(rows))[consumer::consumers]
+        while len(rows):
+            # Of fewer rows than consumers each epoch gives one to some of them, in turn.
+            mine = self._rng(ROWS, at["epoch"]).permutation(max(len(rows), consumers))[consumer::consumers]
+            mine = mine[mine < len(rows)]
             for number in mine[at["index"] :].tolist():
                 at["index"] += 1
                 yield self.source.named(rows[number], f"row {number}"), self._rng(CLIP, at["epoch"], number)
@@ -103,21 +109,19 @@ class ClipStream(IterableDataset):
 
     def _blocks(self, consumer: int, consumers: int) -> Iterator[list[dict]]:
         """Yield blocks of raw examples endlessly from the current position, which is advanced after each block."""
-        at, empty = self.position, 0
-        while empty < EMPTY_EPOCHS:
+        at = self.position
+        while len(self.empty_shards) < self.source.num_shards:
             examples = self._examples(at["epoch"], at["start"], consumer, consumers)
             while block := list(islice(examples, self.data.shuffle_buffer)):
-                empty = -1
                 yield [example for _, example in block]
                 at.update(start=block[-1][0], block=at["block"] + 1, index=0)
             at.update(epoch=at["epoch"] + 1, start=(0, 0, 0), block=0, index=0)
-            empty += 1
         raise self._nothing_for(consumer, consumers)
 
     def _nothing_for(self, consumer: int, consumers: int) -> ValueError:
         return ValueError(
             f"reader {consumer} of {consumers} finds no example in {self.source.description} "
-            f"with exclude={self.source.exclude}: there are too few for so many processes and workers."
+            f"with exclude={self.source.exclude}, in any of its shards."
         )
 
     def _examples(self, epoch: int, start: tuple, consumer: int, consumers: int) -> Iterator[tuple[tuple, dict]]:
@@ -131,6 +135,7 @@ class ClipStream(IterableDataset):
         shards = shards[consumer % len(shards) :: consumers]
         first, offset, kept = start
         for done, shard in enumerate(shards[first:], first):
+            before = offset, kept
             for example in self._read(shard, offset):
                 offset += 1
                 if not self.source.keeps(example):
@@ -139,6 +144,8 @@ class ClipStream(IterableDataset):
                 if sharing == 1 or self._turn(epoch, kept // sharing, sharing)[kept % sharing] == turn:
                     yield (done, offset, kept + 1), example
                 kept += 1
+            # Where readers share a shard, it may hold examples and none for this one in this epoch.
+            (self.empty_shards.add if before == (0, kept) else self.empty_shards.discard)(shard)
             offset = 0
 
     def _read(self, shard: int, start: int) -> Iterator[dict]:
@@ -168,18 +175,25 @@ class ClipLoader:
     `next`, the state lets a new loader of the same arguments go on with batch `k + 1`, whatever the workers had read
     ahead.
 
+    Args:
+        deadline: seconds that the workers may take for a batch; 0 is without end.
+
     Attributes:
         skipped: mark (see `Source.named`) -> reason of every sample that could not be used so far, or when the cache
             was written.
     """
 
-    def __init__(self, stream: ClipStream, num_workers: int):
+    def __init__(self, stream: ClipStream, num_workers: int, deadline: float = 0):
         with warnings.catch_warnings():  # torchdata 0.11 calls a function that torch 2.14 deprecates
             warnings.filterwarnings("ignore", message=".*set_vital")
             self._loader = StatefulDataLoader(
-                stream, batch_size=None, num_workers=num_workers, worker_init_fn=_obey_the_run_alone
+                stream,
+                batch_size=None,
+                num_workers=num_workers,
+                worker_init_fn=_obey_the_run_alone,
+                timeout=deadline if num_workers else 0,
             )
-        self._batches = None
+        self._batches, self._not_workers = None, []
         self._layout = {
             "batch_size": stream.batch_size,
             "seed": stream.seed,
@@ -197,14 +211,31 @@ class ClipLoader:
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
-        if self._batches is None:
-            self._batches = iter(self._loader)
-        batch = next(self._batches)
+        try:
+            if self._batches is None:
+                self._not_workers = multiprocessing.active_children()
+                self._batches = iter(self._loader)
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            self._end_workers()
+            raise RuntimeError(
+                f"the loader workers gave no batch in deadline={self._loader.timeout:g} seconds: one of them was "
+                "stopped or hangs in a read. Started again, the run goes on from its last checkpoint."
+            ) from error
         for name, reason in batch.pop("skipped"):
             if name not in self.skipped:
                 logger.warning("skipped %s: %s", name, reason)
             self.skipped[name] = reason
         return batch
+
+    def _end_workers(self) -> None:
+        """End the workers whatever they do, or this process would wait for them when it ends."""
+        for worker in set(multiprocessing.active_children()) - set(self._not_workers):
+            with suppress(RuntimeError):  # by which torch tells of a killed worker, wherever the run is then
+                worker.kill()
+                worker.join(WATCH_SECONDS)
 
     def state_dict(self) -> dict:
         """Position of this process in the stream, to be saved per rank."""
@@ -239,25 +270,39 @@ def _identity(source: Source) -> str:
 
 
 def _obey_the_run_alone(worker: int) -> None:
-    """Shield a worker from signals that mean the run, which stops its workers once it has saved.
+    """Shield a worker from signals that mean the run, which stops its workers once it has saved; end it with the run.
 
     They are sent to the process group (Ctrl-C, `timeout`) or to every process (service managers, batch systems).
     """
     os.setpgid(0, 0)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signals = {signal.SIGTERM, signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threading.Thread(target=_end_when_the_run_says, args=(signals,), daemon=True).start()
+    signals = {signal.SIGTERM, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()  # not on macOS
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=_end_with_the_run, args=(signals,), daemon=True).start()
 
 
-def _end_when_the_run_says(signals: set[int]) -> None:
-    while signal.sigwaitinfo(signals).si_pid != os.getppid():
-        pass
+def _end_with_the_run(signals: set[int]) -> None:
+    """End this worker once the run says so or is gone. torch's own watch does not see a run that was killed just when
+    it had forked: it remembers the parent that the worker has by then."""
+    run = multiprocessing.parent_process()
+    forkserver = multiprocessing.get_start_method() == "forkserver"  # which is the parent of workers then
+    while run.is_alive() if forkserver else os.getppid() == run.pid:
+        if not signals:
+            time.sleep(WATCH_SECONDS)
+        elif (got := signal.sigtimedwait(signals, WATCH_SECONDS)) and got.si_pid == run.pid:
+            break
     os._exit(0)
 
 
 def build_loader(
-    data: DataArguments, processor, dataset=None, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    data: DataArguments,
+    processor,
+    dataset=None,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    deadline: float = 0,
 ) -> ClipLoader:
     """Build the endless training loader of one process.
 
@@ -268,10 +313,11 @@ def build_loader(
         batch_size: samples in each batch of this process.
         seed: with the same seed and layout, the batches are the same bit for bit.
         rank, world_size: this process and how many there are; their examples are disjoint and together complete.
+        deadline: seconds after which a batch that does not come from the workers is a `RuntimeError`; 0 for none.
 
     Raises:
         ValueError: for a missing column or an empty dataset.
     """
     collate = modality_of(processor).collator(data, processor)
     stream = ClipStream(open_shuffled(data, processor, dataset), collate, data, batch_size, seed, rank, world_size)
-    return ClipLoader(stream, data.num_workers)
+    return ClipLoader(stream, data.num_workers, deadline)

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
-from ..codebook_bridle import all_reduce_sum_
+from ..codebook_bridle import gather_rows, is_first_process
 from ..layers_bridle import evaluating
 from .metrics import real_patches
 
@@ -40,13 +40,16 @@ def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor]
     """
     tokens, found, empty = [], 0, 0
     while found < quantizer.init_sample_size:
-        tokens.append(next(vectors).flatten(0, -2))
-        more = int(all_reduce_sum_(torch.tensor(len(tokens[-1]), device=tokens[-1].device)))
+        # Batch by batch: the order is that of one process with the joined batches, and k-means depends on it.
+        tokens.append(gather_rows(next(vectors).flatten(0, -2)))
+        more = len(tokens[-1])
         found, empty = found + more, 0 if more else empty + 1
         if empty == EMPTY_BATCHES:
             raise ValueError(f"{EMPTY_BATCHES} batches in a row hold nothing but padding: no token for the codebooks.")
     if tokens:
-        quantizer.initialize_(torch.cat(tokens), generator=generator)
+        # `initialize_` takes what is of this process, and gathers that.
+        sample = torch.cat(tokens) if is_first_process() else tokens[0][:0]
+        quantizer.initialize_(sample, generator=generator)
 
 
 def reset_dead_codes_(model, batches: list[dict], step: int, steps: int, generator: torch.Generator) -> int:

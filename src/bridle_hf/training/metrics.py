@@ -1,7 +1,10 @@
 """Metrics of training steps: one record per logged step, in metrics.jsonl and in the trackers."""
 
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from math import isfinite, nan
 from pathlib import Path
 
 import torch
@@ -10,6 +13,8 @@ from torch.nn import functional as F
 
 from ..codebook_metrics import usage
 from ..files import write_whole
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -53,38 +58,58 @@ class MetricsFile:
         self.path = Path(path)
 
     def rewind(self, phase: int, step: int) -> set[str]:
-        """Forgets the records after `step` steps of phase number `phase`, and a line that was cut off.
+        """Forgets the records after `step` steps of phase number `phase`, and lines that are not JSON.
+
+        Other lines that are no records, such as notes made by hand, stay where they are.
 
         Returns:
             The names of the clips that the records left say were skipped.
         """
         kept, skipped = [], set()
-        for line, record in _lines(self.path):
-            if (record["phase_index"], record["step"]) <= (phase, step):
+        for line in _lines(self.path):
+            try:
+                record = _record(line)
+            except json.JSONDecodeError:
+                logger.warning("a line of %s cannot be read and was left out: %.40r", self.path, line)
+                continue
+            if record is None or (record["phase_index"], record["step"]) <= (phase, step):
                 kept.append(line)
-                skipped |= record.get("skipped", {}).keys()
+                skipped |= (record or {}).get("skipped", {}).keys()
         write_whole(self.path, "".join(kept))
         return skipped
 
     def append(self, record: dict) -> None:
+        """Write a record; what is not finite becomes null, which JSON has."""
+        finite = _each(record, lambda value: None if isinstance(value, float) and not isfinite(value) else value)
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
 
-def read_metrics(path: str | Path) -> Iterable[dict]:
-    """Records of a metrics.jsonl; a last line that is not complete is left out."""
-    return (record for _, record in _lines(Path(path)))
+def read_metrics(path: str | Path) -> Iterator[dict]:
+    """Records of a metrics.jsonl, with NaN for null; lines that are no records are passed over."""
+    for line in _lines(Path(path)):
+        with suppress(json.JSONDecodeError):
+            if record := _record(line):
+                yield _each(record, lambda value: nan if value is None else value)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """The whole lines of a file and what they say."""
-    if path.is_file():
-        with path.open() as file:
-            for line in file:
-                try:
-                    yield line.rstrip("\n") + "\n", json.loads(line)
-                except json.JSONDecodeError:
-                    return
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return [line + "\n" for line in text.split("\n") if line]
+
+
+def _record(line: str) -> dict | None:
+    """What a line says; None where that is JSON, but not what a run wrote."""
+    found = json.loads(line)
+    place = [found.get("phase_index"), found.get("step")] if isinstance(found, dict) else []
+    return found if place and all(isinstance(number, int) for number in place) else None
+
+
+def _each(value, change: Callable):
+    """The lists and dicts of a record with every value in them changed."""
+    if isinstance(value, dict):
+        return {name: _each(each, change) for name, each in value.items()}
+    return [_each(each, change) for each in value] if isinstance(value, list) else change(value)
 
 
 def flat(record: dict, prefix: str = "") -> dict[str, float]:

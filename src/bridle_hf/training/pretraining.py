@@ -134,6 +134,7 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) 
             seed=seed,
             rank=rank,
             world_size=num_processes,
+            deadline=settings.deadline,
         )
 
     tasks = recipe.build_tasks(accelerator.num_processes)

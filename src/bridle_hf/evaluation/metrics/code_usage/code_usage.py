@@ -35,7 +35,7 @@ class CodeUsage(evaluate.Metric):
         measured = {
             "cur": used / codebook_size,
             "entropy": bits,
-            "ecu": used / codebook_size * bits / np.log2(codebook_size),
+            "ecu": used / codebook_size * bits / np.log2(codebook_size) if codebook_size > 1 else used / codebook_size,
             "perplexity": 2.0**bits,
             "dead": codebook_size - used,
         }
