@@ -30,7 +30,7 @@ class VideoFacts:
     Attributes:
         total: frames; 0 where the file does not say.
         rate: frames a second.
-        height, width: of a frame as it is shown, turned and with square pixels.
+        height, width: of a frame with square pixels, not turned.
         damaged: packets that could not be decoded; the frame before stands for what they held.
     """
 
@@ -106,9 +106,9 @@ class Recording:
         kind, bidirectional = self.container.format.name, stream.codec_context.has_b_frames
         self.in_order = stream.start_time is None or kind == PROGRAM_STREAM or (kind == "avi" and bidirectional)
         self.can_seek = not self.in_order
-        aspect = stream.sample_aspect_ratio or 1
-        self.size = stream.height, max(1, round(stream.width * aspect))
-        self.facts = VideoFacts(self.header_total(), self.rate, *self.size)
+        self.aspect = stream.sample_aspect_ratio or 1
+        width = max(1, round(stream.width * self.aspect))
+        self.facts = VideoFacts(self.header_total(), self.rate, stream.height, width)
         return self
 
     def __exit__(self, *error):
@@ -206,40 +206,34 @@ class Recording:
         In place of frames behind the end there is the last one.
         """
         if wanted is None:
-            found, end = self.collect(None)
-            return stacked(found), end
+            return self.collect(None)
         wanted, places = np.unique(wanted, return_inverse=True)
         try:
-            found, end = self.collect(wanted)
+            frames, end = self.collect(wanted)
         except UntrustedTimesError:
             self.can_seek = False
-            found, end = self.collect(wanted)
-        return stacked(found)[places], end
+            frames, end = self.collect(wanted)
+        return frames[places], end
 
-    def collect(self, wanted: np.ndarray | None) -> tuple[list[np.ndarray], int | None]:
+    def collect(self, wanted: np.ndarray | None) -> tuple[np.ndarray, int | None]:
         """As `decode`, for ascending numbers."""
-        found, shown, number, end = [], None, 0, None
+        found = Collected(self.facts.total if wanted is None else len(wanted))
+        shown, number, end = None, 0, None
         for number, frame in self.numbered(0 if wanted is None else int(wanted[0])):
             picture = Picture(self, frame)
-            while (due := _due(wanted, len(found))) is not None and due <= number:
+            while (due := _due(wanted, found.count)) is not None and due <= number:
                 # until this frame came the one before was shown; at the very beginning there was none
-                found.append((picture if due == number or shown is None else shown).pixels())
-                if len(found) * self.size[0] * self.size[1] > MAX_PIXELS:
-                    raise ValueError(
-                        f"more than {MAX_PIXELS // 10**6} million pixels were to be decoded at once, at {self.size[1]} "
-                        f"x {self.size[0]} a frame; decode clips and not the whole (data.cache=false, "
-                        "data.in_memory=false)"
-                    )
+                found.add((picture if due == number or shown is None else shown).pixels())
             shown = picture
-            if wanted is not None and len(found) == len(wanted):
+            if wanted is not None and found.count == len(wanted):
                 break
         else:
-            if shown is None:
-                raise ValueError("no frame of it can be decoded")
             end = number + 1
-            if wanted is not None:
-                found += [shown.pixels()] * (len(wanted) - len(found))
-        return found, end
+            while shown is not None and wanted is not None and found.count < len(wanted):
+                found.add(shown.pixels())
+        if found.array is None:
+            raise ValueError("no frame of it can be decoded")
+        return found.array[: found.count], end
 
 
 def _due(wanted: np.ndarray | None, count: int) -> int | None:
@@ -258,8 +252,7 @@ class Picture:
     def pixels(self) -> np.ndarray:
         """uint8 (3, H, W), turned, with square pixels, resized and on white."""
         if self.array is None:
-            self.array = shown_pixels(self.frame, self.video.stream.sample_aspect_ratio or 1, self.video.fit)
-            self.frame, self.video.size = None, self.array.shape[1:]
+            self.array, self.frame = shown_pixels(self.frame, self.video.aspect, self.video.fit), None
         return self.array
 
 
@@ -286,14 +279,32 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
     return 255 - ((lack + 127) // 255).astype(np.uint8)
 
 
-def stacked(frames: list[np.ndarray]) -> np.ndarray:
-    """Frames in one array; each is let go once it is copied, so that memory holds them about once."""
-    whole = np.empty((len(frames), *frames[0].shape), np.uint8)
-    for number, frame in enumerate(frames):
-        if frame.shape != frames[-1].shape:
-            raise ValueError(f"has frames of several sizes, {frame.shape[1:]} and {frames[-1].shape[1:]}")
-        whole[number], frames[number] = frame, whole[number]
-    return whole
+class Collected:
+    """Frames in one array, which is there before the first, so that memory holds each about once.
+
+    Attributes:
+        array: uint8 (room, 3, H, W), of which the first `count` are filled.
+    """
+
+    def __init__(self, expected: int):
+        self.expected, self.count, self.array = expected, 0, None
+
+    def add(self, pixels: np.ndarray) -> None:
+        _, height, width = pixels.shape
+        if (self.count + 1) * height * width > MAX_PIXELS:
+            raise ValueError(
+                f"more than {MAX_PIXELS // 10**6} million pixels were to be decoded at once, at {width} x {height} a "
+                "frame; decode clips and not the whole (data.cache=false, data.in_memory=false)"
+            )
+        if self.array is None:
+            room = min(self.expected + SLACK, MAX_PIXELS // (height * width))
+            self.array = np.empty((room, 3, height, width), np.uint8)
+        if pixels.shape != self.array.shape[1:]:
+            raise ValueError(f"has frames of several sizes, {self.array.shape[2:]} and {(height, width)}")
+        if self.count == len(self.array):  # the header says less than there are
+            self.array = np.concatenate([self.array, np.empty_like(self.array)])
+        self.array[self.count] = pixels
+        self.count += 1
 
 
 def film_of(container):
