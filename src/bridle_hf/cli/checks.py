@@ -4,6 +4,7 @@ the work itself keep their traceback."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ..data.modalities import load_processor
 from ..data.source import open_source
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
+from ..video_processing_bridle import BridleVideoProcessor, require_av
 
+logger = logging.get_logger(__name__)
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 PRETRAINED, CLASSIFIER = (
     "a pretraining model such as runs/mine/final",
@@ -45,6 +48,11 @@ def check_recipe(recipe: PretrainRecipe) -> None:
     Raises:
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
+    if recipe.training.tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        logger.warning(
+            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
+            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
+        )
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
@@ -71,7 +79,10 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
     Raises:
         ValueError: there is no such dataset, or it lacks a split or a column.
+        ModuleNotFoundError: videos, and nothing that decodes them.
     """
+    if isinstance(processor, BridleVideoProcessor):
+        require_av()
     name = data.dataset
     path, files = Path(name).expanduser(), "--files" if argument.startswith("-") else "data.files"
     if name and path.is_file():
