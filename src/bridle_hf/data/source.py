@@ -277,7 +277,8 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         data.exclude,
         description,
         of_files=of_paths or in_folder,
-        fingerprint=builder.cache_dir,
+        # within the user's own folder, so that users share a cache
+        fingerprint=os.path.relpath(builder.cache_dir, datasets.config.HF_DATASETS_CACHE),
         dates_files=in_folder,
     )
 
