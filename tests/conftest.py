@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # others, the fast lane, as do all tests with a `num_workers` above 0.
 END_TO_END = (
     "tests/cli/test_locking.py",
+    "tests/cli/test_extras.py::test_names_and_auto_classes",
+    "tests/cli/test_extras.py::test_the_help_imports_nothing",
     "tests/cli/test_main.py::test_the_package_runs_as_a_module",
     "tests/cli/test_package_data.py",
     "tests/cli/test_process.py",

@@ -52,6 +52,7 @@ FLOORS = [
     {"evaluation", "quantizer_experiments"},
     {"finetuning"},
     {"hub"},
+    {"public"},  # the names that `import bridle_hf` gives
     {"cli"},
     {""},  # the front page, `bridle_hf/__init__.py`
 ]

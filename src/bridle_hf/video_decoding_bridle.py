@@ -42,10 +42,11 @@ class VideoFacts:
 
 
 def require_av() -> None:
-    """Raise an `ImportError` that says what to install where PyAV is missing."""
+    """Raise a `ModuleNotFoundError` that says what to install where PyAV is missing."""
     if not is_av_available():
-        raise ImportError(
-            "videos are decoded by PyAV, which is not installed: run `pip install av` or `pip install bridle-hf[av]`."
+        raise ModuleNotFoundError(
+            "videos are decoded by PyAV, which is not installed: run `pip install av` or `pip install bridle-hf[av]`.",
+            name="av",
         )
 
 

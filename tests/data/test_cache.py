@@ -16,7 +16,7 @@ from PIL import Image
 from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleImageProcessor
-from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
+from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples, opening
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_a_damaged_cache_is_named_and_written_anew(problem, data, extractor, cap
     whole = load_examples(data, extractor)
     DAMAGES[problem](folder_of(data))
     assert same(load_examples(data, extractor), whole)
-    (said,) = [record.message for record in caplog.records if "damaged" in record.message]
+    (said,) = [record.message for record in caplog.records if "is damaged" in record.message]
     assert str(folder_of(data)) in said and problem in said
     caplog.clear()
-    assert same(load_examples(data, extractor), whole) and "damaged" not in caplog.text
+    assert same(load_examples(data, extractor), whole) and "is damaged" not in caplog.text
 
 
 def test_what_is_damaged_between_two_starts_changes_no_batch(data, extractor):
@@ -103,6 +103,21 @@ def test_a_copy_of_a_cache_is_a_cache(data, extractor, tmp_path, decoded):
     assert same(load_examples(copied, extractor), whole) and not decoded
     for name, (_, time, _) in json.loads((folder_of(copied) / "manifest.json").read_text())["files"].items():
         assert (folder_of(copied) / name).stat().st_mtime_ns == time  # the next start need not read it
+
+
+def test_users_with_folders_of_their_own_share_a_cache(data, extractor, tmp_path, decoded, monkeypatch):
+    whole = load_examples(data, extractor)
+    decoded.clear()
+    opening._load_folder.cache_clear()  # as in another process
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "of another user")
+    assert same(load_examples(data, extractor), whole) and not decoded
+
+
+def test_a_folder_of_caches_may_have_any_name(data, extractor, tmp_path):
+    names = ["plain", "c[1] x", "c*x", "cax", "a?b", "{a,b}", "#1 %20"]
+    for name in names:
+        data = replace(data, cache_dir=str(tmp_path / name))
+        assert load_examples(data, extractor).labels.tolist() == list(range(24))
 
 
 @pytest.fixture
@@ -150,7 +165,7 @@ def test_what_a_cache_lacks_is_judged_and_named_each_time(in_memory, extractor, 
     assert len(load_examples(lax, extractor)) == 13
     caplog.clear()
     assert len(load_examples(lax, extractor)) == 13
-    (said,) = [record.message for record in caplog.records]
+    (said,) = [record.message for record in caplog.records if "lacks" in record.message]
     assert "lacks 7 samples" in said and "clip-11.flac (shard 1, example 1)" in said
     strict = replace(lax, max_bad_share=0.05)
     with pytest.raises(RuntimeError, match="^7 of 20 clips read .*data.max_bad_share=0.05 .*clip-14.flac .shard 1"):

@@ -180,3 +180,64 @@ def test_text_is_escaped(tmp_path):
     write_page(tmp_path / "page.html", "a <b>", "x & y", [table(["<i>"], [["<script>"], [None]])])
     text = (tmp_path / "page.html").read_text()
     assert "a &lt;b&gt;" in text and "x &amp; y" in text and "<script>" not in text and "–" in text
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "' onfocus='alert(1)",
+    "</figcaption><svg onload=alert(1)>",
+    "$\\frac{1$ & <!-- <style>",
+    "{{ 7*7 }}{% raw %}",
+)
+
+
+class Danger(Balance):
+    """Collects what may not be on a page: tags that nobody here writes, and handlers of events."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.shown = [], ""
+
+    def handle_startendtag(self, tag, attributes):
+        super().handle_startendtag(tag, attributes)
+        self.found += [tag] if tag in ("script", "img", "iframe", "object") else []
+        self.found += [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.shown += data
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text_wherever_they_stand(name, model, examples, tones_data, pretrained, tmp_path):
+    named = replace(examples, label_names=[f"{name} {label}" for label in examples.label_names])
+    records = [{"phase": name, "phase_index": 0, "step": step, "loss": 1.0} for step in (1, 2)]
+    codebook_report(
+        tmp_path / "page.html",
+        model,
+        named,
+        name=name,
+        records=records,
+        results=[{name: name, "accuracy": 0.5}],
+        clips=1,
+        sounds=sound_reader(tones_data, BridleFeatureExtractor.from_pretrained(pretrained)),
+    )
+    page = Danger()
+    page.feed((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not page.open and not page.found
+    # title, heading, two cells of the results, the phase in title and legend, a drawn clip, three players a code
+    assert page.shown.count(name) >= 10
+
+
+def test_odd_records_are_not_drawn():
+    good = {"phase": "encoder-iter1", "phase_index": 0, "step": 1, "total_step": 1, "loss": 2.0}
+    good["codebooks"] = {"ecu": [0.5], "residual": [0.2]}
+    odd = [{"note": "by hand"}, 123, None, ["loss"], {"phase": "x", "loss": 1}, {"codebooks": {}}]
+    assert len(plots.loss_curves([good, *odd])) == 1 and len(plots.codebook_curves([*odd, good])) == 2
+    assert plots.loss_curves(odd) == plots.codebook_curves(odd) == []
+
+
+def test_plain_text_among_the_parts_of_a_page_is_escaped(tmp_path):
+    write_page(tmp_path / "page.html", "title", "", ["<script>alert(1)</script>"])
+    assert "<script>" not in (tmp_path / "page.html").read_text()

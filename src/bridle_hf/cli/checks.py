@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from ..data.source import open_source
 from ..files import check_writable
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
+from ..video_decoding_bridle import require_av
+from ..video_processing_bridle import BridleVideoProcessor
+
+logger = logging.get_logger(__name__)
 
 PRETRAINED, CLASSIFIER = (
     "a pretraining model such as runs/mine/final",
@@ -48,6 +53,11 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
     check_writable(recipe.output_dir)
+    if recipe.training.tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        logger.warning(
+            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
+            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
+        )
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
@@ -77,7 +87,10 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
     Raises:
         ValueError: there is no such dataset, or it lacks a split or a column.
+        ModuleNotFoundError: videos, and nothing that decodes them.
     """
+    if isinstance(processor, BridleVideoProcessor):
+        require_av()
     name = data.dataset
     path = Path(name).expanduser()
     if name and path.is_file():

@@ -1,9 +1,15 @@
-"""The `bridle` command: runs the module of a subcommand with the remaining arguments."""
+"""The `bridle` command: runs the module of a subcommand with the remaining arguments.
+
+It imports next to nothing, so that `bridle --help` takes no time and works without the extras.
+"""
 
 import argparse
+import ast
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 # Command -> its module, which is imported when it is called, and the line of `bridle --help`.
 COMMANDS = {
@@ -21,6 +27,18 @@ COMMANDS = {
     "autoencoding": (".autoencoding", "discrete autoencoding with each quantizer of a recipe"),
     "wav2vec2": (".wav2vec2", "wav2vec 2.0 pretraining with each quantizer of a recipe"),
 }
+
+
+# Extra of the package -> the modules that it brings.
+EXTRAS = {
+    "train": (
+        "accelerate", "datasets", "evaluate", "pyarrow", "scipy", "sklearn", "soundfile", "threadpoolctl", "torchdata"
+    ),
+    "av": ("av",),
+    "report": ("matplotlib",),
+    "tracking": ("tensorboard",),
+    "fidelity": ("torchmetrics",),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,4 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     command = parser.parse_args(words[:1]).command  # the rest is for the command's own parser
-    import_module(COMMANDS[command][0], __package__).main(words[1:], f"bridle {command}")
+    try:
+        import_module("..public", __package__)  # transformers' Auto classes know ours from here on
+        import_module(COMMANDS[command][0], __package__).main(words[1:], f"bridle {command}")
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+        if extra is None:
+            raise
+        missing = f'{name} is not installed; bridle {command} needs it: pip install "bridle-hf[{extra}]"\n'
+        if {"-h", "--help"} & set(words):
+            sys.stdout.write(f"usage: bridle {command} [-h] ...\n\n{_description(command)}\n\n{missing}")
+        else:
+            parser.exit(2, f"bridle {command}: error: {missing}")
+
+
+def _description(command: str) -> str:
+    """What the module of a command says about it, without importing it; its options are known only with it."""
+    path = Path(find_spec(COMMANDS[command][0], __package__).origin)
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

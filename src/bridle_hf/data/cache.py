@@ -6,6 +6,7 @@ pixels as raw bytes) with their `dtype` and `shape`, or the undecoded file. The 
 crops or augmentation, so that folds and phases share it.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -63,7 +64,7 @@ def open_clips(data: DataArguments, processor, dataset=None) -> Source:
     folder, manifest = write_cache(source, data, processor)
     table = _open_table(folder, manifest)
     # Otherwise each file would infer its features from its own rows, and a column that is empty there has no type.
-    files = list(map(str, _tables(folder, manifest)))
+    files = [glob.escape(str(path)) for path in _tables(folder, manifest)]
     cached = datasets.load_dataset("arrow", data_files=files, split="train", streaming=True, features=table.features)
     return replace(
         source,

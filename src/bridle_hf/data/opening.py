@@ -235,7 +235,7 @@ def _open_builder(
                 stream = open_stream(builder, data.split)
     return Opened(
         stream,
-        builder.cache_dir,
+        os.path.relpath(builder.cache_dir, datasets.config.HF_DATASETS_CACHE),  # users have caches of their own
         of_files=isinstance(builder, FolderBasedBuilder),
         files=files if len(files) == stream.num_shards else None,
     )

@@ -1,7 +1,6 @@
 """What a code sounds like: the patches nearest to it, as sounds that a page can play."""
 
 import base64
-import html
 import io
 
 import numpy as np
@@ -71,14 +70,9 @@ def excerpt(samples, rate, patch, grid, frames_per_patch):
     return samples[start : start + size]
 
 
-def player(samples, rate, label):
-    """An `<audio>` element that holds its sound, scaled to its peak, and what it is."""
+def wav_in_base64(samples, rate):
+    """A wav file in base64, scaled to its peak."""
     buffer = io.BytesIO()
     peak = np.abs(samples).max(initial=1e-6)
     soundfile.write(buffer, samples / peak * 0.9, rate, format="WAV", subtype="PCM_16")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    name = html.escape(label, quote=True)
-    return (
-        f'<figure><audio controls preload="metadata" aria-label="{name}" src="data:audio/wav;base64,{data}"></audio>'
-        f"<figcaption>{name}</figcaption></figure>"
-    )
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -5,6 +5,7 @@ import re
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +18,7 @@ STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold dollar signs
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -38,7 +40,10 @@ STYLE = {
 
 
 def to_svg(figure, name, description):
-    """A figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures."""
+    """A figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures.
+
+    `description` is plain text. Matplotlib escapes the text in the figure.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
@@ -51,7 +56,8 @@ def to_svg(figure, name, description):
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    opening = Markup('<svg role="img" aria-label="{}"').format(description)
+    return Markup(svg.replace("<svg", opening, 1))
 
 
 def panel(width=2.7, height=2.1, **options):
@@ -78,7 +84,7 @@ def loss_curves(records):
         records: of metrics.jsonl: `phase`, `phase_index`, `step`, `loss`.
     """
     phases = {}
-    for record in records:
+    for record in _telling(records, "phase_index", "phase", "step", "loss"):
         phases.setdefault((record["phase_index"], record["phase"]), []).append((record["step"], record["loss"]))
     figures = []
     for kind in sorted({_kind(name) for _, name in phases}):
@@ -99,7 +105,7 @@ def codebook_curves(records):
     Args:
         records: of metrics.jsonl; those without `codebooks` are passed over.
     """
-    records = [record for record in records if "codebooks" in record]
+    records = _telling(records, "total_step", "codebooks")
     figures = []
     for key, title in {"ecu": "ECU in a batch", "residual": "share of the energy left"}.items():
         points = [(record["total_step"], record["codebooks"][key]) for record in records if key in record["codebooks"]]
@@ -113,6 +119,11 @@ def codebook_curves(records):
         legend_above(axis, ncols=2)
         figures.append(figure)
     return figures
+
+
+def _telling(records, *keys):
+    """The records that have these keys; somebody may have added lines to metrics.jsonl."""
+    return [record for record in records if isinstance(record, dict) and record.keys() >= set(keys)]
 
 
 def _kind(phase):

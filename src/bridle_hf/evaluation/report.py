@@ -1,9 +1,7 @@
 """The codebook report: one self-contained HTML page about the tokens of a pretraining run."""
 
 import copy
-import html
 import logging
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,99 +9,11 @@ import torch
 from ..codebook_metrics import code_counts
 from ..modeling_bridle import BridleTokenizer
 from . import plots
-from .listening import code_distances, excerpt, nearest_patches, player
+from .listening import code_distances, excerpt, nearest_patches, wav_in_base64
+from .page import figure, heading, player, players, table, tiles, write_page
 from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 logger = logging.getLogger(__name__)
-
-STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1c1e21; --muted: #5c6068; --grid: #d9dce1; --faint: #eceef1;
-  --series-0: #8a9099; --series-1: #0b6bb8; --series-2: #c2500a; --series-3: #0a7d5c; --series-4: #a4418a;
-  --series-5: #7a6a00; }
-@media (prefers-color-scheme: dark) { :root { --page: #15171a; --ink: #e6e8eb; --muted: #a0a6ae; --grid: #3a3f46;
-  --faint: #22262b; --series-0: #868d97; --series-1: #5db0f0; --series-2: #f29a57; --series-3: #45c79d;
-  --series-4: #dd8ac6; --series-5: #cdbb45; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-p { max-width: 44rem; margin: .5rem 0; }
-.muted, figcaption { color: var(--muted); font-size: .9rem; }
-figure { margin: 1rem 0; }
-figcaption { max-width: 44rem; margin-top: .4rem; }
-.scroll, .wide { overflow-x: auto; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; }
-svg { display: block; width: 100%; height: auto; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-.panels svg { max-width: 28rem; }
-.wide svg { min-width: 44rem; }
-.players { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .25rem 1rem; }
-.players figure { margin: .25rem 0; }
-audio { width: 100%; height: 2.25rem; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 3.5rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-dl div { background: var(--faint); border-radius: .4rem; padding: .6rem .8rem; }
-dt { color: var(--muted); font-size: .8rem; }
-dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-"""
-
-
-def write_page(path, title, subtitle, parts):
-    """Write a self-contained HTML page: no scripts, no fonts, nothing to download.
-
-    Args:
-        path: of the HTML file.
-        title, subtitle (`str`): plain text.
-        parts: HTML of the page's body, in order, made by the functions below.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-    )
-    opening = f'<h1>{html.escape(title)}</h1>\n<p class="muted">{html.escape(subtitle)}</p>\n'
-    path.write_text(head + opening + "\n".join(parts) + "\n</main>\n</body>\n</html>\n", encoding="utf-8")
-
-
-def heading(text, note=""):
-    """A section's heading and a sentence below it."""
-    return f"<h2>{html.escape(text)}</h2>" + (f"\n<p>{html.escape(note)}</p>" if note else "")
-
-
-def figure(name, drawings, caption, layout="panels"):
-    """Matplotlib figures with one caption: side by side where there is room ("panels"), or scrolling ("wide")."""
-    label = html.escape(caption, quote=True)
-    svgs = [plots.to_svg(drawing, f"{name}-{number}", label) for number, drawing in enumerate(drawings)]
-    return (
-        f'<figure><div class="{layout}">{"".join(svgs)}</div>\n<figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
-
-
-def table(columns, rows):
-    """A table of cells (text, or numbers shown with four significant digits; None is a dash)."""
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def tiles(values):
-    """Single figures side by side: name -> text."""
-    cells = (f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(_cell(v))}</dd></div>" for k, v in values.items())
-    return f"<dl>{''.join(cells)}</dl>"
-
-
-def _cell(value):
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
 
 USAGE_COLUMNS = {
     "cur": "CUR",
@@ -258,15 +168,13 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
     )
     parts = [heading("What codes sound like", note + "three clips that have the nearest. Scaled to one loudness.")]
     for code, found in nearest.items():
-        players = []
+        sounding = []
         for row, patch in found:
             label = ", ".join([f"clip {row + 1}", *examples.labels_of(row)])
             sound = excerpt(samples[row], rate, patch, grid, tokenizer.config.patch_size[0])
-            players.append(player(sound, rate, label))
+            sounding.append(player(wav_in_base64(sound, rate), label))
         share = (codes[..., 0] == code)[valid].mean()
-        parts.append(
-            f'<h3>Code {code}, {_percent(share)} of the patches</h3><div class="players">{"".join(players)}</div>'
-        )
+        parts.append(players(f"Code {code}, {_percent(share)} of the patches", sounding))
     return parts
 
 
