@@ -27,15 +27,16 @@ PRETRAINED, CLASSIFIER = (
 
 
 @contextmanager
-def setting_up(parser) -> Iterator[None]:
+def setting_up(parser, errors: type | tuple[type, ...] = (ValueError, OSError)) -> Iterator[None]:
     """Exit with code 2 and a one-line message when the user's input is invalid.
 
     Args:
         parser: the command's `argparse.ArgumentParser`.
+        errors: the exceptions that say so.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except errors as error:
         parser.error(" ".join(str(error).split()))
 
 

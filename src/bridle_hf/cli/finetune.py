@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 
+from ..data import LabelError
 from ..finetuning.finetune import FinetuneRecipe, finetune
 from ..training import load_recipe
 from .checks import check_finetuning, setting_up
@@ -30,4 +31,6 @@ def main(arguments=None, prog=None):
         recipe = load_recipe(given.recipe, given.overrides, FinetuneRecipe)
         check_finetuning(recipe)
     keep_freed_memory()
-    sys.stdout.write(json.dumps(finetune(recipe)) + "\n")
+    with setting_up(parser, LabelError):
+        results = finetune(recipe)
+    sys.stdout.write(json.dumps(results) + "\n")

@@ -19,6 +19,8 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
+from .class_folders import why_no_labels
+from .columns import field_of, select, type_of
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import BadClipError
 from .modalities import modality_of
@@ -138,7 +140,7 @@ class Source:
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:
         """A table of the input column and `clip_name` of all examples that are not excluded, for a source of files."""
-        needed = self.dataset.select_columns([self.input_column, *self.exclude])
+        needed = select(self.dataset, [self.input_column, *self.exclude])
         examples = filter(self.keeps, replace(self, dataset=needed).read_all(max_bad_share))
         rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
         parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, FILES_AT_ONCE)), []))
@@ -176,15 +178,20 @@ class Source:
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:
-    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings."""
-    return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
+    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings.
+    None is not the string "None"."""
+
+    def text(value) -> str | None:
+        return None if value is None else str(value)
+
+    return all(text(field_of(example, column)) not in map(text, values) for column, values in exclude.items())
 
 
 def leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
     """The rows of a table that are not excluded. Reads the columns of `exclude` alone."""
     if not exclude:
         return table
-    columns = table.select_columns(list(exclude))
+    columns = select(table, exclude)
     return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
@@ -324,8 +331,13 @@ def check_columns(types: dict, data: DataArguments, description: str) -> None:
         ("fold_column", data.fold_column),
         *((f"exclude.{column}", column) for column in data.exclude),
     ]:
-        if column is not None and column not in types:
-            raise ValueError(f"data.{argument}: {description} has no column {column!r}; its columns are {list(types)}.")
+        there = column in types if argument == "input_column" else type_of(types, column or "") is not None
+        if column is not None and not there:
+            why = why_no_labels(data) if argument == "label_column" else ""
+            columns = list(types)
+            raise ValueError(
+                f"data.{argument}: {description} has no column {column!r}; its columns are {columns}{why}."
+            )
 
 
 def choose_column(types: dict, data: DataArguments, processor, description: str) -> str:
