@@ -72,7 +72,7 @@ def test_a_missing_module_is_one_line_with_its_cure(module, extra, hide, capsys,
 
 
 def test_videos_without_pyav_are_refused_before_any_work(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("bridle_hf.video_processing_bridle.is_av_available", lambda: False)
+    monkeypatch.setattr("bridle_hf.video_decoding_bridle.is_av_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
     words = ["pretrain", "video/demo", "data.dataset=set", "output_dir=out"]

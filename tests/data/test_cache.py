@@ -16,7 +16,7 @@ from PIL import Image
 from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleImageProcessor
-from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples, opening
+from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
 
 
 @pytest.fixture
@@ -108,7 +108,6 @@ def test_a_copy_of_a_cache_is_a_cache(data, extractor, tmp_path, decoded):
 def test_users_with_folders_of_their_own_share_a_cache(data, extractor, tmp_path, decoded, monkeypatch):
     whole = load_examples(data, extractor)
     decoded.clear()
-    opening._load_folder.cache_clear()  # as in another process
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "of another user")
     assert same(load_examples(data, extractor), whole) and not decoded
 

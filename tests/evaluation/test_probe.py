@@ -101,3 +101,22 @@ def test_bad_input_is_named(x, folds, message):
 def test_test_folds_that_are_none_are_named(test_folds):
     with pytest.raises(ValueError, match=r"test_folds: got .*; the folds are \[0, 1\]"):
         linear_probe(np.zeros((8, 2)), np.arange(8) % 2, np.arange(8) // 4, test_folds=test_folds)
+
+
+def test_few_clips_are_searched_by_fewer_splits():
+    x, y, _ = clusters(n=12, noise=0.1)
+    assert linear_probe(x, y, np.arange(12) // 4 % 2).accuracy == 1.0  # one or two clips of a class to train on
+    x, y, _ = clusters(n=4, classes=2, noise=0.1)
+    assert set(linear_probe(x, y, np.arange(4) // 2).per_fold) == {0, 1}
+
+
+def test_inner_splits_of_one_class_are_left_out():
+    x, y, _ = clusters(n=40, classes=2, noise=0.1)
+    folds = np.where(y == 0, np.arange(40) // 2 % 2, 2 + np.arange(40) // 2 % 2)  # each fold holds one class
+    result = linear_probe(x, y, folds, grid=(1.0, 3.0))
+    assert result.accuracy == 1.0 and set(result.per_fold) == {0, 1, 2, 3}
+
+
+def test_a_fold_beside_which_there_is_one_class_is_named():
+    with pytest.raises(ValueError, match="all clips outside of fold 'a' are of one class, 1"):
+        linear_probe(np.zeros((8, 2)), np.arange(8) % 2, np.array(["a", "b"] * 4))

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Value
 from safetensors.torch import load_file
 from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
-from bridle_hf.data import DataArguments, load_examples
+from bridle_hf.data import DataArguments, LabelError, audio, load_examples
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import (
     FinetuneRecipe,
@@ -162,6 +163,61 @@ def test_options_of_other_modalities_are_named(recipe, changes, message):
 def test_unknown_fold_is_named(recipe):
     with pytest.raises(ValueError, match=r"`folds` names 7; the data has \[1, 2, 3\]"):
         finetune(recipe(folds=[7]))
+
+
+def test_folds_and_labels_are_checked_before_a_clip_is_decoded(recipe, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "decode_audio", lambda *_: pytest.fail("a clip was decoded"))
+    rows = Dataset.from_parquet(str(tones / "train.parquet"))
+
+    def refused(message, rows=rows, **changes):
+        data = {"dataset": str(tmp_path / "set")} | changes.pop("data", {})
+        (tmp_path / "set").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "set" / "train.parquet")
+        with pytest.raises(LabelError, match=message):
+            finetune(recipe(data=data, **changes))
+
+    def labelled(make):
+        return rows.map(lambda row, number: {"sound": make(row["sound"], number)}, with_indices=True)
+
+    drawn = {"fold_column": None}
+    refused("`folds` names 7", folds=[7])
+    refused("all clips are of one class, 'low'", labelled(lambda *_: "low"))
+    refused("the largest class has 3 clips, too few to draw 5 folds", labelled(lambda _, n: f"{n // 3}"), data=drawn)
+    refused("'cross_entropy'; clips with several labels take binary", rows.map(lambda row: {"sound": [row["sound"]]}))
+    both = labelled(lambda sound, number: "high,low" if number == 5 else sound)
+    for name in ("high,low", "high; low", "['high', 'low']"):
+        joined = both.map(lambda row, name=name: {"sound": name if "," in row["sound"] else row["sound"]})
+        refused("several labels are a list", joined, training={"loss": "binary_cross_entropy"})
+
+
+def test_commas_in_the_names_of_single_classes_are_no_separators():
+    assert finetuning.joined_label(["Accelerating, revving", "Dog, bark", "Dog, howl", "rain"]) is None
+    assert finetuning.joined_label(["a,b", "b,c", "c,a"]) == "a,b"
+
+
+def test_a_fold_column_of_text_takes_numbers(recipe, tones, tmp_path):
+    rows = Dataset.from_parquet(str(tones / "train.parquet"))
+    (tmp_path / "set").mkdir()
+    rows.cast_column("fold", Value("string")).to_parquet(tmp_path / "set" / "train.parquet")
+    results = finetune(recipe(data={"dataset": str(tmp_path / "set")}, folds=[3], training={"epochs": 1}))
+    assert results["folds"] == ["3"]
+
+
+def test_a_classifier_goes_on_with_its_head_for_the_same_classes_alone(recipe, tmp_path, caplog):
+    finetune(recipe(folds=[1], training={"epochs": 1}))
+    fold = str(tmp_path / "run" / "fold-1")
+    head = BridleForAudioClassification.from_pretrained(fold).classifier
+    same = build_classifier(recipe(model=fold), fold, ["high", "low"])
+    assert torch.equal(same.classifier.weight, head.weight) and "drawn anew" not in caplog.text
+    for names in (["low", "high"], ["cat", "dog"], ["cat", "dog", "high", "low"]):
+        caplog.clear()
+        other = build_classifier(recipe(model=fold), fold, names)
+        assert "is a classifier of other classes (high, low); the head for these is drawn anew" in caplog.text
+        assert other.classifier.weight.shape[0] == len(names) == other.config.num_labels == other.num_labels
+        assert other.config.id2label == dict(enumerate(names))
+        assert not any((row == old).all() for row in other.classifier.weight for old in head.weight)
+        assert torch.equal(other.bridle.embeddings.patch_embeddings.projection.weight,
+                           same.bridle.embeddings.patch_embeddings.projection.weight)  # fmt: skip
 
 
 @pytest.mark.parametrize(

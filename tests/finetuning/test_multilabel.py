@@ -197,6 +197,36 @@ def test_what_takes_one_label_says_so(pretrained, data, extractor, tmp_path):
     assert tokenizer_quality(tokenizer, examples)["bag_of_codes"] is None
 
 
+@pytest.mark.parametrize("make", [list, lambda row: [float(flag) for flag in row]])
+def test_flags_are_one_class_each(pretrained, chords, tmp_path, make):
+    rows = Dataset.from_parquet(str(chords / "train.parquet"))
+    flags = {"": [0, 0], "low": [0, 1], "high": [1, 0], "high low": [1, 1]}
+    flagged = rows.map(lambda row: {"sounds": make(flags[" ".join(row["sounds"])])})
+    data = DataArguments(label_column="sounds", fold_column="fold")
+    results = finetune(recipe(pretrained, data, tmp_path / "run", epochs=1), flagged)
+    assert results == finetune(recipe(pretrained, data, tmp_path / "names", epochs=1), rows)
+    config = json.loads((tmp_path / "run" / "fold-3" / "config.json").read_text())
+    assert config["id2label"] == {"0": "0", "1": "1"}
+
+
+def test_a_fold_that_cannot_be_scored_costs_its_score(pretrained, chords, tmp_path, caplog):
+    """Each fold is trained, the mean is over those that have a score, and all of it is read again."""
+    rows = Dataset.from_parquet(str(chords / "train.parquet"))
+    calls = rows.map(lambda row, n: {"sounds": ["call"] if n < 24 and n % 2 else []}, with_indices=True)
+    made = replace(
+        recipe(pretrained, DataArguments(label_column="sounds", fold_column="fold"), tmp_path / "run"), folds=None
+    )
+    made.training.epochs = 1
+    results = finetune(made, calls)
+    assert results["folds"] == [1, 2, 3] and results["per_fold"][2] is results["per_fold_auc"][2] is None
+    for name in ("mean_average_precision", "auc"):
+        per_fold = results["per_fold" if name == "mean_average_precision" else f"per_fold_{name}"]
+        assert results[name] == pytest.approx(np.mean(per_fold[:2]))
+    assert "the test of some folds has no clip of a class. fold 3: call" in caplog.text
+    assert "fold 3 has no mean_average_precision, auc, d_prime" in caplog.text
+    assert finetune(made, calls) == results
+
+
 @pytest.mark.parametrize("name", ["as20k_finetune", "as2m_finetune"])
 def test_the_recipes_are_those_of_table_5(name):
     path = f"audio/{name}"

@@ -37,7 +37,7 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
 
     Args:
         parser: the command's `argparse.ArgumentParser`.
-        errors: what says so.
+        errors: the exceptions that say so.
     """
     try:
         yield

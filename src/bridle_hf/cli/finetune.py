@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 
+from ..data import LabelError
 from ..files import FolderError
 from ..finetuning.finetune import FinetuneRecipe, finetune
 from ..training import load_recipe
@@ -31,6 +32,6 @@ def main(arguments=None, prog=None):
         recipe = load_recipe(given.recipe, given.overrides, FinetuneRecipe)
         check_finetuning(recipe)
     keep_freed_memory()
-    with setting_up(parser, (FolderError,)):
+    with setting_up(parser, (LabelError, FolderError)):
         results = finetune(recipe)
     sys.stdout.write(json.dumps(results) + "\n")

@@ -13,18 +13,21 @@ differences of neighbouring frames as well; for images `colours` and `pixels`; f
 import argparse
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 
 from ..configuration_bridle import BridleConfig
-from ..data import MODALITIES, build_processor, load_examples, load_processor, modality_of
+from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
+from ..evaluation.cross_validation import check_folds, check_training, choose_folds, outer_folds
 from ..evaluation.features import POOLINGS, encoder_features
 from ..evaluation.probe import linear_probe
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_model, open_model, setting_up
 from .options import add_data_options, given_data
+from .process import log_progress
 
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
 
@@ -36,7 +39,7 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
     parser.add_argument("--label-column", required=True)
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
-    parser.add_argument("--folds", nargs="+", type=int, help="test folds, all by default; needed with {fold}")
+    parser.add_argument("--folds", nargs="+", help="test folds, all by default; needed with {fold}")
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
     parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
@@ -82,8 +85,19 @@ def features_of(given, source, model, examples, seed):
     return encoder_features(model, examples, which[:1], which[1:], given.batch_size)[which]
 
 
+def check_labels(found, wanted, seed):
+    """Raise a `LabelError` where a probe cannot take these labels or folds."""
+    if found.labels.ndim > 1:
+        raise LabelError("data.label_column: clips have several labels; a probe takes one class a clip.")
+    check_folds(found, seed, wanted)
+    folds = outer_folds(found.labels, found.folds, seed)
+    names = np.array(found.label_names)
+    check_training(names[found.labels], folds, choose_folds(wanted, folds, found.test_folds))
+
+
 def main(arguments=None, prog=None):
     parser, given = parse_arguments(arguments, prog)
+    log_progress()
     with setting_up(parser):
         data = given_data(given)
     # One model for all test folds, or one for each of them.
@@ -98,10 +112,13 @@ def main(arguments=None, prog=None):
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
-        examples = load_examples(data, processor, for_training=False)
+        with setting_up(parser, LabelError):
+            check = partial(check_labels, wanted=test_folds, seed=seeds[0])
+            examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:
             features = features_of(given, source, model, examples, seed)
-            tested = test_folds or examples.test_folds
+            folds = outer_folds(examples.labels, examples.folds, seed)
+            tested = choose_folds(test_folds, folds, examples.test_folds)
             result = linear_probe(features, examples.labels, examples.folds, seed=seed, test_folds=tested)
             per_fold[seed] |= result.per_fold
             chosen[seed] |= result.chosen_c

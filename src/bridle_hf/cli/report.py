@@ -8,11 +8,12 @@ With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels 
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..data import load_examples, load_processor
+from ..data import LabelError, load_examples, load_processor
 from ..data.source import sound_reader
 from ..evaluation.report import codebook_report
 from ..modeling_bridle import BridleForPreTraining
@@ -42,14 +43,16 @@ def main(arguments=None, prog=None):
         data, processor = given_data(given), load_processor(source)
         check_data(data, processor, "--dataset")
         results = json.loads(Path(given.results).read_text()) if given.results else ()
+    with setting_up(parser, LabelError):
+        examples = load_examples(data, processor, for_training=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     codebook_report(
         given.output,
         model,
-        load_examples(data, processor, for_training=False),
+        examples,
         name=run.name,
         records=list(read_metrics(run / "metrics.jsonl")),
         results=results,
         clips=given.clips,
-        sounds=sound_reader(data, processor),
+        sounds=sound_reader(replace(data, exclude=examples.exclude), processor),
     )

@@ -4,6 +4,7 @@ from .arguments import DataArguments
 from .audio import decode_audio, roll_magnitude, spec_augment
 from .examples import Examples, load_examples
 from .image import decode_image
+from .labels import LabelError
 from .media import BadClipError
 from .mixing import cutmix, mixup
 from .modalities import MODALITIES, build_processor, load_processor, modality_of
@@ -17,6 +18,7 @@ __all__ = [
     "ClipLoader",
     "DataArguments",
     "Examples",
+    "LabelError",
     "Modality",
     "build_loader",
     "build_processor",

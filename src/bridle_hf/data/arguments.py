@@ -18,9 +18,11 @@ class DataArguments:
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
         input_column: column to decode; by default the first of the model's modality.
         label_column: column of the class (integer or string), for probing and fine-tuning; or, for fine-tuning, of a
-            list of classes per sample.
+            list of classes per sample, or of one flag (0 or 1) a class. `json.label` is a field of column `json`.
+            Samples without a label (None, or -1 among integers) are left out.
         fold_column: column of the cross-validation fold.
-        exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`.
+        exclude: column -> values; examples that hold one of them are left out, such as `{"fold": [1]}`; None stands
+            for no value.
         shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard. More single files,
             cached samples or rows of a `datasets.Dataset` than this are shuffled as a whole instead.
         num_workers: processes that read and decode; 0 reads in the training process.

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from ..files import whole_folder, write_whole
 from .arguments import DataArguments
+from .fields import field_of, select
 from .modalities import modality_of
 from .source import (
     FILES_AT_ONCE,
@@ -106,12 +107,13 @@ def map_clips(
         rows, numbers, about = leave_out(source.rows, data.exclude), [], []
         for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
             numbers.append(source.behind - 1)
-            about.append({column: example[column] for column in columns})
+            about.append({column: field_of(example, column) for column in columns})
         return rows.select_columns([source.input_column]).select(numbers), decode, about, rows.features
     table = leave_out(_open_table(*write_cache(source, data, processor, decoded=data.cache)), data.exclude)
     decode = _unpack if data.cache else partial(decode_column, data=data, processor=processor)
     decode = partial(decode, column=source.input_column)
-    return table, decode, table.select_columns(columns).to_list(), table.features
+    about = [{column: field_of(row, column) for column in columns} for row in select(table, columns).to_list()]
+    return table, decode, about, table.features
 
 
 def _open_table(folder: Path, manifest: dict) -> datasets.Dataset:

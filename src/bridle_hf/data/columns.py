@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from .arguments import DataArguments
+from .fields import type_of
 from .modalities import modality_of
 
 
@@ -99,7 +100,8 @@ def check_columns(types: dict, data: DataArguments, description: str, why_no_lab
         ("fold_column", data.fold_column),
         *((f"exclude.{column}", column) for column in data.exclude),
     ]:
-        if column is not None and column not in types:
+        there = column in types if argument == "input_column" else type_of(types, column or "") is not None
+        if column is not None and not there:
             why = f": {why_no_label}" if column == "label" and why_no_label else ""
             raise ValueError(
                 f"data.{argument}: {description} has no column {column!r}{why}; its columns are {list(types)}.{others}"

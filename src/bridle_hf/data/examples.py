@@ -1,6 +1,7 @@
 """Labelled sets for probes and fine-tuning, indexable by sample."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,10 +12,14 @@ import numpy as np
 
 from .arguments import DataArguments
 from .cache import map_clips, open_clips
+from .fields import field_of
 from .in_hand import hash_arrays
+from .labels import Labels, SplitRows, describe, encode, read_labels
 from .media import BadClipError
 from .modalities import Modality, modality_of
 from .source import open_source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Examples:
         clip_names: name of each sample, for reports.
         test_folds: the folds to test on; None for all of them in turn.
         fingerprint: identifies a dataset that the caller built; None for one with a name.
+        exclude: column -> values of the samples that were left out, also those that stand for no label.
     """
 
     modality: Modality
@@ -43,6 +49,7 @@ class Examples:
     clip_names: list[str] = field(default_factory=list)
     test_folds: list[str] | None = None
     fingerprint: str | None = None
+    exclude: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -100,9 +107,17 @@ class MappedClips(Sequence):
 
 
 def load_examples(
-    data: DataArguments, processor, dataset=None, test_dataset=None, for_training: bool = True
+    data: DataArguments,
+    processor,
+    dataset=None,
+    test_dataset=None,
+    check: Callable[[Labels], None] | None = None,
+    for_training: bool = True,
 ) -> Examples:
     """Load all samples that `data` selects, in the dataset's order, with the test split last.
+
+    Labels and folds are read and checked before the first sample is decoded, unless they would have to be fetched with
+    the samples from afar (archives on the Hub), or after. Samples without a label are left out.
 
     Args:
         data: what to read and how.
@@ -110,33 +125,44 @@ def load_examples(
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`; of a `DatasetDict` the splits that
             `data` names are taken.
         test_dataset: a dataset in hand to test on, instead of a `test_split`.
+        check: called with the labels and folds, to raise an error where they do not do.
         for_training: whether `training_batch` is going to draw random parts of the samples. Otherwise of videos in
             memory only the clip is kept that `batch` takes.
 
     Raises:
-        ValueError: for a missing column, an empty set, labels of several types, or nothing to test on.
+        LabelError: labels or folds that cannot be used.
+        ValueError: for a missing column, an empty set, or nothing to test on.
     """
     modality = modality_of(processor)
-    clips, rows, splits, marks = None, [], [], []
     parts = _parts(data, dataset, test_dataset)
+    early, exclude = read_labels(data, processor, parts)
+    if early is not None:
+        _say(early, data, check)
+    clips, read, marks = None, [], []
     for split, part in parts:
-        more, about, types, mark = _read(replace(data, split=split), processor, part, for_training)
+        of_split = replace(data, split=split, exclude=exclude)
+        more, rows, types, mark = _read(of_split, processor, part, for_training)
         clips = more if clips is None else clips + more
-        rows += about
-        splits += [split] * len(about)
+        read.append(SplitRows(split, rows, types))
         marks.append(mark)
-    labels, label_names, folds = None, [], None
-    if data.label_column:
-        values = [row[data.label_column] for row in rows]
-        labels, label_names = _encode(values, types.get(data.label_column), data.label_column)
-    if data.fold_column or len(parts) > 1:
-        folds = np.array([row[data.fold_column] for row in rows] if data.fold_column else splits)
-    names = [str(row["clip_name"]) for row in rows]
-    tested = [parts[1][0]] if len(parts) > 1 else None
-    examples = Examples(modality, clips, modality.collator(data, processor), labels, folds, label_names, names, tested)
+    found = encode(data, read)
+    if early is None and (data.label_column or found.folds is not None):
+        _say(found, data, check)
+    names = [str(row["clip_name"]) for part in read for row in part.rows]
+    examples = Examples(
+        modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)
+    )
     if dataset is not None:
         examples.fingerprint = " ".join(marks)
     return examples
+
+
+def _say(found: Labels, data: DataArguments, check: Callable[[Labels], None] | None) -> None:
+    """What was found, before anything is done with it."""
+    if found.labels is not None:
+        logger.info("%s", describe(found))
+    if check is not None:
+        check(found)
 
 
 def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
@@ -168,33 +194,10 @@ def _read(
         source.featurize = partial(source.featurize, views=(1, 1))
     for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
         clips.append(clip)
-        rows.append({column: example[column] for column in columns})
+        rows.append({column: field_of(example, column) for column in columns})
     # a stream in hand has no fingerprint, but all of it is here
     mark = source.fingerprint or hash_arrays(clips) + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return clips, rows, source.dataset.features or {}, mark
-
-
-def _encode(values: list, feature, column: str) -> tuple[np.ndarray, list[str]]:
-    """Labels, (n,) numbers or multi-hot rows for lists, and the names of the classes in the order of their values."""
-    several = any(isinstance(value, list) for value in values)
-    lists = values if several else [[value] for value in values]
-    feature = getattr(feature, "feature", feature)
-    if isinstance(feature, datasets.ClassLabel):
-        index = {number: number for number in range(feature.num_classes)}
-        names = list(feature.names)
-    else:
-        for value in lists:
-            if not isinstance(value, list) or not all(isinstance(label, (int, str)) for label in value):
-                what = "a list of integers or strings" if several else "one integer or string"
-                raise ValueError(f"data.label_column: {column!r} must hold {what} per sample, got {value!r}.")
-        classes = sorted({label for value in lists for label in value})
-        index, names = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
-    if not several:
-        return np.array([index[label] for (label,) in lists], dtype=np.int64), names
-    labels = np.zeros((len(lists), len(names)), dtype=np.int8)
-    for row, value in zip(labels, lists, strict=True):
-        row[[index[label] for label in value]] = 1
-    return labels, names
 
 
 def balanced_weights(labels):

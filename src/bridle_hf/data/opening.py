@@ -4,12 +4,13 @@ What a folder holds is found here and not by `datasets`, which goes by the most 
 of splits in the names of all files. Every process reads the same files in the same order.
 """
 
+import copy
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import datasets
 import yaml
@@ -41,6 +42,7 @@ from .modality import Modality
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # examples fetched together from a shard
+SMALL_ROWS_AT_ONCE = 1000  # rows without their media
 NOTHING_TO_READ = EmptyDatasetError, DataFilesNotFoundError
 END_OF_TAR = bytes(1024)
 
@@ -56,6 +58,7 @@ class Opened:
         files: file of each shard, where shards are files.
         why_no_label: why a folder gives no column `label`.
         others: what is left out of the folder, for messages about what is missing.
+        read_columns: opens the stream with some columns alone, where the format need not read the others (parquet).
     """
 
     stream: datasets.IterableDataset
@@ -64,6 +67,7 @@ class Opened:
     files: list[str] | None = None
     why_no_label: str = ""
     others: str = ""
+    read_columns: Callable[[list[str]], datasets.IterableDataset] | None = None
 
 
 def open_named(data: DataArguments, modality: Modality) -> Opened:
@@ -238,7 +242,16 @@ def _open_builder(
         os.path.relpath(builder.cache_dir, datasets.config.HF_DATASETS_CACHE),  # users have caches of their own
         of_files=isinstance(builder, FolderBasedBuilder),
         files=files if len(files) == stream.num_shards else None,
+        read_columns=partial(_read_columns, builder, data.split) if hasattr(builder.config, "columns") else None,
     )
+
+
+def _read_columns(builder: datasets.DatasetBuilder, split: str, columns: list[str]) -> datasets.IterableDataset:
+    """A split of a builder with some of its columns."""
+    builder = copy.copy(builder)
+    builder.config = replace(builder.config, columns=columns, batch_size=SMALL_ROWS_AT_ONCE)
+    builder.info = builder.info.copy()
+    return open_stream(builder, split)
 
 
 def _features_of_others(load: Callable, files: list[str], data: DataArguments, modality: Modality):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
+from .fields import field_of, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import BadClipError, is_url
 from .modalities import modality_of
@@ -62,6 +63,7 @@ class Source:
         dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
         files: file of each shard, where shards are files of a folder or of the Hub.
+        read_columns: see `Opened`.
     """
 
     dataset: datasets.IterableDataset | datasets.Dataset
@@ -78,6 +80,7 @@ class Source:
     dates_files: bool = False
     given: bool = False
     files: list[str] | None = None
+    read_columns: Callable[[list[str]], datasets.IterableDataset] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -158,7 +161,7 @@ class Source:
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:
         """A table of the input column and `clip_name` of all examples that are not excluded, for a source of files."""
-        needed = self.dataset.select_columns([self.input_column, *self.exclude])
+        needed = select(self.dataset, [self.input_column, *self.exclude])
         examples = filter(self.keeps, replace(self, dataset=needed).read_all(max_bad_share))
         rows = ({key: example[key] for key in (self.input_column, "clip_name")} for example in examples)
         parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, FILES_AT_ONCE)), []))
@@ -210,15 +213,20 @@ def made_whole(raw: Any, folder: str) -> Any:
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:
-    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings."""
-    return all(str(example[column]) not in {str(value) for value in values} for column, values in exclude.items())
+    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings.
+    None is not the string "None"."""
+
+    def text(value) -> str | None:
+        return None if value is None else str(value)
+
+    return all(text(field_of(example, column)) not in map(text, values) for column, values in exclude.items())
 
 
 def leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
     """The rows of a table that are not excluded. Reads the columns of `exclude` alone."""
     if not exclude:
         return table
-    columns = table.select_columns(list(exclude))
+    columns = select(table, exclude)
     return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
 
 
@@ -281,6 +289,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         fingerprint=opened.fingerprint,
         dates_files=opened.of_files,
         files=opened.files,
+        read_columns=opened.read_columns,
     )
 
 

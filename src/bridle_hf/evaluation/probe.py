@@ -11,6 +11,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from .cross_validation import check_training, outer_folds
+
 MANY = 4000  # training rows of which a quarter, held out once, chooses C well enough
 C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -30,20 +32,6 @@ class ProbeResult:
     per_fold: dict
     chosen_c: dict
     correct: np.ndarray
-
-
-def outer_folds(labels, folds=None, seed=0, num_folds=5):
-    """The folds as given, or seeded stratified ones numbered from 1 where the data has none: (n,)."""
-    if folds is not None:
-        folds = np.asarray(folds)
-        if len(np.unique(folds)) < 2:
-            raise ValueError(f"folds: got only {np.unique(folds).tolist()}; at least two folds are needed")
-        return folds
-    folds = np.empty(len(labels), dtype=np.int64)
-    splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
-    for number, (_, test) in enumerate(splits, start=1):
-        folds[test] = number
-    return folds
 
 
 def _rotate(train, test):
@@ -72,13 +60,21 @@ def _scores(x, y, train, test, grid):
 
 
 def _choose_c(x, y, folds, grid, seed):
-    """C with the best accuracy over inner splits of the training rows; the smallest of equals."""
+    """C with the best accuracy over inner splits of the training rows; the smallest of equals.
+
+    Splits that would train on one class are left out; where that leaves none, the one in the middle is taken.
+    """
     if len(np.unique(folds)) > 2:
         # Folds often keep the clips of one recording together, and an inner split has to respect that, too.
         splits = [(folds != fold, folds == fold) for fold in np.unique(folds)]
     else:
-        splits = list(StratifiedKFold(4, shuffle=True, random_state=seed).split(x, y))
+        # no more than the largest class has clips, as scikit-learn demands
+        number = min(4, np.unique(y, return_counts=True)[1].max())
+        splits = list(StratifiedKFold(number, shuffle=True, random_state=seed).split(x, y)) if number > 1 else []
         splits = splits[: 1 if len(y) > MANY else None]
+    splits = [(train, test) for train, test in splits if len(np.unique(y[train])) > 1]
+    if not splits:
+        return grid[len(grid) // 2]
     right = sum((_scores(x, y, train, test, grid) == y[test]).sum(axis=1) for train, test in splits)  # (len(grid),)
     return grid[int(np.argmax(right))]
 
@@ -116,6 +112,7 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
     tested = np.unique(folds) if test_folds is None else np.asarray(test_folds)
     if len(tested) == 0 or not np.isin(tested, folds).all():
         raise ValueError(f"test_folds: got {tested.tolist()}; the folds are {np.unique(folds).tolist()}")
+    check_training(y, folds, tested.tolist())
 
     def probe_fold(fold):
         test = folds == fold

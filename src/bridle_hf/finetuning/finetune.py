@@ -2,7 +2,10 @@
 
 import json
 import logging
+import re
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Literal
@@ -18,9 +21,10 @@ from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
+from ..data.labels import LabelError, name_some
 from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
+from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
-from ..evaluation.probe import outer_folds
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
 from ..training.locking import sole_writer
@@ -136,9 +140,11 @@ def finetune(recipe, dataset=None, test_dataset=None):
         first measure and `per_fold_MEASURE` of the others; `from_scratch`, `seed`. Also written to results.json.
 
     Raises:
-        ValueError: for a fold that the data does not have, an option that the modality does not have, for clips with
-            several labels under cross-entropy or without `fold_column` and `test_split`, and for another number of
-            processes than a fold was begun with; `FolderError` for a fold's folder that another run writes to.
+        LabelError: for labels or folds that cannot be used, before the first clip is decoded.
+        FloatingPointError: the loss or the gradient of a step is NaN or inf.
+        FolderError: for a fold's folder that another run writes to.
+        ValueError: for an option that the modality does not have, and for another number of processes than a fold was
+            begun with.
     """
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), recipe.config, **recipe.processor)
     modality = modality_of(processor)
@@ -146,19 +152,11 @@ def finetune(recipe, dataset=None, test_dataset=None):
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
     if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
-    examples = load_examples(recipe.data, processor, dataset, test_dataset)
-    if examples.labels.ndim > 1:
-        if recipe.training.loss == "cross_entropy":
-            raise ValueError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
-        if examples.folds is None:
-            raise ValueError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
+    examples = load_examples(recipe.data, processor, dataset, test_dataset, partial(check_labels, recipe))
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
-    there = np.unique(folds).tolist()
-    names, read = folder_names(there), describe_data(examples, folds)
+    names, read = folder_names(np.unique(folds).tolist()), describe_data(examples, folds)
     scores = {}
-    for fold in recipe.folds or examples.test_folds or there:
-        if fold not in there:
-            raise ValueError(f"`folds` names {fold!r}; the data has {there}.")
+    for fold in choose_folds(recipe.folds, folds, examples.test_folds):
         folder = Path(recipe.output_dir) / names[fold]
         kept = KeptFold(folder, fold, recipe, _model_of(recipe, fold), read, examples.fingerprint)
         if (before := kept.scores()) is not None:
@@ -188,6 +186,28 @@ def finetune(recipe, dataset=None, test_dataset=None):
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def check_labels(recipe, found):
+    """Raise a `LabelError` where labels or folds (`Labels`) are not what the recipe takes."""
+    if found.labels.ndim > 1:
+        if recipe.training.loss == "cross_entropy":
+            raise LabelError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
+        if found.folds is None:
+            raise LabelError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
+    elif recipe.training.loss == "binary_cross_entropy" and (joined := joined_label(found.label_names)):
+        raise LabelError(
+            f"data.label_column: the parts of {joined!r} are labels of other clips; several labels are a list "
+            "(in jsonl or parquet, say), and if this is one class, its name takes no comma, semicolon or bar."
+        )
+    check_folds(found, recipe.seed, recipe.folds)
+
+
+def joined_label(names):
+    """The first class whose name is that of several joined by a separator: each part of it is also found in others."""
+    parts = {name: {part.strip(" []'\"") for part in re.split("[,;|]", name)} for name in names}
+    often = Counter(part for each in parts.values() for part in each)
+    return next((name for name, each in parts.items() if len(each) > 1 and all(often[part] > 1 for part in each)), None)
 
 
 def finetune_fold(recipe, fold, examples, test, processor, kept):
@@ -272,16 +292,28 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
 
 
 def build_classifier(recipe, source, label_names):
-    """A classifier over the encoder of `source`, or over random weights of its architecture."""
+    """A classifier over the encoder of `source`, or over random weights of its architecture.
+
+    A `source` that is a classifier itself keeps its head where the classes are the same; otherwise a new one is drawn.
+    """
     config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {name: label for label, name in enumerate(label_names)}
     classifier = getattr(modeling_bridle, MODALITIES[config.modality].classifier)
+    before = list(config.id2label.values()) if classifier.__name__ in (config.architectures or ()) else None
     single = recipe.training.loss == "cross_entropy"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
-    if recipe.from_scratch:
-        return classifier(config)
-    return classifier.from_pretrained(source, config=config)
+    names = {"id2label": dict(enumerate(label_names)), "label2id": {n: label for label, n in enumerate(label_names)}}
+    if recipe.from_scratch or before in (None, label_names):
+        config.update(names)
+        return classifier(config) if recipe.from_scratch else classifier.from_pretrained(source, config=config)
+    logger.warning(
+        "model %s is a classifier of other classes (%s); the head for these is drawn anew", source, name_some(before)
+    )
+    model = classifier.from_pretrained(source, config=config)
+    model.config.update(names)
+    model.num_labels = len(label_names)
+    model.classifier = torch.nn.Linear(config.hidden_size, model.num_labels)
+    model._init_weights(model.classifier)
+    return model
 
 
 def score(logits, labels):
