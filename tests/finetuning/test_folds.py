@@ -291,7 +291,11 @@ def test_a_fold_of_other_clips_is_not_done(recipe, drawn, tones, tmp_path, caplo
 def test_a_step_that_is_not_finite_changes_nothing(recipe, drawn, monkeypatch, loss_alone, accumulation):
     """The run stops at the step and names the clip; the checkpoints are those of the epochs before."""
     training = {"batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation, "mixup": 0.0}
-    made, whole, named = recipe(**training), recipe("whole", **training), r"NaN or inf: tone.wav \(row 20\)\."
+    made, whole, named = (
+        recipe(**training),
+        recipe("whole", **training),
+        r"NaN or inf came with these clips: tone.wav \(row 20\)\.",
+    )
     batch, saved = Examples.training_batch, []
 
     def spoil(self, rows, rng):
