@@ -111,6 +111,11 @@ def write(tmp_path, waveforms):
                         member = tarfile.TarInfo(f"{number}.{ending}")
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
+        elif kind == "table.jsonl":  # of paths
+            for number, sound in enumerate(sounds):
+                (tmp_path / f"{number}.flac").write_bytes(sound)
+                rows[number]["audio"] = str(tmp_path / f"{number}.flac")
+            (folder / kind).write_text("\n".join(map(json.dumps, rows)))
         else:
             for number, sound in enumerate(sounds):
                 (folder / f"{number}.flac").write_bytes(sound)
@@ -219,6 +224,34 @@ def test_fields_of_a_column(write, extractor, tmp_path):
         assert examples.labels.tolist() == [0, 1, 1, 0] and examples.folds.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match="data.label_column: .* has no column 'about.size'"):
         load_examples(DataArguments(data.dataset, label_column="about.size"), extractor)
+
+
+@pytest.mark.parametrize("field", ["kind", "about.kind"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, "a", 2, "b", 1, 2], "one integer or string per sample, got 'a' for .* and integers for others"),
+        (["a", ["a", "b"], None, -1, "b", "a"], "a list of integers or strings per sample, got 'a' for "),
+        ([1, {"a": 1}, 2, 3, 1, 2], "one integer or string per sample, got {'a': 1} for "),
+    ],
+)
+def test_values_that_differ_in_type_are_named(field, values, message, write, extractor, undecoded, caplog):
+    """The library gives such columns of a jsonl table as JSON text."""
+    rows = [{"kind": value, "about": {"kind": value}} for value in values]
+    data = write("table.jsonl", rows, label_column=field)
+    with pytest.raises(LabelError, match=f"'{field}' must hold {message}"):
+        load_examples(data, extractor)
+    if None in values:
+        assert "2 of the 6 clips of set (train) have no label" in caplog.text
+
+
+def test_json_text_is_read(write, extractor, tmp_path):
+    data = write("table.jsonl", [{"kind": ["a"] * (n % 2), "n": n or "x"} for n in range(6)], label_column="kind")
+    assert load_examples(data, extractor).labels.tolist() == [[0], [1]] * 3
+    data.label_column, data.exclude = "n", {"n": ["x", '"x"']}
+    for how in ({}, {"in_memory": False}, {"cache": True}):
+        data = DataArguments(**vars(data) | how | {"cache_dir": str(tmp_path / "cache")})
+        assert load_examples(data, extractor).label_names == ["1", "2", "3", "4", "5"]
 
 
 def class_folders(folder, places, waveforms):

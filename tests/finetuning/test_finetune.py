@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
+from bridle_hf.cli.main import main as bridle
 from bridle_hf.data import DataArguments, LabelError, audio, load_examples
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import (
@@ -236,3 +237,26 @@ def test_the_shipped_recipe_reads_and_bad_overrides_are_named(override, message)
     assert made.training.epochs == 3 and made.training.layer_decay == 0.75
     with pytest.raises(RecipeError, match=message):
         load_recipe(path, [override], FinetuneRecipe)
+
+
+@pytest.mark.parametrize("command", ["finetune", "probe"])
+def test_commands_say_it_in_one_line(command, recipe, tones, pretrained, tmp_path, capsys):
+    given = {
+        "finetune": ["audio/esc50_finetune", f"model={pretrained}", f"data.dataset={tones}", f"output_dir={tmp_path}"]
+        + ["data.label_column=sound", "data.fold_column=fold", "folds=[7]"],
+        "probe": [
+            "--model",
+            str(pretrained),
+            "--dataset",
+            str(tones),
+            "--label-column",
+            "sound",
+            "--fold-column",
+            "fold",
+        ]
+        + ["--folds", "7"],
+    }[command]
+    with pytest.raises(SystemExit, match="2"):
+        bridle([command, *given])
+    fold = {"finetune": "7", "probe": "'7'"}[command]
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: `folds` names {fold}; the data has [1, 2, 3].")

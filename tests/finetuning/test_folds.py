@@ -20,6 +20,7 @@ from bridle_hf.data import DataArguments, Examples
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, TrainingBatches, finetune
 from bridle_hf.finetuning.folds import folder_names
+from bridle_hf.hub.card import read_finetuning
 
 HIDING = {"drop_path_rate": 0.3, "classifier_mask_ratio": [0.3, 0.3]}  # what draws random numbers in the model
 
@@ -290,7 +291,11 @@ def test_a_fold_of_other_clips_is_not_done(recipe, drawn, tones, tmp_path, caplo
 def test_a_step_that_is_not_finite_changes_nothing(recipe, drawn, monkeypatch, loss_alone, accumulation):
     """The run stops at the step and names the clip; the checkpoints are those of the epochs before."""
     training = {"batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation, "mixup": 0.0}
-    made, whole, named = recipe(**training), recipe("whole", **training), r"NaN or inf: tone.wav \(row 20\)\."
+    made, whole, named = (
+        recipe(**training),
+        recipe("whole", **training),
+        r"NaN or inf came with these clips: tone.wav \(row 20\)\.",
+    )
     batch, saved = Examples.training_batch, []
 
     def spoil(self, rows, rng):
@@ -376,3 +381,4 @@ def test_a_fold_s_value_leads_nowhere(recipe, tones, tmp_path):
     models = sorted(path.parent for path in (tmp_path / "runs" / "mine").rglob("model.safetensors"))
     assert len(models) == 4 and all(model.parent == tmp_path / "runs" / "mine" for model in models)
     assert {json.loads((model / "fold.json").read_text())["fold"] for model in models} == set(folds)
+    assert {read_finetuning(model)["tested"] for model in models} == {f"fold {fold}" for fold in folds}

@@ -1,5 +1,6 @@
 """Columns of a dataset by name, and fields inside of them: `json.label` is the field `label` of the column `json`."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ def type_of(types: Types, column: str) -> Any:
         if isinstance(found, dict):
             found = found.get(key)
         elif found is not None:
-            open_ended = found == datasets.Value("null") or type(found).__name__ == "Json"
+            open_ended = found == datasets.Value("null") or isinstance(found, datasets.Json)
             return datasets.Value("null") if open_ended else None
     return found
 
@@ -33,8 +34,18 @@ def field_of(example: dict, column: str) -> Any:
     outer, *keys = column.split(".")
     found = example[outer]
     for key in keys:
+        if isinstance(found, str):  # of a column of the library's `Json`, whose values differ in type from row to row
+            found = json.loads(found)
         found = found.get(key) if isinstance(found, dict) else None
     return found
+
+
+def values_of(rows: list[dict], column: str, types: Types) -> list:
+    """The values of a column or field in several rows, those of type `Json` as what they stand for."""
+    values = [field_of(row, column) for row in rows]
+    if isinstance(type_of(types, column), datasets.Json):
+        return [json.loads(value) if isinstance(value, str) else value for value in values]
+    return values
 
 
 def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterable[str]):

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from .arguments import DataArguments
-from .fields import field_of, select, type_of
+from .fields import field_of, select, type_of, values_of
 from .source import Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def read_labels(
         rows, all_shards = _read(replace(source, dataset=dataset), columns)
         whole = whole and all_shards
         if data.label_column:
-            rows, missing = _labelled(rows, data.label_column, source.description)
+            rows, missing = _labelled(rows, data.label_column, source.dataset.features or {}, source.description)
             if missing:
                 exclude = exclude | {data.label_column: [*exclude.get(data.label_column, ()), *missing]}
         read.append(SplitRows(split, rows, source.dataset.features or {}))
@@ -110,9 +110,9 @@ def _read(source: Source, columns: list[str]) -> tuple[list[dict], bool]:
     return rows, whole
 
 
-def _labelled(rows: list[dict], column: str, description: str) -> tuple[list[dict], list]:
+def _labelled(rows: list[dict], column: str, types: dict, description: str) -> tuple[list[dict], list]:
     """The rows that have a label, and the values that stand for none."""
-    values = [field_of(row, column) for row in rows]
+    values = values_of(rows, column, types)
     without = [row for row, value in zip(rows, values, strict=True) if is_missing(value)]
     if not without:
         return rows, []
@@ -151,10 +151,10 @@ def encode(data: DataArguments, parts: Sequence[SplitRows]) -> Labels:
         if any(classes != numbered[0] for classes in numbered):
             each = "; ".join(f"{classes} in {part.split}" for classes, part in zip(numbered, parts, strict=True))
             raise LabelError(f"data.label_column: {data.label_column!r} has other classes in each split: {each}.")
-        values = [field_of(row, data.label_column) for row in rows]
+        values = [value for part in parts for value in values_of(part.rows, data.label_column, part.types)]
         found.labels, found.label_names = encode_labels(values, types[0], data.label_column, names)
     if data.fold_column:
-        values = [field_of(row, data.fold_column) for row in rows]
+        values = [value for part in parts for value in values_of(part.rows, data.fold_column, part.types)]
         found.folds = encode_folds(values, data.fold_column, names)
     elif len(parts) > 1:
         found.folds = np.array([part.split for part in parts for _ in part.rows])

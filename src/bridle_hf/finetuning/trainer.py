@@ -68,7 +68,7 @@ class FoldTrainer(Trainer):
         of_step, suspects = gather_object(rows.tolist()), gather_object(rows[bad].tolist())
         raise FloatingPointError(
             f"step {self.state.global_step + 1}: loss {loss}, gradient norm {norm}; it changed no weight. "
-            f"{'These clips hold NaN or inf' if suspects else 'The clips of the step'}: "
+            f"{'NaN or inf came with these clips' if suspects else 'The clips of the step'}: "
             f"{some(self.clip_names, suspects or of_step)}. Leave out what is broken (data.exclude); "
             "where the clips are sound, a lower training.learning_rate or training.mixed_precision=no helps."
         )
