@@ -1,5 +1,6 @@
 """What every test shares: offline libraries, few threads, the fast lane, and the data beside the repository."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -103,6 +104,13 @@ def _starts_no_process_in_the_fast_lane(request):
     yield
     marked = any(request.node.get_closest_marker(name) for name in ("e2e", "slow"))
     assert marked or not _started, "it starts a process: name it in END_TO_END of tests/conftest.py"
+
+
+@pytest.fixture(autouse=True)
+def _commands_leave_the_log_as_it_was():
+    level = logging.getLogger("bridle_hf").level
+    yield
+    logging.getLogger("bridle_hf").setLevel(level)
 
 
 def _shared(*parts: str) -> Path:

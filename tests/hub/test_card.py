@@ -1,7 +1,6 @@
 """Cards made of hostile names and odd records: nothing of them is markup, and nothing tells where data lies."""
 
 import json
-import logging
 from html.parser import HTMLParser
 
 import jinja2
@@ -142,7 +141,7 @@ def test_names_of_the_hub_are_shown(made, tmp_path):
     assert "on `org/sounds`, batches of 7" in card(made, run=recipe_in(tmp_path, "org/sounds"))
 
 
-GOOD = {"phase": "encoder-iter1", "step": 2, "codebooks": {"cur": [0.5, 0.25], "ecu": [0.1, 0.2]}}
+GOOD = {"phase": "encoder-iter1", "phase_index": 0, "step": 2, "codebooks": {"cur": [0.5, 0.25], "ecu": [0.1, 0.2]}}
 
 
 @pytest.mark.parametrize(
@@ -163,16 +162,14 @@ GOOD = {"phase": "encoder-iter1", "step": 2, "codebooks": {"cur": [0.5, 0.25], "
         b"\xff\xfe",
     ],
 )
-def test_odd_records_do_not_break_a_card(odd, made, tmp_path, caplog):
+def test_odd_records_do_not_break_a_card(odd, made, tmp_path):
     run = recipe_in(tmp_path, "org/sounds")
     good = json.dumps(GOOD).encode() + b"\n"
     odd = odd if isinstance(odd, bytes) else odd.encode()
     (run / "metrics.jsonl").write_bytes(odd + b"\n")
-    with caplog.at_level(logging.WARNING):
-        assert "## Codebooks" not in card(made, run=run)
+    assert "## Codebooks" not in card(made, run=run)
     (run / "metrics.jsonl").write_bytes(good + odd + b"\n")
-    text = card(made, run=run)
-    assert "| 1 | 0.5 | 0.1 |\n| 2 | 0.25 | 0.2 |" in text or ("cannot be read to its end" in caplog.text)
+    assert "| 1 | 0.5 | 0.1 |\n| 2 | 0.25 | 0.2 |" in card(made, run=run)
 
 
 def test_the_phase_of_a_record_is_escaped(made, tmp_path):

@@ -1,7 +1,6 @@
 """Model card of a release: a template from `cards/`, rendered with facts of the model, its recipe and its results."""
 
 import json
-import logging
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ..data.modalities import MODALITIES
 from ..markdown import card_environment
 from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
-
-logger = logging.getLogger(__name__)
 
 CARDS = Path(str(files("bridle_hf"))) / "cards"  # a card per modality, and what they extend
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
@@ -175,11 +172,8 @@ def _recipe(run):
 def _codebooks(run):
     """The last record of metrics.jsonl that measured codebooks: its `phase` and `step`, the columns and a row each."""
     found = None
-    try:
-        for record in read_metrics(Path(run) / "metrics.jsonl") if run else ():
-            found = _measured(record) or found
-    except ValueError as error:  # bytes that are no text
-        logger.warning("%s/metrics.jsonl cannot be read to its end: %s", run, error)
+    for record in read_metrics(Path(run) / "metrics.jsonl") if run else ():
+        found = _measured(record) or found
     return found
 
 
