@@ -14,14 +14,24 @@ from .metrics import real_patches
 EMPTY_BATCHES = 100  # consecutive batches of padding only, after which the search for tokens ends
 
 
-def initialize_codebooks_(model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
-    """Initialize the tokenizer's codebooks from the tokens of the first batches."""
+def initialize_codebooks_(
+    model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator, micro_batches: int = 1
+) -> None:
+    """Initialize the tokenizer's codebooks from the tokens of the first batches.
+
+    Args:
+        micro_batches: batches that a process takes in a step. The sample is one of whole steps, so that it is the same
+            however a step's clips are shared out.
+    """
     patches, name = model.bridle.patch_layer, model.main_input_name
 
+    def tokens(batch):
+        values, valid = patches.mask_padding(batch[name], batch.get("attention_mask"))
+        return project(model, {name: values} | ({} if valid is None else {"valid": valid}))
+
     def vectors():
-        for batch in batches:
-            values, valid = patches.mask_padding(batch[name], batch.get("attention_mask"))
-            yield project(model, {name: values} | ({} if valid is None else {"valid": valid}))
+        while True:
+            yield torch.cat([tokens(next(batches)) for _ in range(micro_batches)])
 
     start_codebooks_(model.tokenizer.quantizer, vectors(), generator)
 
@@ -40,7 +50,7 @@ def start_codebooks_(quantizer: torch.nn.Module, vectors: Iterator[torch.Tensor]
     """
     tokens, found, empty = [], 0, 0
     while found < quantizer.init_sample_size:
-        # Batch by batch: the order is that of one process with the joined batches, and k-means depends on it.
+        # Gathered batch by batch, as one process with the joined batches has them: k-means depends on the order.
         tokens.append(gather_rows(next(vectors).flatten(0, -2)))
         more = len(tokens[-1])
         found, empty = found + more, 0 if more else empty + 1

@@ -104,6 +104,9 @@ class Phase(Task):
             trains = part in self.trains
             getattr(model, part).train(trains).requires_grad_(trains)
 
+    def initialize_codebooks_(self, model, batches, generator):
+        initialize_codebooks_(model, batches, generator, self.recipe.training.gradient_accumulation_steps)
+
     # -- a step -------------------------------------------------------------------------------------------------------
     def losses_at(self, step: int) -> str:
         """The `phase` argument of `BridleForPreTraining.forward`."""
@@ -192,7 +195,7 @@ class EncoderPhase(Phase):
         if self.iteration > 1:
             model.decoder.reset_head_()
         elif model.tokenizer.cold_start is not None:
-            initialize_codebooks_(model, batches, generator)
+            self.initialize_codebooks_(model, batches, generator)
 
 
 @dataclass(kw_only=True)
@@ -214,7 +217,7 @@ class TokenizerPhase(Phase):
         model.tokenizer.reset_()
         if self.from_encoder:
             model.tokenizer.encoder.load_state_dict(model.bridle.state_dict())
-        initialize_codebooks_(model, batches, generator)
+        self.initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batches, step, generator):
         return {"codes_reset": reset_dead_codes_(model, batches, step, self.steps, generator)}
@@ -244,7 +247,7 @@ class JointPhase(Phase):
     def start_(self, model, batches, generator):
         if model.tokenizer.cold_start is not None:
             model.tokenizer.reset_()
-            initialize_codebooks_(model, batches, generator)
+            self.initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batches, step, generator):
         if self.losses_at(step) != "joint":
