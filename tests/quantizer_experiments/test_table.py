@@ -16,13 +16,13 @@ from torch import nn
 from bridle_hf import SmoothedQuantizer, VectorQuantizer
 from bridle_hf.losses_bridle import LossSum
 from bridle_hf.quantizer_experiments.batches import Steps
-from bridle_hf.quantizer_experiments.table import run_methods
+from bridle_hf.quantizer_experiments.rows import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.recipes import FOLDER
 from bridle_hf.training import load_recipe, replay
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = FOLDER / "wav2vec2" / "esc10_small.yaml"
+RECIPE = FOLDER / "wav2vec2" / "esc10_1x1024.yaml"
 MODEL = (
     "{conv_dim: [8, 8, 8, 8, 8, 8, 8], hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, "
     "intermediate_size: 32, num_conv_pos_embeddings: 4, num_conv_pos_embedding_groups: 2, proj_codevector_dim: 8, "
@@ -137,14 +137,35 @@ def test_every_process_takes_clips_of_its_own_and_each_clip_once_an_epoch():
         Steps(5, 3, 0, 0, 2, 0)
 
 
-def test_the_learning_rate_is_torch_s_cosine(clips, tmp_path):
-    row = recipe(clips, tmp_path, "final_share=0.3", "steps=9", "learning_rate=2.0").build_tasks()[0]
+def test_the_learning_rate_is_torch_s_warmup_and_cosine(clips, tmp_path):
+    given = ["final_share=0.3", "steps=9", "learning_rate=2.0", "warmup_steps=3"]
+    row = recipe(clips, tmp_path, *given).build_tasks()[0]
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9, eta_min=0.6)
-    for step in range(9):
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 3)
+    for step in range(3):
+        assert row.learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warmup.step()
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6, eta_min=0.6)
+    for step in range(3, 9):
         assert row.learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
+
+
+def test_a_row_has_settings_of_its_own(clips, tmp_path):
+    own = "{name: own, quantizer: {type: vector, codebook_size: 4}, epochs: 3, batch_size: 2, warmup_steps: 1, "
+    own += "learning_rate: 0.5, weight_decay: 0.25}"
+    plain = "{name: plain, quantizer: {type: vector, codebook_size: 4}}"
+    table = recipe(clips, tmp_path, f"methods=[{own}, {plain}]", "weight_decay=0.125")
+    first, second = table.build_tasks(num_processes=2)
+    assert (first.steps, second.steps) == (3 * (10 // (2 * 2)), 6)  # of 10 clips
+    settings = [(row.recipe.settings.batch_size, row.recipe.settings.weight_decay) for row in (first, second)]
+    assert settings == [(2, 0.25), (4, 0.125)]
+    assert (first.learning_rate_at(0), first.learning_rate_at(1)) == (0, 0.5) and second.learning_rate_at(0) == 1e-3
+    with pytest.raises(ValueError, match="`methods`, own: `batch_size` is 0"):
+        recipe(clips, tmp_path, f"methods=[{own.replace('batch_size: 2', 'batch_size: 0')}, {plain}]")
 
 
 def test_numbers_that_make_no_run_are_refused(clips, tmp_path):

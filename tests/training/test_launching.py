@@ -20,6 +20,7 @@ from bridle_hf.training.run import check_processes
 # processes, of them on this machine, and whether parameters are sharded
 EXPECTED = {
     "one_gpu.yaml": (1, 1, False),
+    "four_gpus.yaml": (4, 4, False),
     "eight_gpus.yaml": (8, 8, False),
     "fsdp2.yaml": (8, 8, True),
     "zero2.yaml": (8, 8, True),

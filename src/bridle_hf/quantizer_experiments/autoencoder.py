@@ -1,5 +1,7 @@
 """The convolutional autoencoder of discrete autoencoding, with any quantizer between its halves."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,26 +9,32 @@ from torch import nn
 IMAGE_CHANNELS = 3
 
 
-def separable(channels, kernel=3, stride=1):
-    """Depthwise and pointwise convolution, the same size out but for the stride."""
+def check_channels(channels: Sequence[int]) -> None:
+    """Raise a `ValueError` for `channels` that `DiscreteAutoencoder` cannot take."""
+    if len(channels) < 2 or any(width < 8 or width % 8 for width in channels):
+        raise ValueError(f"`channels` is {list(channels)}; it takes two or more multiples of 8.")
+
+
+def separable(channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Depthwise 3 x 3 and pointwise convolution: (B, channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
     return nn.Sequential(
-        nn.Conv2d(channels, channels, kernel, stride, padding=(kernel - stride + 1) // 2, groups=channels),
-        nn.Conv2d(channels, channels, 1),
+        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels),
+        nn.Conv2d(channels, out_channels, 1),
     )
 
 
 class ResidualBlock(nn.Module):
     """x + conv(act(conv(act(x)))) with depthwise separable convolutions, each after a group norm."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
             nn.GroupNorm(8, channels),
             nn.SiLU(),
-            separable(channels),
+            separable(channels, channels),
             nn.GroupNorm(8, channels),
             nn.SiLU(),
-            separable(channels),
+            separable(channels, channels),
         )
 
     def forward(self, x):
@@ -34,42 +42,37 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteAutoencoder(nn.Module):
-    """Images to codes and back.
+    """Images to codes and back: section B.1 and table 4 of T. Morita (2026).
 
-    The encoder halves the image log2(`downsampling`) times, by strided convolutions with residual blocks after each;
-    the decoder is its mirror with nearest-neighbour upsampling. All convolutions but the outermost are depthwise
-    separable. The quantizer sees every place of the small image as a vector.
+    The encoder is a convolution at the size of the image, then for each further entry of `channels` a convolution of
+    stride 2 and a residual block, then a convolution to the d channels that are quantized. The decoder is its mirror,
+    with nearest-neighbour upsampling before a convolution in place of the stride. All convolutions are 3 x 3, and
+    depthwise separable except for the first and the last. The quantizer sees every pixel of the small image as a
+    vector. The paper does not give norm, activation, interpolation and the inside of a block; here they are group norm,
+    SiLU, nearest neighbour, and two convolutions.
 
     Args:
         quantizer: of dimension d; its interface is that of `build_quantizer`.
-        channels: of every layer inside; a multiple of 8.
-        downsampling: a power of 2 from 2 on, image size over the size of the small image.
-        num_blocks: residual blocks at each size.
+        channels: of the convolution at full size, then at each halved size; multiples of 8.
 
     Raises:
-        ValueError: a `downsampling` that is no power of 2.
+        ValueError: fewer than two entries in `channels`, or one that is no multiple of 8.
     """
 
-    def __init__(self, quantizer, *, channels=256, downsampling=4, num_blocks=2):
+    def __init__(self, quantizer: nn.Module, channels: Sequence[int] = (128, 64, 32)):
         super().__init__()
-        halvings = downsampling.bit_length() - 1
-        if downsampling < 2 or 2**halvings != downsampling:
-            raise ValueError(f"downsampling is {downsampling}, must be a power of 2 from 2 on")
-
-        def blocks():
-            return [ResidualBlock(channels) for _ in range(num_blocks)]
-
-        down = [nn.Conv2d(IMAGE_CHANNELS, channels, 4, 2, padding=1), *blocks()]
-        up = [*blocks(), nn.Upsample(scale_factor=2), nn.Conv2d(channels, IMAGE_CHANNELS, 3, padding=1)]
-        for _ in range(halvings - 1):
-            down += [separable(channels, kernel=4, stride=2), *blocks()]
-            up = [*blocks(), nn.Upsample(scale_factor=2), separable(channels), *up]
-        self.encoder = nn.Sequential(*down, nn.Conv2d(channels, quantizer.dim, 1))
+        check_channels(channels)
+        down, up = [nn.Conv2d(IMAGE_CHANNELS, channels[0], 3, padding=1)], []
+        for width, narrow in zip(channels, channels[1:], strict=False):
+            down += [separable(width, narrow, stride=2), ResidualBlock(narrow)]
+            up = [ResidualBlock(narrow), nn.Upsample(scale_factor=2), separable(narrow, width), *up]
+        self.encoder = nn.Sequential(*down, separable(channels[-1], quantizer.dim))
         self.quantizer = quantizer
-        self.decoder = nn.Sequential(nn.Conv2d(quantizer.dim, channels, 1), *up)
+        last = nn.Conv2d(channels[0], IMAGE_CHANNELS, 3, padding=1)
+        self.decoder = nn.Sequential(separable(quantizer.dim, channels[-1]), *up, last)
 
     def encode(self, images):
-        """What the quantizer receives: (B, 3, H, W) -> (B, h, w, d)."""
+        """Input of the quantizer: (B, 3, H, W) -> (B, h, w, d)."""
         return self.encoder(images).movedim(1, -1)
 
     def forward(self, images):

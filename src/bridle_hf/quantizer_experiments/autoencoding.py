@@ -4,10 +4,12 @@ Section 4.1 of T. Morita (2026), its tables 1 and 2 and figure 2.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +19,9 @@ from torch.nn import functional as F
 from ..codebook_metrics import code_counts, usage
 from ..losses_bridle import LossSum
 from ..quantization_bridle import build_quantizer
-from .autoencoder import DiscreteAutoencoder
+from .autoencoder import DiscreteAutoencoder, check_channels
 from .batches import ordered_batches
-from .fidelity import Fidelity
+from .fidelity import Fidelity, Inception
 from .table import DatasetArguments, Method, RowOutput, TableRecipe, open_split
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class ImageArguments(DatasetArguments):
     """Where the images come from.
 
     Attributes:
-        size: images are scaled and cut at the centre to this many pixels a side; for training, mirrored at random.
+        size: images are scaled and cropped at the centre to this many pixels per side.
     """
 
     size: int = 256
@@ -43,9 +45,15 @@ class ImageArguments(DatasetArguments):
 class AutoencoderArguments:
     """Keyword arguments of `DiscreteAutoencoder`."""
 
-    channels: int = 256
-    downsampling: int = 4
-    num_blocks: int = 2
+    channels: list[int] = field(default_factory=lambda: [128, 64, 32])
+
+    def __post_init__(self):
+        check_channels(self.channels)
+
+    @property
+    def downsampling(self) -> int:
+        """Side of the image over the side of its feature map."""
+        return 2 ** (len(self.channels) - 1)
 
 
 @dataclass(kw_only=True)
@@ -53,16 +61,38 @@ class AutoencodingRecipe(TableRecipe):
     """One autoencoder a method, trained on mean squared error and the quantizer's loss.
 
     Attributes:
-        fidelity: also measure FID and IS, which takes torchmetrics and the weights of Inception.
+        fidelity: also measure FID and IS, with torchvision's weights of Inception V3.
+
+    Raises:
+        ValueError: a size that the autoencoder cannot halve so often, or more neighbours than a step has vectors.
     """
 
     data: ImageArguments
     model: AutoencoderArguments = field(default_factory=AutoencoderArguments)
     fidelity: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        size, downsampling = self.data.size, self.model.downsampling
+        if size % downsampling:
+            raise ValueError(f"`data.size` is {size}; `model.channels` takes multiples of {downsampling}.")
+        for method in self.methods:
+            vectors = self.of(method).batch_size * (size // downsampling) ** 2
+            if (neighbors := method.config(self.quantizer).num_neighbors) > vectors:
+                name = f"`methods`, {method.name}"
+                raise ValueError(f"{name}: `num_neighbors` is {neighbors}; a step has {vectors} vectors per process.")
+
+    def check(self) -> None:
+        super().check()
+        if self.fidelity:
+            try:
+                Inception()
+            except OSError as error:
+                raise ValueError(f"`fidelity` is true; {error}. fidelity=false goes without FID and IS.") from error
+
     def build(self, method: Method) -> DiscreteAutoencoder:
         torch.manual_seed(self.seed)
-        model = DiscreteAutoencoder(build_quantizer(method.config(self.quantizer)), **asdict(self.model))
+        model = DiscreteAutoencoder(build_quantizer(method.config(self.quantizer)), self.model.channels)
         # Channels last: a step on CPUs takes a quarter less, and the quantizer's vectors lie in one piece.
         return model.to(memory_format=torch.channels_last)
 
@@ -90,36 +120,32 @@ class AutoencodingRecipe(TableRecipe):
 
     def collate(self, examples, seed, train):
         pixels = [to_pixels(example[self.data.column], self.data.size) for example in examples]
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
-        if train:
-            mirrored = torch.rand(len(images), 1, 1, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
-        return {"images": images}
+        return {"images": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1}  # (B, 3, H, W)
 
     def measure(self, model, device, folder):
         batches = (batch["images"] for batch in ordered_batches(self, device))
         first = next(batches)
         save_pairs(model, first[:SHOWN], folder / "reconstructions.png")
-        return evaluate(model, chain([first], batches), device, self.fidelity)
+        return evaluate(model, chain([first], batches), Fidelity(device, Inception()) if self.fidelity else None)
 
     def columns(self, results):
         individual = results["individual_perplexity"].values()
         row = {
             "rMSE": f"{results['rmse']:.4f}",
-            "codes per image": f"{results['codes_per_image']:.1f}",
+            "codes per image": f"{mean_key(results['images_by_codes']):.1f}",
             "individual perplexity 75 / 90 / 99 / max": " / ".join(f"{value:.2f}" for value in individual),
         }
         if "fid" in results:
-            row |= {"FID": str(results["fid"]), "IS": str(results["inception_score"])}
+            row |= {"FID": f"{results['fid']:.2f}", "IS": f"{results['inception_score']:.2f}"}
         return row
 
     def draw(self, results):
         try:
-            from .popularity import plot_popularity
+            from .histograms import plot_code_histograms
         except ImportError:
-            logger.warning('popularity.svg is not drawn without matplotlib: pip install "bridle-hf[report]"')
+            logger.warning('code_histograms.svg is not drawn without matplotlib: pip install "bridle-hf[report]"')
         else:
-            plot_popularity(results, Path(self.output_dir) / "popularity.svg")
+            plot_code_histograms(results, Path(self.output_dir) / "code_histograms.svg")
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:
@@ -128,20 +154,23 @@ def to_pixels(image: Image.Image, size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(model: DiscreteAutoencoder, images: Iterable[torch.Tensor], device, fidelity: bool = False) -> dict:
-    """What the codes and the pictures of a trained autoencoder are like.
+def evaluate(
+    model: DiscreteAutoencoder, images: Iterable[torch.Tensor], fidelity: Fidelity | None = None
+) -> dict[str, Any]:
+    """Measures of the codes and the reconstructions of a trained autoencoder.
 
     Args:
-        images: batches (B, 3, H, W) in [-1, 1], on the device.
-        fidelity: also FID and IS; a reason in their place where they cannot be had.
+        images: batches (B, 3, H, W) in [-1, 1], on the model's device.
+        fidelity: collects FID and IS.
 
     Returns:
-        "code_use" and "perplexity" a codebook; "rmse" of pixels in [0, 1]; "codes_per_image", mean number of different
-        codes; "popularity", share of the places that each code of the first codebook has, falling;
-        "individual_perplexity", percentile -> exp(entropy) of single assignments in training, 1 for one-hot ones;
-        "temperature" of a softmax.
+        "code_use" and "perplexity", one value per codebook; "rmse" of pixels in [0, 1]; "images", their number; for the
+        first codebook "images_by_codes", number of different codes -> number of images that use so many, and
+        "images_with_code", number of images that contain each code (figure 2); "individual_perplexity",
+        percentile -> exp(entropy) of single assignments in training, 1 for one-hot ones (table 2); "temperature" of a
+        softmax; "fid" and "inception_score" where `fidelity` is given.
     """
-    squares, pixels, codes, spread, scores = 0.0, 0, [], [], Fidelity(device) if fidelity else None
+    squares, pixels, codes, spread = 0.0, 0, [], []
     for batch in images:
         reconstruction, output = model(batch)
         squares += ((reconstruction - batch) / 2).square().sum().item()
@@ -150,23 +179,29 @@ def evaluate(model: DiscreteAutoencoder, images: Iterable[torch.Tensor], device,
         individual = model.individual_perplexity(batch)
         if individual is not None:
             spread.append(individual.cpu())
-        if scores is not None:
-            scores.update_(batch, reconstruction)
-    codes = torch.cat(codes)
-    counts = code_counts(codes, model.quantizer.codebook_size)  # (M, K)
-    used = usage(counts)
+        if fidelity is not None:
+            fidelity.update_(batch, reconstruction)
+    codes, codebook_size = torch.cat(codes), model.quantizer.codebook_size
+    used = usage(code_counts(codes, codebook_size))
+    contained = [image.unique() for image in codes[..., 0]]
     spread = torch.cat(spread).numpy() if spread else np.ones(1)
     book = next(iter(model.quantizer.codebooks), None)
     return {
         "code_use": used["cur"].tolist(),
         "perplexity": used["perplexity"].tolist(),
         "rmse": (squares / pixels) ** 0.5,
-        "codes_per_image": float(np.mean([[len(book.unique()) for book in image.T] for image in codes])),
-        "popularity": np.sort(counts[0] / counts[0].sum())[::-1].tolist(),
+        "images": len(codes),
+        "images_by_codes": {str(number): images for number, images in sorted(Counter(map(len, contained)).items())},
+        "images_with_code": torch.cat(contained).bincount(minlength=codebook_size).tolist(),
         "individual_perplexity": {str(p): float(np.percentile(spread, p)) for p in PERCENTILES},
         "temperature": book.temperature.item() if hasattr(book, "temperature") else None,
-        **(scores.compute() if scores is not None else {}),
+        **(fidelity.compute() if fidelity is not None else {}),
     }
+
+
+def mean_key(counts: dict[str, int]) -> float:
+    """Mean of the numbers that are the keys, each weighted by its count."""
+    return sum(int(number) * count for number, count in counts.items()) / sum(counts.values())
 
 
 @torch.no_grad()

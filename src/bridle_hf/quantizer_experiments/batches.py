@@ -53,11 +53,12 @@ class StepBatches(Iterator):
         self.step, self.batches = state["step"], None
 
 
-def ordered_batches(recipe, device: torch.device) -> Iterator[dict]:
-    """The samples of the test split in their order, on a device."""
+def ordered_batches(recipe, device: torch.device, batch_size: int | None = None) -> Iterator[dict]:
+    """The samples of the test split in their order, on a device; `recipe.batch_size` a batch unless given."""
     samples = recipe.open_samples(train=False)
     numbers = [(number, seed_from(number)) for number in range(len(samples))]
-    lists = [numbers[start : start + recipe.batch_size] for start in range(0, len(samples), recipe.batch_size)]
+    size = recipe.batch_size if batch_size is None else batch_size
+    lists = [numbers[start : start + size] for start in range(0, len(samples), size)]
     for batch in build_loader(recipe, samples, lists, train=False):
         yield send_to_device(batch, device)
 

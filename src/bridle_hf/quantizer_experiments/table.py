@@ -1,38 +1,23 @@
 """A table of quantizers: each row of a recipe is a task of the training engine."""
 
 import json
-import logging
-import shutil
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import torch
-from accelerate.utils import send_to_device
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_model
 
-from ..codebook_bridle import this_process
 from ..configuration_bridle import BridleQuantizerConfig
 from ..data.source import leave_out
-from ..files import write_whole
 from ..losses_bridle import LossSum
 from ..quantization_bridle import QuantizerOutput
-from ..recipe_reader import RecipeError, changed_keys, config_keys
+from ..recipe_reader import config_keys
 from ..training.arguments import OptimizationArguments
-from ..training.codebooks import start_codebooks_
-from ..training.engine import train
-from ..training.metrics import code_usage
-from ..training.parameters import parameter_groups
-from ..training.run import Run, build_accelerator
-from ..training.seeds import seed_from
-from ..training.task import Task, cosine
 from .batches import StepBatches
-
-logger = logging.getLogger(__name__)
-
-RESULTS = "results.json"
+from .rows import Row
 
 
 @dataclass
@@ -61,16 +46,20 @@ def quantizer_keys(_) -> dict:
 
 @dataclass
 class Method:
-    """A row of a table: its name, and what its quantizer and its optimizer have of their own.
+    """A row of a table: its name, and the settings that differ from those of the recipe.
 
     Attributes:
         quantizer: fields of `BridleQuantizerConfig`, laid over those of the recipe.
-        learning_rate, weight_decay: the recipe's when left out.
+        steps, epochs, batch_size, learning_rate, warmup_steps, weight_decay: the recipe's when left out.
     """
 
     name: str
     quantizer: dict = field(metadata={"keys": quantizer_keys})
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
     learning_rate: float | None = None
+    warmup_steps: int | None = None
     weight_decay: float | None = None
 
     def config(self, shared: dict) -> BridleQuantizerConfig:
@@ -89,9 +78,13 @@ def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
     """The samples of a split that `data.exclude` keeps.
 
     Raises:
-        ValueError: `data.column` or a column of `data.exclude` is not among its columns.
+        ValueError: there is no such split, or `data.column` or a column of `data.exclude` is not among its columns.
     """
-    samples = datasets.load_dataset(data.dataset, data.name, split=data.train_split if train else data.test_split)
+    key = "train_split" if train else "test_split"
+    try:
+        samples = datasets.load_dataset(data.dataset, data.name, split=getattr(data, key))
+    except ValueError as error:
+        raise ValueError(f"data.{key} is {getattr(data, key)!r}; {data.dataset}: {error}") from error
     if data.column not in samples.column_names:
         raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(samples.column_names)}.")
     for column in data.exclude:
@@ -117,8 +110,9 @@ class TableRecipe:
         data: where the samples come from.
         quantizer: fields of `BridleQuantizerConfig` that all methods share.
         methods: the rows of the table.
-        batch_size: of a process; K of the KNN regularisers is per process too.
-        learning_rate: falls as a cosine to `final_share` of itself.
+        steps, epochs: length in optimizer steps, or in passes over the training split. `steps` wins.
+        batch_size: per process; K of the KNN regularisers is per process too.
+        learning_rate: rises linearly from 0 over `warmup_steps`, then falls as a cosine to `final_share` of itself.
         max_grad_norm: gradients are cut to this length; None leaves them.
         checkpoint_steps: steps between checkpoints of a method that is not finished.
         logging_steps: steps between records in metrics.jsonl.
@@ -130,9 +124,11 @@ class TableRecipe:
     methods: list[Method]
     quantizer: dict = field(default_factory=dict, metadata={"keys": quantizer_keys})
     seed: int = 0
-    steps: int = 100_000
+    steps: int | None = None
+    epochs: float | None = None
     batch_size: int = 64
     learning_rate: float = 1e-4
+    warmup_steps: int = 0
     final_share: float = 0.5
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-4
@@ -148,9 +144,34 @@ class TableRecipe:
             raise ValueError(f"`methods` is {names}; it takes at least one, each with a name of its own.")
         for method in self.methods:
             method.config(self.quantizer)
-        for name in ("steps", "batch_size", "checkpoint_steps", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes whole numbers from 1 on.")
+            check_lengths(self.of(method), "" if len(self.methods) == 1 else f"`methods`, {method.name}: ")
+
+    def of(self, method: Method) -> "TableRecipe":
+        """A copy whose only row is a method, with the method's own settings in place of those of the recipe."""
+        own = copy(self)
+        own.methods = [method]
+        if method.steps is not None or method.epochs is not None:
+            own.steps, own.epochs = method.steps, method.epochs
+        for name in ("batch_size", "learning_rate", "warmup_steps", "weight_decay"):
+            if (value := getattr(method, name)) is not None:
+                setattr(own, name, value)
+        return own
+
+    def check(self) -> None:
+        """Open what a run reads, before it starts.
+
+        Raises:
+            ValueError: data that cannot be opened.
+        """
+        for train in (True, False):
+            self.open_samples(train)
+
+    def length(self, num_processes: int) -> int:
+        """Optimizer steps of a run."""
+        if self.steps is not None:
+            return self.steps
+        steps_per_epoch = len(self.open_samples(train=True)) // (self.batch_size * num_processes)
+        return max(1, round(self.epochs * steps_per_epoch))
 
     def describe(self, method: Method) -> dict:
         """Everything that the results of a method depend on, as JSON values."""
@@ -175,9 +196,9 @@ class TableRecipe:
             tracker=None,
         )
 
-    def build_tasks(self, num_processes: int = 1) -> list["Row"]:
+    def build_tasks(self, num_processes: int = 1) -> list[Row]:
         """A task per method. Each is run in a folder of its own."""
-        return [Row(self, method) for method in self.methods]
+        return [Row(self.of(method), method, num_processes) for method in self.methods]
 
     def build(self, method: Method) -> torch.nn.Module:
         """The model of a method, drawn from the seed."""
@@ -216,8 +237,7 @@ class TableRecipe:
         raise NotImplementedError
 
     def measure(self, model: torch.nn.Module, device: torch.device, folder: Path) -> dict:
-        """What the results of a trained model hold: "code_use" and "perplexity" per codebook, and more. Pictures go to
-        the folder."""
+        """Results of a trained model: "code_use" and "perplexity" per codebook, and more. Pictures go to the folder."""
         raise NotImplementedError
 
     def columns(self, results: dict) -> dict[str, str]:
@@ -238,101 +258,15 @@ class TableRecipe:
         """Pictures of the whole table, into `output_dir`."""
 
 
-def run_methods(recipe: TableRecipe, names: list[str] | None = None) -> list[dict]:
-    """Train and evaluate every method that has no results yet, one after the other.
-
-    `output_dir`/NAME/ receives model.safetensors and results.json, and checkpoints/ until the method is finished.
-
-    Args:
-        names: of the methods to run; None runs all of them.
-
-    Returns:
-        The results of all methods that have some, in the order of the recipe.
-
-    Raises:
-        RecipeError: a name that the recipe does not have.
-        FloatingPointError: a loss became NaN or inf.
-    """
-    known = [method.name for method in recipe.methods]
-    if unknown := sorted(set(names or ()) - set(known)):
-        raise RecipeError(f"no method {', '.join(unknown)} in the recipe; it has {', '.join(known)}.")
-    accelerator = build_accelerator(recipe.settings, Path(recipe.output_dir))
-    found = []
-    for row in recipe.build_tasks():
-        folder = Path(recipe.output_dir) / row.name
-        if (names is None or row.name in names) and not row.is_exported(folder):
-            own = replace(recipe, methods=[row.method])
-            train(Run(accelerator, folder, [row], recipe.settings, own.open_batches, own, recipe.seed))
-            accelerator.wait_for_everyone()
-        if row.is_exported(folder):
-            found.append(json.loads((folder / RESULTS).read_text()))
-            if changed := changed_keys(found[-1]["recipe"], recipe.describe(row.method)):
-                logger.warning("the results of %s are of another recipe: %s", row.name, ", ".join(changed))
-    return found
-
-
-class Row(Task):
-    """The training of one method of a table."""
-
-    def __init__(self, recipe: TableRecipe, method: Method):
-        self.recipe, self.method = recipe, method
-        self.name, self.steps = method.name, recipe.steps
-        self.learning_rate = recipe.learning_rate if method.learning_rate is None else method.learning_rate
-
-    def build(self, weights, begins):
-        model = self.recipe.build(self.method)
-        if weights is not None:
-            model.load_state_dict(weights)
-        return model
-
-    def start_(self, model, batches, generator):
-        device = next(model.parameters()).device
-        batches = self.recipe.open_batches(self.recipe.seed, *this_process())  # the run's own stay where they are
-        vectors = (self.recipe.vectors(model, send_to_device(batch, device)) for batch in batches)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(self.recipe.seed)
-            start_codebooks_(self.recipe.quantizer_of(model), vectors, generator)
-
-    def build_optimizer(self, model, weight_decay, betas):
-        decay = weight_decay if self.method.weight_decay is None else self.method.weight_decay
-        return torch.optim.AdamW(parameter_groups(model, self.learning_rate, decay), betas=betas)
-
-    def learning_rate_at(self, step):
-        return self.learning_rate * cosine(1.0, self.recipe.final_share, step / self.steps)
-
-    def seed(self, place):
-        seed, _, step, rank, _ = place
-        return seed_from(seed, step, rank, 1)  # that of the batch is without the 1
-
-    def objective(self, model, step):
-        return self.recipe.objective()
-
-    def counts(self, model, batch):
-        return dict.fromkeys(self.recipe.objective(), self.recipe.count(batch))
-
-    def forward(self, model, bare, batch, step):
-        return self.recipe.forward(model, bare, batch)
-
-    def statistics(self, output):
-        return output.quantizer.stats
-
-    def update_(self, model, statistics):
-        self.recipe.quantizer_of(model).update_(statistics)
-
-    def measure(self, model, output, batch, accelerator):
-        codes, size = output.quantizer.codes, self.recipe.quantizer_of(model).codebook_size
-        return {"codebooks": code_usage(codes.flatten(0, -2)[None], None, size, accelerator)}
-
-    def export(self, model, folder, accelerator, minutes):
-        if accelerator.is_main_process:
-            model = model.to(accelerator.device).eval()
-            results = {"method": self.name, **self.recipe.measure(model, accelerator.device, folder)}
-            results |= {"minutes": minutes, "recipe": self.recipe.describe(self.method)}
-            save_model(model, folder / "model.safetensors")
-            write_whole(folder / RESULTS, json.dumps(results, indent=1) + "\n")
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            logger.info("%s took %.1f minutes", self.name, minutes)
-        accelerator.wait_for_everyone()
-
-    def is_exported(self, folder):
-        return (folder / RESULTS).is_file()
+def check_lengths(recipe: TableRecipe, of: str) -> None:
+    """Raise a `ValueError` for a number of a recipe that is out of its range."""
+    if recipe.steps is None and recipe.epochs is None:
+        raise ValueError(f"{of}neither `steps` nor `epochs` is given; one of them says how long a row is trained.")
+    for name in ("steps", "batch_size", "checkpoint_steps", "logging_steps"):
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{of}`{name}` is {value}; it takes whole numbers from 1 on.")
+    if recipe.epochs is not None and not recipe.epochs > 0:
+        raise ValueError(f"{of}`epochs` is {recipe.epochs}; it takes a number above 0.")
+    if recipe.warmup_steps < 0:
+        raise ValueError(f"{of}`warmup_steps` is {recipe.warmup_steps}; it takes whole numbers from 0 on.")

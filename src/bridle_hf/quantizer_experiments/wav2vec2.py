@@ -54,7 +54,7 @@ class Wav2Vec2WithQuantizer(Wav2Vec2ForPreTraining):
     losses over the masked places too.
     """
 
-    def __init__(self, config: Wav2Vec2Config, quantizer: nn.Module, quantizer_loss_weight: float = 0.1):
+    def __init__(self, config: Wav2Vec2Config, quantizer: nn.Module, quantizer_loss_weight: float = 1.0):
         config.codevector_dim, config.diversity_loss_weight = quantizer.dim, 0.0
         super().__init__(config)
         self.quantizer = Wav2Vec2Quantizer(config.conv_dim[-1], quantizer)
@@ -85,7 +85,8 @@ class SpeechArguments(DatasetArguments):
     """Where the clips come from.
 
     Attributes:
-        seconds: every clip is cut to this length, at a random place for training, or repeated up to it.
+        seconds: training clips are cropped to this length at a random place; shorter ones are padded and the padding is
+            masked. Tests take whole clips.
     """
 
     seconds: float = 10.0
@@ -97,17 +98,16 @@ class Wav2Vec2Recipe(TableRecipe):
 
     Attributes:
         model: fields of transformers' `Wav2Vec2Config`.
-        quantizer_loss_weight: of the quantizer's loss beside the contrastive one.
+        quantizer_loss_weight: of the quantizer's loss beside the contrastive one (eq. 9: 1).
     """
 
     data: SpeechArguments
     model: dict = field(default_factory=dict, metadata={"keys": lambda _: dict.fromkeys(Wav2Vec2Config().to_dict())})
-    quantizer_loss_weight: float = 0.1
+    quantizer_loss_weight: float = 1.0
     batch_size: int = 8
     learning_rate: float = 5e-4
     final_share: float = 0.01
     weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
 
     @cached_property
     def config(self) -> Wav2Vec2Config:
@@ -127,7 +127,11 @@ class Wav2Vec2Recipe(TableRecipe):
         return model.quantizer.quantizer
 
     def vectors(self, model, batch):
-        return model.vectors(batch["input_values"])
+        vectors = model.vectors(batch["input_values"])  # (B, T, d)
+        if "attention_mask" not in batch:
+            return vectors
+        frames = [count_frames(self.config, samples) for samples in batch["attention_mask"].sum(-1).tolist()]
+        return torch.cat([clip[:length] for clip, length in zip(vectors, frames, strict=True)])
 
     def objective(self):
         return {"contrastive": 1.0, "quantizer": self.quantizer_loss_weight}
@@ -145,34 +149,58 @@ class Wav2Vec2Recipe(TableRecipe):
 
     def collate(self, examples, seed, train):
         """Normalised waveforms (B, samples) at 16 kHz, with masks and negatives for the contrastive loss."""
-        random, length = np.random.default_rng(seed) if train else None, int(self.data.seconds * RATE)
-        waves = [cut(decode_audio(example[self.data.column], RATE), length, random) for example in examples]
-        values = self.extractor(waves, sampling_rate=RATE, return_tensors="pt").input_values
-        return {"input_values": values, **draw_masks(self.config, *values.shape, seed)}
+        waves = [decode_audio(example[self.data.column], RATE) for example in examples]
+        if train:
+            random, length = np.random.default_rng(seed), int(self.data.seconds * RATE)
+            waves = [crop(wave, length, random) for wave in waves]
+        samples = [len(wave) for wave in waves]
+        batch = self.extractor(waves, sampling_rate=RATE, padding=True, return_attention_mask=True, return_tensors="pt")
+        padded = {} if min(samples) == max(samples) else {"attention_mask": batch["attention_mask"]}
+        return {"input_values": batch["input_values"], **padded, **draw_masks(self.config, samples, seed)}
 
     def measure(self, model, device, folder):
-        return evaluate(model, ordered_batches(self, device))
+        # one clip at a time, since the feature encoder's norm over time would see the padding of a batch
+        return evaluate(model, ordered_batches(self, device, batch_size=1))
 
     def columns(self, results):
         return {"contrastive loss": f"{results['contrastive_loss']:.3f}"}
 
 
-def cut(wave: np.ndarray, length: int, random: np.random.Generator | None = None) -> np.ndarray:
-    """`length` samples of a clip, from a random place or its beginning; a shorter one is repeated."""
-    wave = np.tile(wave, -(-length // len(wave)))
-    start = 0 if random is None else random.integers(len(wave) - length + 1)
+def crop(wave: np.ndarray, length: int, random: np.random.Generator) -> np.ndarray:
+    """`length` samples from a random place of a clip; a shorter clip as it is."""
+    start = random.integers(max(0, len(wave) - length) + 1)
     return wave[start : start + length]
 
 
-def draw_masks(config: Wav2Vec2Config, rows: int, samples: int, seed: int) -> dict[str, torch.Tensor]:
-    """Masked places (B, T) bool and, for each place, the negatives' numbers in the batch (B, T, n)."""
-    frames = samples
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        frames = (frames - kernel) // stride + 1
+def draw_masks(config: Wav2Vec2Config, samples: list[int], seed: int) -> dict[str, torch.Tensor]:
+    """Masks and negatives of a batch of clips with these lengths; neither touches a frame of padding.
+
+    Returns:
+        Masked frames (B, T) bool and, for each frame, the negatives' numbers in the batch (B, T, n).
+
+    Raises:
+        ValueError: a clip shorter than one span of the mask.
+    """
+    frames = [count_frames(config, length) for length in samples]
+    if min(frames) < config.mask_time_length:
+        raise ValueError(
+            f"a clip has {min(samples)} samples, that is {min(frames)} frames; with `model.mask_time_length` "
+            f"{config.mask_time_length} it takes at least so many."
+        )
+    shape, real = (len(frames), max(frames)), np.arange(max(frames)) < np.array(frames)[:, None]
     np.random.seed(seed % 2**32)  # the library draws from numpy's global state
-    mask = _compute_mask_indices((rows, frames), config.mask_time_prob, config.mask_time_length, min_masks=2)
-    negatives = _sample_negative_indices((rows, frames), config.num_negatives, mask_time_indices=mask)
+    mask = _compute_mask_indices(
+        shape, config.mask_time_prob, config.mask_time_length, torch.from_numpy(real).long(), min_masks=2
+    )
+    negatives = _sample_negative_indices(shape, config.num_negatives, mask_time_indices=mask)
     return {"mask_time_indices": torch.from_numpy(mask), "sampled_negative_indices": torch.from_numpy(negatives)}
+
+
+def count_frames(config: Wav2Vec2Config, samples: int) -> int:
+    """Frames that the feature encoder makes of a clip."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 @torch.no_grad()
