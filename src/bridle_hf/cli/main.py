@@ -37,7 +37,6 @@ EXTRAS = {
     "av": ("av",),
     "report": ("matplotlib",),
     "tracking": ("tensorboard",),
-    "fidelity": ("torchmetrics",),
 }  # fmt: skip
 
 
