@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import numpy as np
@@ -211,24 +211,41 @@ class ClipLoader:
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
-        try:
-            if self._batches is None:
-                self._not_workers = multiprocessing.active_children()
-                self._batches = iter(self._loader)
+        if self._batches is None:
+            self._not_workers = multiprocessing.active_children()
+            self._batches = iter(self._loader)
+        with self._workers_in_time():
             batch = next(self._batches)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader timed out"):
-                raise
-            self._end_workers()
-            raise RuntimeError(
-                f"the loader workers gave no batch in deadline={self._loader.timeout:g} seconds: one of them was "
-                "stopped or hangs in a read. Started again, the run goes on from its last checkpoint."
-            ) from error
         for name, reason in batch.pop("skipped"):
             if name not in self.skipped:
                 logger.warning("skipped %s: %s", name, reason)
             self.skipped[name] = reason
         return batch
+
+    @contextmanager
+    def _workers_in_time(self) -> Iterator[None]:
+        """Raise a `RuntimeError` where the workers take longer than the deadline.
+
+        torch looks at the time while it waits for a batch, but not while it fetches one that a worker has announced:
+        a worker that was stopped just then is ended, which ends the fetching.
+        """
+        late, seconds = threading.Event(), self._loader.timeout
+        watch = threading.Timer(seconds + WATCH_SECONDS, lambda: (late.set(), self._end_workers()))
+        watch.daemon = True
+        if seconds:
+            watch.start()
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            if not late.is_set() and not str(error).startswith("DataLoader timed out"):
+                raise
+            self._end_workers()
+            raise RuntimeError(
+                f"the loader workers gave no batch in deadline={seconds:g} seconds: one of them was stopped or hangs "
+                "in a read. Started again, the run goes on from its last checkpoint."
+            ) from error
+        finally:
+            watch.cancel()
 
     def _end_workers(self) -> None:
         """End the workers whatever they do, or this process would wait for them when it ends."""
