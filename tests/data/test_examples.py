@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sound_files import flac, write_parquet
+from sound_files import RATE, flac, write_parquet
 
 from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
 from bridle_hf.data.source import open_source
@@ -182,3 +182,13 @@ def test_files_of_the_cache_of_long_clips_hold_fewer(parquet_folder, extractor, 
     monkeypatch.setattr(cache, "BYTES_PER_FILE", 10_000)  # a clip has 31 frames of 32 numbers of 2 bytes
     load_examples(DataArguments(parquet_folder, cache=True, cache_dir=str(tmp_path)), extractor)
     assert len(list(tmp_path.glob("*/*.arrow"))) == 4
+
+
+def test_clips_that_are_cut_to_their_beginning_are_counted(waveforms, extractor, caplog):
+    short, long = waveforms[0][: RATE // 2], np.tile(waveforms[1], 4)[: 2 * RATE]
+    data = DataArguments("", max_frames=96)  # 0.96 s
+    load_examples(data, extractor, [short, long, short])
+    assert "1 of 3 clips are longer than the window of 96 frames" in caplog.text
+    caplog.clear()
+    load_examples(data, extractor, [short, short])
+    assert "longer than the window" not in caplog.text

@@ -152,9 +152,23 @@ def load_examples(
     examples = Examples(
         modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)
     )
+    _say_what_is_cut(examples, modality.window(data, processor))
     if dataset is not None:
         examples.fingerprint = " ".join(marks)
     return examples
+
+
+def _say_what_is_cut(examples: Examples, window: int | None) -> None:
+    """Warn of samples in memory that are longer than the window of a model, which `batch` cuts to their beginning."""
+    if window is None or isinstance(examples.clips, MappedClips):
+        return
+    longer = [name for name, clip in zip(examples.clip_names, examples.clips, strict=True) if len(clip) > window]
+    if longer:
+        logger.warning(
+            "%d of %d clips are longer than the window of %d frames (data.max_frames, by default the processor's "
+            "max_length): what follows it is not looked at in tests, probes and predictions. The first is %s.",
+            len(longer), len(examples.clips), window, longer[0],
+        )  # fmt: skip
 
 
 def _say(found: Labels, data: DataArguments, check: Callable[[Labels], None] | None) -> None:

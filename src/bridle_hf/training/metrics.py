@@ -93,9 +93,11 @@ def read_metrics(path: str | Path) -> Iterator[dict]:
                 yield _each(record, lambda value: nan if value is None else value)
 
 
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    return [line + "\n" for line in text.split("\n") if line]
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file that hold something, each with its end."""
+    if path.is_file():
+        with path.open(errors="replace", newline="\n") as file:
+            yield from (line.rstrip("\n") + "\n" for line in file if line != "\n")
 
 
 def _record(line: str) -> dict | None:
