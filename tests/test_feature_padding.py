@@ -44,7 +44,7 @@ def test_rows_are_padded_to_whole_patches_while_collating(extractor):
     for batch in (DataCollatorWithPadding(extractor)(rows), extractor.pad(rows, return_tensors="pt")):
         assert batch.keys() == expected.keys() and batch["input_values"].shape == (2, 112, 128)
         assert all(torch.equal(batch[key], expected[key]) for key in batch)
-    whole = extractor.pad(rows, padding="max_length", return_tensors="np")
+    whole = extractor.pad(rows, padding="max_length", max_length=128, return_tensors="np")
     assert whole["input_values"].shape == (2, 128, 128)
     assert extractor.pad(rows, pad_to_multiple_of=1, return_tensors="np")["input_values"].shape == (2, 98, 128)
     assert [len(x) for x in extractor.pad(rows, padding=False)["input_values"]] == [23, 98]

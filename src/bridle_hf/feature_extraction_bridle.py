@@ -271,12 +271,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         """Pad features that `padding=False` gave to one length, as `DataCollatorWithPadding` asks for.
 
         As of any feature extractor of transformers, but `pad_to_multiple_of` is the extractor's by default, so that the
-        model finds whole patches, and so is the `max_length` that `padding="max_length"` pads to.
+        model finds whole patches.
         """
         if pad_to_multiple_of is None:
             pad_to_multiple_of = self.pad_to_multiple_of
-        if max_length is None and padding == "max_length":
-            max_length = self.max_length
         return super().pad(processed_features, padding, max_length, truncation, pad_to_multiple_of, **options)
 
     def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
