@@ -68,4 +68,4 @@ def test_autoencoding(path, method, pictures, tmp_path):
 @pytest.mark.parametrize("path", sorted((FOLDER / "wav2vec2").glob("librispeech_*")), ids=lambda path: path.stem)
 def test_wav2vec2(path, method, utterances, tmp_path):
     results = run(path, Wav2Vec2Recipe, tmp_path, utterances, method, "batch_size=2")
-    assert 0 < results["contrastive_loss"] < 20
+    assert 0 <= results["contrastive_loss"] < 20  # 0 where all codes are one, and no negative is left
