@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files and tests that start processes, train whole runs or take seconds. They get the mark `e2e` and run behind the
 # others, the fast lane, as do all tests with a `num_workers` above 0.
 END_TO_END = (
+    "tests/data/test_cache.py",
+    "tests/data/test_streaming.py::test_fewer_clips_than_readers_are_enough",
+    "tests/data/test_tables.py",
+    "tests/hub/test_convert.py::test_there_and_back",
+    "tests/test_quantizer_edges.py::test_codes_without_vectors_stay_where_they_are",
     "tests/cli/test_locking.py",
     "tests/cli/test_extras.py::test_names_and_auto_classes",
     "tests/cli/test_extras.py::test_the_help_imports_nothing",
