@@ -4,6 +4,7 @@ What is being written lies beside its place as `.NAME.partial`, and is renamed o
 """
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -88,6 +89,12 @@ def put_in_place(path: Path) -> None:
     os.replace(partial, path)
     _flush(path.parent)
     remove(retired)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -26,7 +26,7 @@ class BridleImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def covering_size(pixels: torch.Tensor, size: SizeDict) -> SizeDict:
-    """The smallest size of (..., H, W) that covers `size` and keeps the proportions; `size` itself for its own."""
+    """Smallest size that covers `size` and keeps the aspect ratio of an image (..., H, W); `size` if it is the same."""
     height, width = pixels.shape[-2:]
     scale = max(size.height / height, size.width / width)
     return SizeDict(height=max(size.height, round(height * scale)), width=max(size.width, round(width * scale)))

@@ -61,7 +61,7 @@ def flat_positions(grid: tuple[int, ...], width: int, device=None) -> torch.Tens
 
 
 def _interpolated(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(..., H, W, width) -> (N, width): positions at other heights and widths, bicubic, row-major."""
+    """Interpolate position embeddings bicubically to another H and W: (..., H, W, width) -> (N, width), row-major."""
     planes = field.reshape(-1, *field.shape[-3:]).movedim(-1, 1).float()  # (frames, width, H, W)
     planes = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
     return planes.movedim(1, -1).flatten(0, -2)

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import whole_folder, write_whole
+from ..files import sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .fields import field_of, select
 from .modalities import modality_of
@@ -235,7 +235,7 @@ def read_manifest(folder: Path) -> tuple[dict | None, str]:
             if about.st_size != size:
                 return None, f"{path.name} has {about.st_size} bytes of {size}"
             if about.st_mtime_ns != time:
-                if _digest(path) != digest:
+                if sha256(path) != digest:
                     return None, f"{path.name} was changed"
                 with suppress(OSError):
                     os.utime(path, ns=(time, time))  # or each start would read it as a whole
@@ -246,12 +246,7 @@ def read_manifest(folder: Path) -> tuple[dict | None, str]:
 
 def _file_state(path: Path) -> tuple[int, int, str]:
     about = path.stat()
-    return about.st_size, about.st_mtime_ns, _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return about.st_size, about.st_mtime_ns, sha256(path)
 
 
 def _is_shard(mark: str) -> bool:

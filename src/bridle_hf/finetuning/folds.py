@@ -24,7 +24,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..files import FolderLock, set_aside, write_whole
+from ..files import FolderLock, set_aside, sha256, write_whole
 from ..recipe_reader import changed_keys
 
 logger = logging.getLogger(__name__)
@@ -145,12 +145,6 @@ def is_whole(checkpoint: Path) -> bool:
         return TRAINER_STATE_NAME in manifest and all(sha256(checkpoint / n) == there for n, there in manifest.items())
     except (OSError, ValueError, TypeError):
         return False
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> None:

@@ -12,10 +12,9 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..data.labels import name_some
 from ..data.mixing import cutmix, mixup
 from ..data.pixels import drawn_from
-
-NAMED = 20  # clips that a message names at most
 
 
 class FoldArguments(TrainingArguments):
@@ -88,9 +87,7 @@ class Sealing(TrainerCallback):
 
 def some(names, rows):
     """The names of the first of several clips, for a message, with their rows, since names may be the same."""
-    rows = list(dict.fromkeys(rows))
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return ", ".join(f"{names[row]} (row {row})" for row in rows[:NAMED]) + more
+    return name_some([f"{names[row]} (row {row})" for row in dict.fromkeys(rows)])
 
 
 class TrainingBatches:

@@ -3,6 +3,7 @@
 import json
 from copy import copy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -166,11 +167,16 @@ class TableRecipe:
         for train in (True, False):
             self.open_samples(train)
 
+    @cached_property
+    def num_samples(self) -> int:
+        """Number of samples of the training split."""
+        return len(self.open_samples(train=True))
+
     def length(self, num_processes: int) -> int:
         """Optimizer steps of a run."""
         if self.steps is not None:
             return self.steps
-        steps_per_epoch = len(self.open_samples(train=True)) // (self.batch_size * num_processes)
+        steps_per_epoch = self.num_samples // (self.batch_size * num_processes)
         return max(1, round(self.epochs * steps_per_epoch))
 
     def describe(self, method: Method) -> dict:
@@ -198,6 +204,8 @@ class TableRecipe:
 
     def build_tasks(self, num_processes: int = 1) -> list[Row]:
         """A task per method. Each is run in a folder of its own."""
+        if any(self.of(method).steps is None for method in self.methods):
+            self.num_samples  # noqa: B018, read once here, so that the copies for the rows carry it
         return [Row(self.of(method), method, num_processes) for method in self.methods]
 
     def build(self, method: Method) -> torch.nn.Module:

@@ -12,7 +12,6 @@ Nothing in them is pickled. The learning rate and the random numbers of a step f
 and step are the whole state of the scheduler.
 """
 
-import hashlib
 import json
 import logging
 import random
@@ -33,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..files import partial_of, remove, whole_folder
+from ..files import partial_of, remove, sha256, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -238,5 +237,4 @@ def _fingerprint(path: Path, whole: bool = True) -> dict:
     size = {"size": path.stat().st_size}
     if not whole:
         return size
-    with path.open("rb") as file:
-        return size | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return size | {"sha256": sha256(path)}
