@@ -28,9 +28,9 @@ from bridle_hf.cli.process import keep_freed_memory
 
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_PHASES = SMALL | {
-    "input_size": (64, 32), "decoder_hidden_size": 32, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
+    "input_size": (64, 32), "decoder_hidden_size": 48, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
     "estimator_num_hidden_layers": 1, "quantizer_config": {"codebook_size": 16, "codebook_dim": 8},
 }  # fmt: skip
 

@@ -9,12 +9,12 @@ from vector_quantize_pytorch import ResidualVQ
 from bridle_hf import ResidualQuantizer
 
 
-def build(vectors: int, dim: int, stages: int, codes: int) -> tuple[ResidualQuantizer, torch.Tensor]:
+def build(vectors: int, dim: int, stages: int, codes: int, device: str) -> tuple[ResidualQuantizer, torch.Tensor]:
     """A quantizer whose codes come from the vectors (n, d) that it is measured with."""
     z = random(vectors, dim)
     quantizer = ResidualQuantizer(dim, stages, codes, codebook_init="sample")
     quantizer.initialize_(z, generator=torch.Generator().manual_seed(0))
-    return quantizer, z
+    return quantizer.to(device), z.to(device)
 
 
 @torch.no_grad()
@@ -25,11 +25,13 @@ def quantize(quantizer: torch.nn.Module, z: torch.Tensor, training: bool) -> Non
         quantizer.update_(output.stats)
 
 
-def quantizer_rows(vectors: int = 8192, dim: int = 256, stages: int = 4, codes: int = 256) -> Iterator[Row]:
+def quantizer_rows(
+    vectors: int = 8192, dim: int = 256, stages: int = 4, codes: int = 256, device: str = "cpu"
+) -> Iterator[Row]:
     """One forward pass in eval mode, and one in training with its EMA step; vector-quantize-pytorch takes its own."""
-    quantizer, z = build(vectors, dim, stages, codes)
-    peer = ResidualVQ(dim=dim, num_quantizers=stages, codebook_size=codes)
-    products = random(dim, stages * codes)
+    quantizer, z = build(vectors, dim, stages, codes, device)
+    peer = ResidualVQ(dim=dim, num_quantizers=stages, codebook_size=codes).to(device)
+    products = random(dim, stages * codes).to(device)
     for training in (False, True):
         yield Row(
             f"RQ {stages} x {codes}, {vectors} x {dim}, {'training with EMA' if training else 'eval'}",

@@ -13,6 +13,9 @@ import pytest
 _cache = tempfile.TemporaryDirectory(prefix="bridle-hf-tests-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_cache.name, HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product on a GPU is deterministic
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +56,7 @@ END_TO_END = (
     "tests/test_devices.py",
     "tests/test_fuzz.py",
     "tests/test_init.py",
+    "tests/test_on_device.py",
     "tests/test_pipelines.py::test_a_released_encoder_knows_its_task_without_the_package",
     "tests/test_precision.py",
     "tests/test_quantization.py::test_two_processes_agree_and_equal_one_with_all_rows",
@@ -83,6 +87,8 @@ def pytest_collection_modifyitems(items):
         workers = item.callspec.params.get("num_workers", 0) if hasattr(item, "callspec") else 0
         if workers > 0 or item.nodeid.partition("[")[0].startswith(END_TO_END):
             item.add_marker("e2e")
+        if "device" in item.fixturenames:
+            item.add_marker("gpu")
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)  # a stable sort
 
 
@@ -125,6 +131,18 @@ def _shared(*parts: str) -> Path:
         if folder.is_dir():
             return folder
     pytest.skip(f"shared/{'/'.join(parts)} is not beside the repository")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU where there is one, computing in full float32 unless told otherwise; and the CPU elsewhere.
+
+    A test that asks for it gets the mark `gpu`: `pytest -m gpu` runs all that has to hold on a GPU as well.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

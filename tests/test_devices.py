@@ -8,31 +8,10 @@ from math import prod
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from variants import CLIPS, QUANTIZERS, SIZES, quantizer_options
 
 from bridle_hf import BridleConfig, BridleForPreTraining
-from bridle_hf.quantization_bridle import QUANTIZERS as REGISTRY
 from bridle_hf.training.phases import KINDS
-
-SIZES = {
-    "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-    "decoder_hidden_size": 48, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2,
-    "estimator_num_hidden_layers": 1,
-}  # fmt: skip
-CLIPS = {
-    "audio": {"input_size": (64, 32)},
-    "image": {"input_size": (32, 32)},
-    "video": {"input_size": (4, 32, 32), "decoder_window_size": (2, 4, 4), "decoder_shift_size": (1, 2, 0)},
-}
-QUANTIZERS = {
-    "rq": {},
-    "official": {"ema_mode": "official", "normalize": "per_stage"},
-    "soft codes": {"soft_codes": 3},
-    "knn": {"type": "smoothed", "regularizer": "knn_ce"},
-    "gumbel": {"type": "smoothed", "gumbel": "hard", "regularizer": "perplexity"},
-    "rotation": {"type": "gradient", "estimator": "rotation"},
-    "product": {"type": "product", "inner": "smoothed"},
-    "smoothed rq": {"inner": "smoothed"},
-} | {name: {"type": name} for name in REGISTRY}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,8 +56,7 @@ def clips(config: BridleConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_passes_of_a_step_stay_on_the_gpu(quantizer, kind):
-    config = {"codebook_dim": 16, "codebook_size": 16, "levels": (4, 4)} | QUANTIZERS[quantizer]
-    run_on_fake_gpu(kind, quantizer_config=config, cold_start=False)
+    run_on_fake_gpu(kind, quantizer_config=quantizer_options(quantizer), cold_start=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,10 +36,10 @@ IDLE = r"after_ema/(codebooks\.\d\.embed_ema|embedding\.(cluster_size|embed_avg|
 
 
 class Golden:
-    """A file's weights in our model, its inputs in the layout our models take, and its outputs."""
+    """A file's weights in our model, its inputs in the layout our models take, and its outputs, on a device."""
 
-    def __init__(self, path):
-        tensors = load_file(path)
+    def __init__(self, path, device):
+        self.device, tensors = device, load_file(path, device=str(device))
 
         def part(name):
             return {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
@@ -47,7 +47,8 @@ class Golden:
         self.weights, self.outputs, inputs = part("weights/"), part("outputs/"), part("inputs/")
         modality, name = path.stem.replace("finetune_audio", "audio").split("_")[0], path.stem
         self.options = {"modality": modality, "num_attention_heads": 4, **OPTIONS[name]}
-        self.model, self.report = load_official(self.weights, return_report=True, **self.options)
+        model, self.report = load_official(self.weights, return_report=True, **self.options)
+        self.model = model.to(device)
         if modality == "audio":
             self.values = inputs["input_values"][:, 0]  # (B, frames, mel)
         elif modality == "image":
@@ -69,7 +70,7 @@ class Golden:
     @cached_property
     def cold(self):
         """The whole model of iteration 1."""
-        return load_official(self.weights, cold_start=True, **self.options)
+        return load_official(self.weights, cold_start=True, **self.options).to(self.device)
 
     def decoder_logits(self):
         """Predictions for all patches, (B, N, M * K). A training forward computes those of the masked ones alone."""
@@ -83,12 +84,12 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def load(golden_dir):
+def load(golden_dir, device):
     loaded = {}
 
     def load(name):
         if name not in loaded:
-            loaded[name] = Golden(golden_dir / f"{name}.safetensors")
+            loaded[name] = Golden(golden_dir / f"{name}.safetensors", device)
         return loaded[name]
 
     return load
@@ -137,7 +138,7 @@ def test_features(load, name):
 @files(AUDIO, IMAGE, VIDEO)
 def test_features_of_the_encoder_alone(load, name):
     golden = load(name)
-    encoder = load_official(golden.weights, **golden.options, cls=BridleModel)
+    encoder = load_official(golden.weights, **golden.options, cls=BridleModel).to(golden.device)
     assert_close(golden.run(encoder).last_hidden_state, golden.outputs["features"])
 
 
