@@ -52,7 +52,7 @@ bench() { # PART SECONDS OPTIONS...
 tests() { # NAME SECONDS MARKS: pytest, in several processes where pytest-xdist is installed
     local several=()
     python3 -c 'import xdist' 2>/dev/null && several=(-n 8)
-    run "$1" "$2" python3 -m pytest -m "$3" -q -p no:cacheprovider "${several[@]}"
+    run "$1" "$2" python3 -m pytest -m "$3" -q -p no:cacheprovider "${several[@]}" tests/test_golden.py tests/test_on_device.py
 }
 
 wanted tests && tests tests 120 "gpu and not slow"
