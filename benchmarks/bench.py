@@ -21,18 +21,13 @@ from frontend import fbank_rows
 from growth import measure_growth, plot_growth
 from loading import loading_rows
 from measuring import CLOCKS, Row, measure, table
-from models import TINY, classification_row, operators, peak_memory, phase_rows
+from models import SMALL, SMALL_PHASES, TINY, classification_row, operators, peak_memory, phase_rows
 from quantizers import quantizer_rows
 
 from bridle_hf.cli.process import keep_freed_memory
 
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-SMALL_PHASES = SMALL | {
-    "input_size": (64, 32), "decoder_hidden_size": 48, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
-    "estimator_num_hidden_layers": 1, "quantizer_config": {"codebook_size": 16, "codebook_dim": 8},
-}  # fmt: skip
 
 
 def subjects(small: bool) -> dict[str, Callable[[], Iterable[Row]]]:

@@ -21,9 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from bench import SMALL, SMALL_PHASES
 from measuring import Row, measure, random, table
-from models import TINY, Training
+from models import SMALL, SMALL_PHASES, TINY, Training
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bridle_hf.feature_extraction_bridle import kaldi_fbank

@@ -24,6 +24,11 @@ TINY = {
     "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 2, "predict_ratio": 0.34,
     "quantizer_config": {"codebook_dim": 64},
 }  # fmt: skip
+SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL_PHASES = SMALL | {
+    "input_size": (64, 32), "decoder_hidden_size": 48, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
+    "estimator_num_hidden_layers": 1, "quantizer_config": {"codebook_size": 16, "codebook_dim": 8},
+}  # fmt: skip
 
 
 class Training:

@@ -44,6 +44,7 @@ def dense_swin_layer(layer, hidden, grid, window, shift, valid):
     return hidden + layer.norm2(layer.mlp(hidden))
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize(
     ("grid", "window", "shift", "real"),
@@ -56,9 +57,10 @@ def dense_swin_layer(layer, hidden, grid, window, shift, valid):
         ((3, 2, 4), (2, 2, 2), (1, 0, 1), None),
     ],
 )
-def test_swin_layer_attends_to_exactly_its_window(grid, window, shift, real, shifted):
+def test_swin_layer_attends_to_exactly_its_window(grid, window, shift, real, shifted, implementation):
     torch.manual_seed(0)
     config = BridleConfig(**SMALL)
+    config._attn_implementation = implementation
     layer = BridleSwinLayer(config, 8, 2, window, shifted).double().eval()
     with torch.no_grad():
         layer.attention.tau.copy_(torch.tensor([0.5, 2.0]))
@@ -98,9 +100,20 @@ def test_temperatures_end_at_a_hundredth():
 def test_windows_put_every_patch_back():
     tokens = torch.randn(2, 35, 3)
     windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)
-    for shifted, heads in itertools.product((False, True), (1, 3)):
-        (cut,) = windows.split(tokens, shifted, heads=heads)
-        assert torch.equal(windows.join(cut, shifted), tokens)
+    for shifted in (False, True):
+        cut = windows.split(tokens, shifted)
+        assert cut.shape == (2, 4, 16, 3) and torch.equal(windows.join(cut, shifted), tokens)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_gradients_of_windows(shifted):
+    """Padded along both axes; what stands where there is no patch is hidden in one way and dropped in the other."""
+    tokens = torch.randn(2, 35, 2, dtype=torch.float64, requires_grad=True)
+    windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)
+    real = windows.mask(shifted)[0, :, 0, 0] > -1e4  # (windows, w)
+    assert torch.autograd.gradcheck(lambda x: windows.split(x, shifted) * real[..., None], tokens)
+    cut = torch.randn(2, 4, 16, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: windows.join(x, shifted), cut)
 
 
 def test_every_other_swin_layer_is_shifted():

@@ -74,7 +74,7 @@ def masked_mean(hidden_states, valid=None):
 def count_real(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """() float32, how many of the tokens (B, N, ...) are real: all of them where `valid` (B, N) is None."""
     if valid is None:
-        return torch.tensor(float(tokens.shape[0] * tokens.shape[1]), device=tokens.device)
+        return torch.full((), float(tokens.shape[0] * tokens.shape[1]), device=tokens.device)  # no copy from the host
     return valid.sum(dtype=torch.float32)
 
 

@@ -17,8 +17,9 @@ class BridleWindowAttention(nn.Module):
     scores = cos(q, k) / max(tau, 0.01) + MLP(sign(D) log(1 + |D|)), D the offset of query and key in the window.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, window: tuple[int, ...]):
+    def __init__(self, config, hidden_size: int, num_heads: int, window: tuple[int, ...]):
         super().__init__()
+        self.config = config
         self.num_heads = num_heads
         self.window = window
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
@@ -37,19 +38,28 @@ class BridleWindowAttention(nn.Module):
 
     def forward(self, hidden_states, windows, shifted: bool):
         """(B, N, D) -> the same. Linear maps see the patches in their own order; only heads are cut into windows."""
-        query, key, value = windows.split(self.qkv(hidden_states), shifted, parts=3, heads=self.num_heads)
-        # q.k / max(|q||k|, 1e-6) in the reference. Normalise q, but divide the scores by |k| instead of normalising k:
-        # fewer elements. Multiply by reciprocals, whose backward pass is cheaper than that of a division. `least` keeps
-        # 1 / |k| finite in float16 where padding makes k zero.
+        qkv = windows.split(self.qkv(hidden_states), shifted)  # (B, windows, w, 3 D)
+        batch_size, num_windows, places, _ = qkv.shape
+        qkv = qkv.view(batch_size * num_windows, places, 3, self.num_heads, -1)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B * windows, heads, w, d) each
+        # q.k / max(|q||k|, 1e-6) in the reference. Multiply by reciprocals, whose backward pass is cheaper than that of
+        # a division. `least` keeps 1 / |k| finite in float16 where padding makes k zero.
         least = max(1e-6, torch.finfo(query.dtype).tiny)
-        inverse = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=least).reciprocal()
-        length = torch.linalg.vector_norm(key, dim=-1) * self.tau.clamp(min=0.01)[:, None]  # (B, windows, heads, w)
-        inverse_key = length.clamp(min=least).reciprocal()[..., None, :]
-        scores = torch.matmul(query * inverse, key.transpose(-2, -1)) * inverse_key
-        bias = self.position_bias(self.tau)  # (heads, w, w)
-        mask = windows.mask(shifted)
-        scores = scores + (bias if mask is None else bias + mask)  # (B, windows, heads, w, w)
-        mixed = torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)  # (B, windows, heads, w, d)
+        query = query * torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=least).reciprocal()
+        length = torch.linalg.vector_norm(key, dim=-1, keepdim=True) * self.tau.clamp(min=0.01)[:, None, None]
+        inverse = length.clamp(min=least).reciprocal()  # (B * windows, heads, w, 1)
+        bias, mask = self.position_bias(self.tau)[None], windows.mask(shifted)  # (1, heads, w, w)
+        if mask is not None:  # (B or 1, windows, 1, w or 1, w)
+            bias = (bias + mask).expand(batch_size, num_windows, -1, -1, -1)
+        if self.config._attn_implementation == "eager":
+            # Divide the scores by |k| instead of k itself: fewer elements.
+            scores = torch.matmul(query, key.transpose(-2, -1)) * inverse.transpose(-2, -1)
+            scores = scores.unflatten(0, (batch_size, num_windows)) + bias
+            mixed = torch.matmul(scores.softmax(dim=-1).to(value.dtype).flatten(0, 1), value)
+        else:
+            bias = bias.to(value.dtype).reshape(-1, self.num_heads, places, places)
+            mixed = F.scaled_dot_product_attention(query, (key * inverse).to(query.dtype), value, bias, scale=1.0)
+        mixed = mixed.transpose(1, 2).reshape(batch_size, num_windows, places, -1)
         return self.proj(windows.join(mixed, shifted))
 
 
@@ -59,14 +69,23 @@ class BridleSwinLayer(GradientCheckpointingLayer):
     def __init__(self, config, hidden_size: int, num_heads: int, window: tuple[int, ...], shifted: bool):
         super().__init__()
         self.shifted = shifted
-        self.attention = BridleWindowAttention(hidden_size, num_heads, window)
+        self.attention = BridleWindowAttention(config, hidden_size, num_heads, window)
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-5)
         self.mlp = BridleMLP(config, hidden_size, 4 * hidden_size)
         self.norm2 = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states, windows):
-        hidden_states = hidden_states + self.norm1(self.attention(hidden_states, windows, self.shifted))
-        return hidden_states + self.norm2(self.mlp(hidden_states))
+        hidden_states = hidden_states + uncast(self.norm1, self.attention(hidden_states, windows, self.shifted))
+        return hidden_states + uncast(self.norm2, self.mlp(hidden_states))
+
+
+def uncast(norm: nn.LayerNorm, values: torch.Tensor) -> torch.Tensor:
+    """The norm of values in the precision that they have.
+
+    Autocast would have them copied to float32, in which the kernels calculate anyway.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        return norm(values)
 
 
 class BridleWindows:
@@ -81,59 +100,49 @@ class BridleWindows:
     """
 
     def __init__(self, grid, window, shift, valid, like):
-        self.grid, self.window, self.axes = grid, window, len(grid)
+        self.grid, self.window = grid, window
         self.padded = tuple(-(-n // w) * w for n, w in zip(grid, window, strict=True))
         # a window that spans the whole axis has nothing to shift to
         self.shift = tuple(s if n > w else 0 for n, w, s in zip(self.padded, window, shift, strict=True))
-        if valid is None and self.padded != self.grid:
-            valid = torch.ones(1, prod(grid), dtype=torch.bool, device=like.device)
+        self._patches = [self._patch_of_places(like.device, shifted) for shifted in (False, True)]  # (windows, w)
+        # Of each patch, in one row of all windows; places without a patch come first in their order.
+        self._places = [patch.flatten().argsort()[-prod(grid) :] for patch in self._patches]
         self._masks = [self._mask(valid, like, shifted) for shifted in (False, True)]
 
     def mask(self, shifted: bool):
         """What to add to the scores of a layer: (B or 1, windows, 1, w or 1, w), or None."""
         return self._masks[shifted]
 
-    def split(self, tokens, shifted: bool, parts: int = 1, heads: int = 1):
-        """(B, N, parts * heads * d) -> (B, windows, heads, w, d), as many as there are parts."""
-        field = tokens.view(tokens.shape[0], *self.grid, tokens.shape[-1])
-        if self.padded != self.grid:
-            ends = [p - g for g, p in zip(self.grid, self.padded, strict=True)]
-            field = F.pad(field, [0, 0] + [n for end in reversed(ends) for n in (0, end)])
-        return self._cut(self._roll(field, -1) if shifted else field, parts, heads)
+    def split(self, tokens, shifted: bool):
+        """(B, N, d) -> (B, windows, w, d). The mask hides what stands where there is no patch."""
+        patch = self._patches[shifted]
+        return _Reordering.apply(tokens, patch.flatten(), self._places[shifted], True).unflatten(1, patch.shape)
 
     def join(self, windows, shifted: bool):
-        """(B, windows, heads, w, d) -> (B, N, heads * d), undoing `split`."""
-        batch_size, _, heads, _, width = windows.shape
-        counts = [n // w for n, w in zip(self.padded, self.window, strict=True)]
-        field = windows.view(batch_size, *counts, heads, *self.window, width)
-        order = [d for a in range(self.axes) for d in (1 + a, 2 + self.axes + a)]
-        field = field.permute(0, *order, 1 + self.axes, -1).reshape(batch_size, *self.padded, heads * width)
-        field = self._roll(field, 1) if shifted else field
-        field = field[(slice(None), *(slice(n) for n in self.grid))]
-        return field.reshape(batch_size, prod(self.grid), heads * width)
+        """(B, windows, w, d) -> (B, N, d), undoing `split`."""
+        return _Reordering.apply(windows.flatten(1, 2), self._patches[shifted].flatten(), self._places[shifted], False)
 
-    def _roll(self, field, direction):
-        axes = [a for a in range(self.axes) if self.shift[a]]  # an axis that is not shifted would be copied too
-        return field.roll([direction * self.shift[a] for a in axes], dims=[1 + a for a in axes]) if axes else field
+    def _patch_of_places(self, device, shifted):
+        """(windows, w) number of the patch that stands there, -1 where the grid was padded."""
+        ends = [n for g, p in reversed(list(zip(self.grid, self.padded, strict=True))) for n in (0, p - g)]
+        field = F.pad(torch.arange(prod(self.grid), device=device).view(self.grid), ends, value=-1)
+        return self._cut(field.roll([-s for s in self.shift], list(range(len(self.grid)))) if shifted else field)
 
-    def _cut(self, field, parts=1, heads=1):
-        """(B, *padded, parts * heads * d) -> (B, windows, heads, w, d) of each part."""
-        batch_size, width = field.shape[0], field.shape[-1] // (parts * heads)
+    def _cut(self, field):
+        """(*padded) -> (windows, w)."""
         pairs = [n for p, w in zip(self.padded, self.window, strict=True) for n in (p // w, w)]
-        counts, places, heads_dim = range(1, 1 + 2 * self.axes, 2), range(2, 2 + 2 * self.axes, 2), 1 + 2 * self.axes
-        shape = (batch_size, prod(self.padded) // prod(self.window), heads, prod(self.window), width)
-        # Cut part by part: the gradients are then brought into their places and put together in one copy.
-        each = field.view(batch_size, *pairs, parts, heads, width).unbind(heads_dim)
-        return [part.permute(0, *counts, heads_dim, *places, -1).reshape(shape) for part in each]
+        return (
+            field.view(pairs).permute(*range(0, len(pairs), 2), *range(1, len(pairs), 2)).reshape(-1, prod(self.window))
+        )
 
     def _mask(self, valid, like, shifted):
-        mask = None
+        mask, patch = None, self._patches[shifted]
         if shifted and any(self.shift):
-            region = self._cut(self._regions(like)[None, ..., None])[0][..., 0]  # (1, windows, 1, w)
-            mask = -100.0 * (region[..., :, None] != region[..., None, :]).to(like.dtype)
-        if valid is not None:
-            real = self.split(valid[..., None].to(like.dtype), shifted)[0][..., 0]  # (B, windows, 1, w); padding is 0
-            hidden = (real - 1.0)[..., None, :] * 1e4
+            region = self._cut(self._regions(like))  # (windows, w)
+            mask = -100.0 * (region[:, :, None] != region[:, None, :]).to(like.dtype)[None, :, None]
+        if valid is not None or self.padded != self.grid:
+            real = (patch >= 0)[None] if valid is None else (patch >= 0) & valid[:, patch.clamp(min=0)]
+            hidden = (real.to(like.dtype) - 1.0)[:, :, None, None] * 1e4  # (B or 1, windows, 1, 1, w)
             mask = hidden if mask is None else mask + hidden
         return mask
 
@@ -144,8 +153,32 @@ class BridleWindows:
             if s:
                 place = torch.arange(n, device=like.device)
                 line = (place >= n - w).float() + (place >= n - s).float()
-                region = region * 3 + line.view([n if a == axis else 1 for a in range(self.axes)])
+                region = region * 3 + line.view([n if a == axis else 1 for a in range(len(self.grid))])
         return region
+
+
+class _Reordering(torch.autograd.Function):
+    """Patches (B, N, d) in the order of their places (B, P, d), or back.
+
+    `patch` (P,) is that of each place, -1 where there is none, and `place` (N,) that of each patch. The gradient is a
+    selection as well: no sums, which a GPU would take one by one.
+    """
+
+    @staticmethod
+    def forward(ctx, values, patch, place, to_places):
+        ctx.save_for_backward(patch, place)
+        ctx.to_places = to_places
+        return values.index_select(1, patch.clamp(min=0) if to_places else place)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        patch, place = ctx.saved_tensors
+        if ctx.to_places:
+            return gradient.index_select(1, place), None, None, None
+        found = gradient.index_select(1, patch.clamp(min=0))
+        if len(patch) > len(place):
+            found = found.masked_fill((patch < 0)[:, None], 0.0)
+        return found, None, None, None
 
 
 def swin_layers(config, hidden_size: int, num_heads: int, num_layers: int) -> nn.ModuleList:

@@ -82,7 +82,7 @@ def load_official(
         overrides: fields of `BridleConfig`; `quantizer_config` a dict of some fields of `BridleQuantizerConfig`.
 
     Returns:
-        the model, or (model, report).
+        the model, on the CPU wherever the weights were, or (model, report).
 
     Raises:
         ValueError: keys that are unknown or missing (all are listed), an override that is no field of the configuration
@@ -157,7 +157,7 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
         )
     if all(name.startswith("module.") for name in source):
         source = {name.removeprefix("module."): value for name, value in source.items()}
-    return dict(source)
+    return {name: value.cpu() for name, value in source.items()}  # tables are compared with ours, which are there
 
 
 def _load_torch_file(path) -> Mapping:
