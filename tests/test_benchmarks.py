@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -93,8 +94,10 @@ def test_a_trial_of_the_gpu_benchmark(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import gpu
 
-    report = gpu.main(["--small", "--rounds", "1", "--batch-sizes", "1,2", "--output", str(tmp_path)])
-    assert json.loads((tmp_path / "gpu.json").read_text()) == report
+    report = gpu.main(
+        ["--small", "--rounds", "1", "--batch-sizes", "1,2", "--output", str(tmp_path), "--parts=steps,peers"]
+    )
+    assert json.loads((tmp_path / "gpu.json").read_text()) == report | {"fbank_clips_per_second": mock.ANY}
     assert [(row["phase"], row["batch"]) for row in report["rows"]] == [
         (phase, size) for phase in ("encoder", "tokenizer", "encoder, iteration 2") for size in (1, 2)
     ]
@@ -102,7 +105,33 @@ def test_a_trial_of_the_gpu_benchmark(monkeypatch, tmp_path, capsys):
         assert row["clips_per_second"] * row["ms"] == pytest.approx(1e3 * row["batch"])
     one = gpu.Training(gpu.SMALL_PHASES, 1, "encoder").operations()
     assert report["rows"][1]["tflops"] == pytest.approx(one * report["rows"][1]["clips_per_second"] / 1e12)
+    peers = {name for row in report["peers"] for name in row["others"]}
+    assert peers == {"AST", "ViTMAE", "VideoMAE", "vector-quantize-pytorch", "floor: one product"}
     assert capsys.readouterr().out.count("| nowhere |") == 6
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main([])
+
+
+def test_a_step_is_counted_the_same_whatever_kernel_it_takes(monkeypatch):
+    """Kernels of attention compute products again in their backward pass; those are not work that a step needs."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from models import SMALL_PHASES, Training
+
+    eager, sdpa = (Training(SMALL_PHASES | {"attn_implementation": name}, 2, "encoder") for name in ("eager", "sdpa"))
+    assert sdpa.operations() == eager.operations() > 0
+
+
+def test_a_trial_of_the_check_of_a_gpu(tmp_path):
+    script = str(ROOT / "benchmarks" / "gpu_check.sh")
+    wrong = subprocess.run([script, "--smal"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--smal is no option and no part" in wrong.stderr
+    run = subprocess.run(
+        [script, "--small", "--output", str(tmp_path), "steps", "train"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    ends = re.findall(r"^== (\S+): exit code (\d+) after", run.stdout, re.MULTILINE)
+    assert ends == [("steps", "0"), ("train", "0"), ("probe-1", "0"), ("probe-2", "0")]
+    for name, _ in ends:
+        assert (tmp_path / f"{name}.log").read_text()
+    assert json.loads((tmp_path / "probe-2.log").read_text().splitlines()[-1])["clips"] == 480

@@ -388,7 +388,8 @@ class BridleTokenizer(BridlePreTrainedModel):
     @property
     def patch_layer(self) -> BridlePatchEmbeddings:
         """Cuts inputs into patches, and knows their grid."""
-        return (self.cold_start or self.encoder.embeddings).patch_embeddings
+        part = self.encoder.embeddings if self.cold_start is None else self.cold_start
+        return part.patch_embeddings
 
     def project(self, values, attention_mask=None, valid=None) -> torch.Tensor:
         """What the quantizer receives: (B, N, d), in the ambient precision.
