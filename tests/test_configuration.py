@@ -202,7 +202,7 @@ WRONG_QUANTIZER = [
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
     ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes 0 to 1"),
     ({"soft_codes": 300}, "`soft_codes` is 300; it takes 0 to 256, `codebook_size`"),
-    ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'gradient', 'simvq', 'smoothed'"),
+    ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'fsq', 'gradient', 'simvq', 'smoothed'"),
     ({"distance": "l1"}, "`distance` is 'l1'"),
     ({"estimator": "soft"}, "`estimator` is 'soft'"),
     ({"gumbel": "on"}, "`gumbel` is 'on'; it takes one of 'none', 'soft', 'hard'"),

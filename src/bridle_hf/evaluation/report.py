@@ -86,6 +86,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     last = list(tokenizers)[-1]
     codes, valid = tokens[last]
     quality, quantizer = qualities[last], config.quantizer_config
+    sizes = quantizer.codebook_sizes
 
     parts = [
         tiles(
@@ -120,8 +121,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         usage_table(qualities),
         figure(
             "histograms",
-            plots.code_histograms({k: code_counts(c[v], quantizer.codebook_size) for k, (c, v) in tokens.items()}),
-            f"Share of each of {quantizer.codebook_size} codes, most frequent first. Dashed: all codes equally often.",
+            plots.code_histograms({k: code_counts(c[v], sizes) for k, (c, v) in tokens.items()}, sizes),
+            f"Share of each of {_joined(sizes)} codes, most frequent first. Dashed: all codes equally often.",
         ),
     ]
     if quality["code_norm"] is not None:
@@ -148,11 +149,16 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     if sounds is not None:
         parts += listen(tokenizers[last], examples, codes, valid, sounds, batch_size)
     subtitle = (
-        f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {quantizer.codebook_size} codes, measured on "
+        f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {_joined(sizes)} codes, measured on "
         f"{len(codes)} clips ({quality['patches']} patches)"
     )
     write_page(path, f"Codebooks of {name}", subtitle, parts)
     return qualities
+
+
+def _joined(sizes):
+    """The size of the codebooks, or their sizes where those differ."""
+    return ", ".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
 
 
 def listen(tokenizer, examples, codes, valid, sounds, batch_size):
