@@ -24,7 +24,8 @@ from .quantization_bridle import (
     inner_types,
 )
 
-# What the paper prescribes for each kind of input (arXiv 2502.02118, section 4 and appendix C).
+# Of each kind of input. The blocks of decoder and estimator and the masks are the paper's (arXiv 2502.02118, section 4
+# and appendix C); sizes of inputs and patches, widths, heads and the Swin window are the reference code's.
 SPECTROGRAM_DEFAULTS = {
     "input_size": (1024, 128),
     "patch_size": (16, 16),
@@ -160,8 +161,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
     Args:
         type (`str`): one codebook: `"vector"` (EMA, the baseline), `"gradient"` (codes are parameters), `"simvq"`
             (frozen codes times a learned map), `"smoothed"` (softmax over the codes) or `"fsq"` (rounded numbers, no
-            codebook). Several of them: `"residual"` (RQ, the paper's) or `"product"` (on slices of the vector). Or
-            `"random_projection"` (frozen, as in BEST-RQ).
+            codebook). Several of them: `"residual"` (RQ, section 3.1 of the paper) or `"product"` (on slices of the
+            vector). Or `"random_projection"` (frozen, as in BEST-RQ).
         inner (`str`): type of the codebooks inside `"residual"` and `"product"`; `"fsq"` in `"product"` only.
         num_codebooks (`int`): M, codes per patch; 1 for the types of one codebook.
         codebook_size (`int` or `list[int]`): K, codes per codebook; `"residual"` and `"product"` also take a list K_m
@@ -171,8 +172,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
         ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
-        commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"`, 1 for
-            `"gradient"` and `"simvq"`, 0 for `"smoothed"`.
+        commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"` (as in the
+            reference code), 1 for `"gradient"` and `"simvq"` (T. Morita, 2026), 0 for `"smoothed"`.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
@@ -316,7 +317,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
 @strict
 class BridleConfig(PreTrainedConfig):
     r"""
-    Configuration of every BRIDLE model. `modality` picks the paper's defaults; each field can be set on its own.
+    Configuration of every BRIDLE model. `modality` picks the defaults (`MODALITY_DEFAULTS`); each can be set by itself.
 
     Args:
         modality (`str`): `"audio"`, `"image"` or `"video"`.
@@ -345,7 +346,8 @@ class BridleConfig(PreTrainedConfig):
             even see the others and gets cheaper (partial reconstruction, arXiv 2401.14391).
         soft_targets (`int`): of EMA codebooks: 0 to predict the nearest code of each codebook, k to predict the k
             nearest, with shares by inverse squared distance as labels.
-        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
+        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss (eq. 7;
+            the paper gives no number).
         joint_tokenizer_weight (`float`): alpha of eq. 8.
         cold_start (`bool`): whether a new tokenizer is the frozen random projection of iteration 1, which
             `BridleTokenizer.reset_` replaces; in a saved config, whether the weights beside it are those of one. Its

@@ -123,7 +123,7 @@ class BridlePositions(nn.Module):
 class BridlePatchEmbeddings(nn.Module):
     """Cut an input into patches and project each, patches numbered row-major.
 
-    Patches do not overlap, so the convolution of the paper is a matrix product over the numbers of a patch, and masked
+    Patches do not overlap, so the convolution of a ViT is a matrix product over the numbers of a patch, and masked
     patches need not be projected at all.
 
     Inputs as users hold them: audio (B, frames, mel), images (B, C, H, W), videos (B, T, C, H, W).

@@ -32,7 +32,7 @@ class LossSum(NamedTuple):
 
 
 def phase_weights(config, phase: str) -> dict[str, float]:
-    """The named losses that a phase minimises and their weights (eq. 4; 5 and 6; 8).
+    """The named losses that a phase minimises and their weights (eq. 4; 5 to 7; 8).
 
     Raises:
         ValueError: an unknown phase.
@@ -79,7 +79,7 @@ def count_real(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor
 
 
 def masked_cross_entropy(logits, labels, soft=None) -> LossSum:
-    """Eq. 4, over masked patches and codebooks.
+    """Eq. 4 over masked patches, and as a mean over codebooks, where the paper has the sum.
 
     Args:
         logits: (B, S, M, K).
@@ -97,7 +97,7 @@ def masked_cross_entropy(logits, labels, soft=None) -> LossSum:
 
 
 def cosine_loss(features, teacher, valid=None) -> LossSum:
-    """Eq. 6, 1 - cos over real patches. (B, N, D) each, `valid` (B, N)."""
+    """1 - cos over real patches, where eq. 6 prints one minus a ratio of sums. (B, N, D) each, `valid` (B, N)."""
     distance = 1 - F.cosine_similarity(features.float(), teacher.float(), dim=-1)  # (B, N)
     total = distance.sum() if valid is None else (distance * valid.to(distance.dtype)).sum()
     return LossSum(total, count_real(distance, valid))

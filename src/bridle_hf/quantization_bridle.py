@@ -311,7 +311,7 @@ class StagedQuantizer(Quantizer):
 
 @register("residual", num_codebooks=4, codebook_size=256)
 class ResidualQuantizer(StagedQuantizer):
-    """Residual quantization with EMA codebooks (paper eq. 1-3, 5 and 9-13).
+    """Residual quantization with EMA codebooks (paper eq. 1-3 and 9-13, and eq. 5 stage by stage).
 
     e_1 = z; i_m = argmin_i |e_m - c_i|^2; e_{m+1} = e_m - sg[c_{i_m}]; q = sum_m c_{i_m}. Codes are constants for the
     gradient, so the commitment loss of every stage reaches z and no other codebook.
@@ -325,7 +325,7 @@ class ResidualQuantizer(StagedQuantizer):
         ema_mode: "counts" is eq. 9-13. "official" is the reference code: the direction of the batch mean is blended
             into the code, and in training a stage subtracts the code as this batch moves it (by the statistics of its
             own process; the stored codes move by those of all processes).
-        commitment_weight: beta.
+        commitment_weight: beta of eq. 5, for which the paper has no number; 0.25 is the reference code's.
         normalize: "once" scales z to length 1, then applies eq. 1-3; the loss and q are in that space. "per_stage"
             (reference code): each stage searches with its residual scaled to length 1, but subtracts from the unscaled
             one. "none": eq. 1-3.

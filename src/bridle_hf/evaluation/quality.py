@@ -56,7 +56,7 @@ def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
 
     Returns:
         dict of arrays (M,): `residual_energy`, the share of the energy left after the stage; `residual_norm` and
-        `code_norm`, mean length of the residual after the stage and of the codes it chose (the paper's figure 3).
+        `code_norm`, mean length of the residual after the stage and of the codes it chose.
         Empty where the quantizer does not subtract.
     """
     quantizer = tokenizer.quantizer
