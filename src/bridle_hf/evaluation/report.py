@@ -87,6 +87,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     codes, valid = tokens[last]
     quality, quantizer = qualities[last], config.quantizer_config
     sizes = quantizer.codebook_sizes
+    held = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
     parts = [
         tiles(
@@ -122,7 +123,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         figure(
             "histograms",
             plots.code_histograms({k: code_counts(c[v], sizes) for k, (c, v) in tokens.items()}, sizes),
-            f"Share of each of {_joined(sizes)} codes, most frequent first. Dashed: all codes equally often.",
+            f"Share of each code of {held}, most frequent first. Dashed: all codes equally often.",
         ),
     ]
     if quality["code_norm"] is not None:
@@ -149,16 +150,10 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     if sounds is not None:
         parts += listen(tokenizers[last], examples, codes, valid, sounds, batch_size)
     subtitle = (
-        f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {_joined(sizes)} codes, measured on "
-        f"{len(codes)} clips ({quality['patches']} patches)"
+        f"{quantizer.type} quantizer, {held} codes, measured on {len(codes)} clips ({quality['patches']} patches)"
     )
     write_page(path, f"Codebooks of {name}", subtitle, parts)
     return qualities
-
-
-def _joined(sizes):
-    """The size of the codebooks, or their sizes where those differ."""
-    return ", ".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
 
 
 def listen(tokenizer, examples, codes, valid, sounds, batch_size):
