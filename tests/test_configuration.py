@@ -1,4 +1,4 @@
-"""The configuration: the paper's numbers, the two presets, what is refused, and what comes back from JSON."""
+"""The configuration: the defaults, the two presets, what is refused, and what comes back from JSON."""
 
 import json
 
@@ -7,8 +7,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from bridle_hf.configuration_bridle import AUTO_MAP, BridleConfig, BridleQuantizerConfig
 
-# arXiv 2502.02118, section 4 and appendix C
-PAPER = {
+# Blocks, masks and ViT-B: arXiv 2502.02118, section 4 and appendix C. Sizes, widths and heads: the reference code.
+DEFAULTS = {
     "audio": {
         "input_size": (1024, 128),
         "patch_size": (16, 16),
@@ -45,16 +45,16 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("modality", PAPER)
-def test_defaults_are_the_papers(modality):
-    config, paper = BridleConfig(modality=modality), dict(PAPER[modality])
+@pytest.mark.parametrize("modality", DEFAULTS)
+def test_defaults_of_each_modality(modality):
+    config, expected = BridleConfig(modality=modality), dict(DEFAULTS[modality])
     decoder = tuple(
         getattr(config, f"decoder_{name}")
         for name in ("type", "hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    assert decoder == paper.pop("decoder")
-    assert (config.mask_type, config.mask_ratio) == paper.pop("mask")
-    assert {name: getattr(config, name) for name in paper} == paper
+    assert decoder == expected.pop("decoder")
+    assert (config.mask_type, config.mask_ratio) == expected.pop("mask")
+    assert {name: getattr(config, name) for name in expected} == expected
     # ViT-B; the estimator is as wide as the encoder
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
     assert (config.intermediate_size, config.estimator_hidden_size) == (3072, 768)
@@ -63,7 +63,7 @@ def test_defaults_are_the_papers(modality):
     assert config.cold_start and config.use_cls_token and config.pooling == "mean"
 
 
-def test_quantizer_defaults_are_the_papers():
+def test_quantizer_defaults():
     residual, vector = BridleConfig().quantizer_config, BridleQuantizerConfig(type="vector")
     assert (residual.type, residual.num_codebooks, residual.codebook_size) == ("residual", 4, 256)
     assert (vector.num_codebooks, vector.codebook_size) == (1, 1024)
@@ -202,7 +202,7 @@ WRONG_QUANTIZER = [
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
     ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes 0 to 1"),
     ({"soft_codes": 300}, "`soft_codes` is 300; it takes 0 to 256, `codebook_size`"),
-    ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'gradient', 'simvq', 'smoothed'"),
+    ({"inner": "residual"}, "`inner` is 'residual'; it takes one of 'vector', 'fsq', 'gradient', 'simvq', 'smoothed'"),
     ({"distance": "l1"}, "`distance` is 'l1'"),
     ({"estimator": "soft"}, "`estimator` is 'soft'"),
     ({"gumbel": "on"}, "`gumbel` is 'on'; it takes one of 'none', 'soft', 'hard'"),

@@ -8,13 +8,18 @@ import torch
 from drawn import CODES, DIM, vectors
 from torch import nn
 
-from bridle_hf import BridleQuantizerConfig, ResidualQuantizer, VectorQuantizer, build_quantizer
+from bridle_hf import (
+    BridleQuantizerConfig,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    build_quantizer,
+)
 from bridle_hf.quantization_bridle import (
     QUANTIZERS,
     ProductQuantizer,
     Quantizer,
     QuantizerOutput,
-    RandomProjectionQuantizer,
     arguments,
     inner_types,
     register,
@@ -69,7 +74,7 @@ def test_the_base_class_has_every_member_and_its_verbs_do_nothing():
     assert quantizer.initialized and quantizer.init_sample_size == 0 and len(quantizer.codebooks) == 0
     assert quantizer.initialize_(vectors(3)) is None and quantizer.update_(None) is None
     assert quantizer.reset_dead_codes_(vectors(3)) == 0
-    for call in (quantizer.assign, quantizer.decode, quantizer):
+    for call in (quantizer.assign, quantizer.decode, quantizer, lambda z: quantizer.soft_assign(z, 2)):
         with pytest.raises(NotImplementedError):
             call(vectors(3))
 
@@ -253,15 +258,15 @@ def test_what_learns_is_a_parameter_and_vectors_do_not_decay(kind):
 # --- from a config --------------------------------------------------------------------------------
 EMA = (
     "ema_decay ema_epsilon ema_mode commitment_weight normalize codebook_init kmeans_iterations "
-    "kmeans_samples_per_code reset_threshold soft_codes"
+    "kmeans_samples_per_code reset_threshold soft_codes quantizer_dropout"
 )
 OPTIONS = {
     "residual": f"num_codebooks codebook_size {EMA}",
     "vector": f"codebook_size {EMA}",
-    "gradient": "num_codebooks codebook_size distance estimator commitment_weight normalize",
-    "simvq": "num_codebooks codebook_size distance estimator commitment_weight normalize",
+    "gradient": "num_codebooks codebook_size distance estimator commitment_weight normalize quantizer_dropout",
+    "simvq": "num_codebooks codebook_size distance estimator commitment_weight normalize quantizer_dropout",
     "smoothed": "num_codebooks codebook_size temperature gumbel gumbel_schedule regularizer regularizer_weight "
-    "num_neighbors num_vertices commitment_weight normalize",
+    "num_neighbors num_vertices commitment_weight normalize quantizer_dropout",
     "random_projection": "num_codebooks codebook_size projection_dim",
     "product": "groups",
     "fsq": "levels",

@@ -4,6 +4,7 @@ All state is float32 buffers. Functions and methods are pure unless their name e
 """
 
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ SEARCHED_ON_CPU, SEARCHED_ELSEWHERE = 1024, 65536
 HELD_BELOW, HELD_AT_MOST = 100, 0.1
 
 # Codes whose mean is this many times as long as their deviation are compared by their differences from it: float32
-# loses them in the squares of eq. 2. Of 256 codes in 16 dimensions, 1 in 1,400 was wrong at 30 times, 46 % at 1,000.
+# loses them in the squares of eq. 1. Of 256 codes in 16 dimensions, 1 in 1,400 was wrong at 30 times, 46 % at 1,000.
 FAR_OUT = 30
 
 # Shorter vectors are the rounding error of longer ones: they have no direction that a gradient could turn.
@@ -119,14 +120,37 @@ def check_finite(name, tensor):
         raise ValueError(f"`{name}` holds NaN or inf; it takes finite values.")
 
 
-def check_codes(codes, num_codebooks, codebook_size, fewer=False):
-    """Raise a `ValueError` unless codes are integers (..., M) in [0, K); with `fewer`, (..., 1) to (..., M)."""
+def sizes_of(codebook_size, num_codebooks):
+    """K of each of M codebooks, from one number for all of them or from M numbers.
+
+    Raises:
+        ValueError: another number of sizes.
+    """
+    sizes = (codebook_size,) * num_codebooks if isinstance(codebook_size, Integral) else tuple(codebook_size)
+    if len(sizes) != num_codebooks:
+        raise ValueError(
+            f"`codebook_size` is {list(sizes)}; it takes one number, or one per codebook, {num_codebooks} numbers."
+        )
+    return sizes
+
+
+def check_codes(codes, sizes, fewer=False):
+    """Raise a `ValueError` unless codes are integers (..., M), those of codebook m in [0, sizes[m]).
+
+    Args:
+        sizes: M numbers.
+        fewer: take the codes of the first codebooks alone, too, (..., 1) to (..., M).
+    """
+    num_codebooks = len(sizes)
     fits = codes.ndim >= 1 and (1 if fewer else num_codebooks) <= codes.shape[-1] <= num_codebooks
     if not fits or codes.is_floating_point() or codes.dtype == torch.bool:
         got, takes = f"{tuple(codes.shape)} {codes.dtype}", f"{'1 to ' if fewer else ''}{num_codebooks}"
         raise ValueError(f"`codes` is {got}; it takes integers with last dimension {takes}.")
-    if codes.numel() > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
-        raise ValueError(f"`codes` is in [{codes.min()}, {codes.max()}]; it takes [0, {codebook_size - 1}].")
+    together = len(set(sizes)) == 1  # one look at the values, for which a GPU has to wait, instead of M
+    for book, part in enumerate([codes] if together else codes.split(1, dim=-1)):
+        if part.numel() > 0 and not 0 <= int(part.min()) <= int(part.max()) < sizes[book]:
+            where = "" if together else f" for codebook {book + 1}"
+            raise ValueError(f"`codes` is in [{part.min()}, {part.max()}]{where}; it takes [0, {sizes[book] - 1}].")
 
 
 # --- Pure functions on (n, d) rows and (K, d) codes -------------------------------------------------------------------
@@ -266,7 +290,7 @@ def unit(rows):
 
 
 def straight_through(source, value):
-    """`value` exactly, with its gradient led to `source` instead (eq. 2)."""
+    """`value` exactly, with its gradient led to `source` instead (T. Morita, 2026, eq. 2)."""
     return value.detach() + (source - source.detach())
 
 

@@ -5,6 +5,8 @@ Everything is meant for held-out data and a frozen codebook. Entropies and mutua
 
 import numpy as np
 
+from .codebook_bridle import sizes_of
+
 
 def _as_codes(codes, name="codes"):
     """Codes of any leading shape as an int64 array (n, M)."""
@@ -19,10 +21,10 @@ def code_counts(codes, codebook_size):
 
     Args:
         codes: integers (..., M) in [0, codebook_size).
-        codebook_size (`int`): K.
+        codebook_size (`int` or `list[int]`): K, or one number per codebook.
 
     Returns:
-        int64 array (M, K).
+        int64 array (M, K), K that of the largest codebook.
 
     Raises:
         ValueError: if codes are not integers, are empty, or lie outside the codebook.
@@ -30,9 +32,10 @@ def code_counts(codes, codebook_size):
     codes = _as_codes(codes)
     if not len(codes):
         raise ValueError("codes: got none; at least one row is needed")
-    if codes.min() < 0 or codes.max() >= codebook_size:
+    sizes = sizes_of(codebook_size, codes.shape[1])
+    if codes.min() < 0 or (codes >= sizes).any():
         raise ValueError(f"codes: got values {codes.min()}..{codes.max()}; they must lie in [0, {codebook_size})")
-    return np.stack([np.bincount(stage, minlength=codebook_size) for stage in codes.T])  # (M, K)
+    return np.stack([np.bincount(stage, minlength=max(sizes)) for stage in codes.T])  # (M, K)
 
 
 def entropy(counts, corrected=False):
@@ -52,11 +55,12 @@ def entropy(counts, corrected=False):
     return bits
 
 
-def usage(counts):
-    """Usage of each codebook (arXiv 2502.02118, eq. 31 for ECU).
+def usage(counts, codebook_size=None):
+    """Usage of each codebook (arXiv 2502.02118, eq. 29 to 31 for CUR, UE and ECU).
 
     Args:
         counts: (M, K).
+        codebook_size (`int` or `list[int]`): K where that of a codebook is less than the number of columns.
 
     Returns:
         dict of arrays (M,): `cur` = used / K; `entropy` UE in bits; `perplexity` = 2^UE; `ecu` = CUR UE / log2 K,
@@ -64,29 +68,29 @@ def usage(counts):
         chosen.
     """
     counts = np.asarray(counts)
-    size = counts.shape[-1]
+    size = np.asarray(counts.shape[-1] if codebook_size is None else codebook_size)
     used = (counts > 0).sum(-1)
     bits = entropy(counts)
     return {
         "cur": used / size,
         "entropy": bits,
         "perplexity": 2.0**bits,
-        "ecu": used / size * bits / np.log2(size) if size > 1 else used / size,
-        "ecu_table6": ecu_table6(counts),
+        "ecu": np.where(size > 1, used / size * bits / np.log2(np.maximum(size, 2)), used / size),
+        "ecu_table6": ecu_table6(counts, size),
         "dead": size - used,
     }
 
 
-def ecu_table6(counts):
+def ecu_table6(counts, codebook_size=None):
     """The figure printed in the paper's table 6: CUR / (UE in bits * ln K). For comparison only.
 
     It divides by the entropy where eq. 31 multiplies, and mixes two log bases: lower is more even, and the floor
     depends on K (0.02254 for 256 codes, 0.01443 for 1024). Infinite when a single code is used.
     """
     counts = np.asarray(counts)
-    size = counts.shape[-1]
+    size = counts.shape[-1] if codebook_size is None else codebook_size
     with np.errstate(divide="ignore"):
-        return (counts > 0).mean(-1) / (entropy(counts) * np.log(size))
+        return (counts > 0).sum(-1) / size / (entropy(counts) * np.log(size))
 
 
 def mutual_information(a, b, corrected=True):
@@ -136,10 +140,10 @@ def code_histograms(codes, valid, codebook_size):
     Args:
         codes: (B, N, M).
         valid: (B, N), true where a patch is no padding.
-        codebook_size (`int`): K.
+        codebook_size (`int` or `list[int]`): K, or one number per codebook.
 
     Returns:
-        float array (B, M * K); each stage's K values sum to 1.
+        float array (B, M * K), K that of the largest codebook; each stage's K values sum to 1.
     """
     rows = [code_counts(clip[keep], codebook_size) / keep.sum() for clip, keep in zip(codes, valid, strict=True)]
     return np.stack(rows).reshape(len(rows), -1)

@@ -6,14 +6,14 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .codebook_bridle import check_choice, check_range
+from .codebook_bridle import check_choice, check_range, sizes_of
+from .fixed_quantization_bridle import check_levels
 from .learned_quantization_bridle import (
     DISTANCES,
     ESTIMATORS,
     GUMBELS,
     REGULARIZERS,
     TEMPERATURES,
-    check_levels,
 )
 from .quantization_bridle import (
     CODEBOOK_INITS,
@@ -24,7 +24,8 @@ from .quantization_bridle import (
     inner_types,
 )
 
-# What the paper prescribes for each kind of input (arXiv 2502.02118, section 4 and appendix C).
+# Of each kind of input. The blocks of decoder and estimator and the masks are the paper's (arXiv 2502.02118, section 4
+# and appendix C); sizes of inputs and patches, widths, heads and the Swin window are the reference code's.
 SPECTROGRAM_DEFAULTS = {
     "input_size": (1024, 128),
     "patch_size": (16, 16),
@@ -137,11 +138,14 @@ def _either(values):
     return " or ".join(map(repr, values))
 
 
+def _check_size(name, value, part=""):
+    if not 1 <= value <= MOST[name]:
+        raise ValueError(f"`{part}{name}` is {value}; it takes a whole number from 1 to {MOST[name]}.")
+
+
 def _check_sizes(config, names, part=""):
     for name in names:
-        value, most = getattr(config, part + name), MOST[name]
-        if not 1 <= value <= most:
-            raise ValueError(f"`{part}{name}` is {value}; it takes a whole number from 1 to {most}.")
+        _check_size(name, getattr(config, part + name), part)
 
 
 def _check_product(names, values, most):
@@ -157,24 +161,27 @@ class BridleQuantizerConfig(PreTrainedConfig):
     Args:
         type (`str`): one codebook: `"vector"` (EMA, the baseline), `"gradient"` (codes are parameters), `"simvq"`
             (frozen codes times a learned map), `"smoothed"` (softmax over the codes) or `"fsq"` (rounded numbers, no
-            codebook). Several of them: `"residual"` (RQ, the paper's) or `"product"` (on slices of the vector). Or
-            `"random_projection"` (frozen, as in BEST-RQ).
+            codebook). Several of them: `"residual"` (RQ, section 3.1 of the paper) or `"product"` (on slices of the
+            vector). Or `"random_projection"` (frozen, as in BEST-RQ).
         inner (`str`): type of the codebooks inside `"residual"` and `"product"`; `"fsq"` in `"product"` only.
         num_codebooks (`int`): M, codes per patch; 1 for the types of one codebook.
-        codebook_size (`int`): K, codes per codebook. `"fsq"` has `prod(levels)`.
+        codebook_size (`int` or `list[int]`): K, codes per codebook; `"residual"` and `"product"` also take a list K_m
+            of one number per codebook. `"fsq"` has `prod(levels)`.
         codebook_dim (`int`): d, the width of a code.
         normalize (`str`): `"once"` scales z to unit length before the first stage, `"per_stage"` searches with the unit
             length residual but subtracts from the raw one (the reference code), `"none"` leaves eq. 1-3 as they are.
         ema_mode (`str`): `"counts"` is eq. 9-13; `"official"` blends the unit length batch mean into each used code.
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
-        commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"`, 1 for
-            `"gradient"` and `"simvq"`, 0 for `"smoothed"`.
+        commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"` (as in the
+            reference code), 1 for `"gradient"` and `"simvq"` (T. Morita, 2026), 0 for `"smoothed"`.
         codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
         reset_interval (`int`), reset_threshold (`float`): steps between resets, and the share of the mean count below
             which a code is dead.
-        soft_codes (`int`): 0 for the nearest code, k for a distance-weighted mean of the k nearest.
+        soft_codes (`int`): of EMA codebooks: 0 for the nearest code, k for a distance-weighted mean of the k nearest.
+        quantizer_dropout (`float`): of `"residual"`: share of the samples that, while the tokenizer trains, only the
+            first m of the codebooks quantize, m random.
         distance (`str`): of the search of `"gradient"` and `"simvq"`: `"euclidean"` or `"cosine"`.
         estimator (`str`): their gradient: `"ste"` (straight-through) or `"rotation"`.
         temperature (`float`): of the softmax of `"smoothed"` at the start, 0.01 to 1; it is learned.
@@ -193,7 +200,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     type: str = "residual"
     inner: str = "vector"
     num_codebooks: int | None = None
-    codebook_size: int | None = None
+    codebook_size: int | list[int] | tuple[int, ...] | None = None
     codebook_dim: int = 256
     normalize: str | None = None
     ema_mode: str | None = None
@@ -207,6 +214,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     reset_interval: int = 100
     reset_threshold: float | int = 0.1
     soft_codes: int = 0
+    quantizer_dropout: float | int = 0.0
     distance: str = "euclidean"
     estimator: str = "ste"
     temperature: float | int = 0.1
@@ -227,7 +235,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
         sizes = QUANTIZERS.get(self.type, QUANTIZERS["vector"])
         codebook = QUANTIZERS.get(self.codebook_type, QUANTIZERS["vector"])
         if self.num_codebooks is None:
-            self.num_codebooks = sizes.num_codebooks
+            several = isinstance(self.codebook_size, list | tuple) and sizes.num_codebooks > 1
+            self.num_codebooks = len(self.codebook_size) if several else sizes.num_codebooks
         if self.codebook_size is None:
             self.codebook_size = prod(self.levels) if self.codebook_type == "fsq" else sizes.codebook_size
         if self.commitment_weight is None:
@@ -241,14 +250,27 @@ class BridleQuantizerConfig(PreTrainedConfig):
         """The type of each codebook: `inner` where there are several, else `type`."""
         return self.inner if self.type in ("residual", "product") else self.type
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K_m of each codebook."""
+        return sizes_of(self.codebook_size, self.num_codebooks)
+
     def validate_quantizer(self):
         check_choice("type", self.type, tuple(QUANTIZERS))
         check_choice("inner", self.inner, inner_types("product"))
         _check_choices(self, QUANTIZER_CHOICES)
-        sizes = ("num_codebooks", "codebook_size", "codebook_dim", "kmeans_iterations", "reset_interval")
-        _check_sizes(self, (*sizes, "num_neighbors"))
+        sizes = ("num_codebooks", "codebook_dim", "kmeans_iterations", "reset_interval", "num_neighbors")
+        _check_sizes(self, sizes)
+        if not isinstance(self.codebook_size, int) and self.type not in ("residual", "product"):
+            raise ValueError(
+                f"`codebook_size` is {list(self.codebook_size)}; a quantizer of type {self.type!r} takes one number. "
+                "Types 'residual' and 'product' take one per codebook, too."
+            )
+        for size in self.codebook_sizes:
+            _check_size("codebook_size", size)
+        smallest, largest = min(self.codebook_sizes), max(self.codebook_sizes)
         if self.codebook_type != "fsq":  # which has no table of codes
-            held = self.num_codebooks, self.codebook_size, self.codebook_dim
+            held = self.num_codebooks, largest, self.codebook_dim
             _check_product("`num_codebooks`, `codebook_size` and `codebook_dim`", held, MOST_IN_CODEBOOKS)
         if self.type == "residual" and self.inner not in inner_types("residual"):
             raise ValueError(
@@ -275,9 +297,15 @@ class BridleQuantizerConfig(PreTrainedConfig):
             raise ValueError(f"`gumbel_schedule` is {self.gumbel_schedule}; it takes start, end and decay, above 0.")
         check_range("temperature", self.temperature, *TEMPERATURES)
         check_range("ema_decay", self.ema_decay, 0, 1)
-        check_range("soft_codes", self.soft_codes, 0, self.codebook_size, "`codebook_size`")
+        check_range("soft_codes", self.soft_codes, 0, smallest, "`codebook_size`")
         if self.num_vertices is not None:
-            check_range("num_vertices", self.num_vertices, 1, self.codebook_size, "`codebook_size`")
+            check_range("num_vertices", self.num_vertices, 1, smallest, "`codebook_size`")
+        check_range("quantizer_dropout", self.quantizer_dropout, 0, 1)
+        if self.quantizer_dropout > 0 and self.type != "residual":
+            raise ValueError(
+                f"`quantizer_dropout` is {self.quantizer_dropout}; a quantizer of type {self.type!r} takes 0, since it "
+                "has no stages to leave out. Type 'residual' has."
+            )
         check_levels(self.levels)
         if self.codebook_type == "fsq" and self.codebook_size != prod(self.levels):
             raise ValueError(
@@ -289,7 +317,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
 @strict
 class BridleConfig(PreTrainedConfig):
     r"""
-    Configuration of every BRIDLE model. `modality` picks the paper's defaults; each field can be set on its own.
+    Configuration of every BRIDLE model. `modality` picks the defaults (`MODALITY_DEFAULTS`); each can be set by itself.
 
     Args:
         modality (`str`): `"audio"`, `"image"` or `"video"`.
@@ -316,7 +344,10 @@ class BridleConfig(PreTrainedConfig):
             the grid) or `"tube"` (the same places in every frame).
         predict_ratio (`float`): share of the masked patches to predict, drawn with each mask. A plain decoder does not
             even see the others and gets cheaper (partial reconstruction, arXiv 2401.14391).
-        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss.
+        soft_targets (`int`): of EMA codebooks: 0 to predict the nearest code of each codebook, k to predict the k
+            nearest, with shares by inverse squared distance as labels.
+        codebook_loss_weight, cosine_loss_weight (`float`): weights of eq. 5 and eq. 6 in the tokenizer loss (eq. 7;
+            the paper gives no number).
         joint_tokenizer_weight (`float`): alpha of eq. 8.
         cold_start (`bool`): whether a new tokenizer is the frozen random projection of iteration 1, which
             `BridleTokenizer.reset_` replaces; in a saved config, whether the weights beside it are those of one. Its
@@ -361,6 +392,7 @@ class BridleConfig(PreTrainedConfig):
     mask_ratio: float | int | None = None
     mask_type: str | None = None
     predict_ratio: float | int = 1.0
+    soft_targets: int = 0
     codebook_loss_weight: float | int = 1.0
     cosine_loss_weight: float | int = 1.0
     joint_tokenizer_weight: float | int = 0.5
@@ -435,6 +467,13 @@ class BridleConfig(PreTrainedConfig):
             raise ValueError(f"`mask_ratio` is {self.mask_ratio}; it takes a number between 0 and 1.")
         if not 0 < self.predict_ratio <= 1:
             raise ValueError(f"`predict_ratio` is {self.predict_ratio}; it takes a number above 0 and up to 1.")
+        quantizer = self.quantizer_config
+        check_range("soft_targets", self.soft_targets, 0, min(quantizer.codebook_sizes), "`codebook_size`")
+        if self.soft_targets and quantizer.codebook_type != "vector":
+            raise ValueError(
+                f"`soft_targets` is {self.soft_targets}; the quantizer's {quantizer.codebook_type!r} takes 0. Shares "
+                "by distance are those of EMA codebooks: 'vector', or 'residual' and 'product' with inner 'vector'."
+            )
         if self.mask_type == "tube" and axes != 3:
             raise ValueError("`mask_type` is 'tube'; that takes a (frames, height, width) grid. Use 'random' or '2d'.")
         if any(not 0 <= r < 1 for r in self.classifier_mask_ratio):

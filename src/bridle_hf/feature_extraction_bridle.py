@@ -135,10 +135,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
     Args:
         num_mel_bins: mel filters, the width of `input_values`.
         sampling_rate: the rate in Hz that clips must have; nothing is resampled.
-        max_length: frames (10 ms each) that `padding="max_length"` pads to and truncation cuts to. The paper uses 1024
-            for 10 s clips and 512 for ESC-50.
-        mean, std: of the log-mel values of the data; the defaults are AudioSet's (the paper's ESC-50 values are
-            -6.6268077 and 5.358466). `measure_mean_std` measures them.
+        max_length: frames (10 ms each) that `padding="max_length"` pads to and truncation cuts to. The reference
+            code takes 1024 for 10 s clips and 512 for ESC-50.
+        mean, std: of the log-mel values of the data; the defaults are AudioSet's, and for ESC-50 the paper has
+            -6.6268077 and 5.358466 (table 5). `measure_mean_std` measures them.
         do_normalize: False leaves the log-mel values as they are.
         pad_to_multiple_of: frames of one patch. Padded lengths are multiples of it, and shorter clips are refused.
         padding_value: what fills padded frames.
@@ -301,7 +301,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
                 f"raw_speech has a clip of floats that peaks above {LOUD:.0f}; floats are taken to be in [-1, 1]: pass "
                 "int16 samples as int16, or divide them by 32768."
             )
-        clip = clip - clip.mean()  # as in the paper; only rounding differs, each window loses its own mean too
+        clip = clip - clip.mean()  # reference code; only rounding differs, each window loses its own mean too
         if max_frames is not None and frames > max_frames:
             clip = clip[: window + (max_frames - 1) * hop]
         return kaldi_fbank(clip, self.sampling_rate, self.num_mel_bins)

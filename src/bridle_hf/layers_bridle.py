@@ -123,7 +123,7 @@ class BridlePositions(nn.Module):
 class BridlePatchEmbeddings(nn.Module):
     """Cut an input into patches and project each, patches numbered row-major.
 
-    Patches do not overlap, so the convolution of the paper is a matrix product over the numbers of a patch, and masked
+    Patches do not overlap, so the convolution of a ViT is a matrix product over the numbers of a patch, and masked
     patches need not be projected at all.
 
     Inputs as users hold them: audio (B, frames, mel), images (B, C, H, W), videos (B, T, C, H, W).
@@ -346,3 +346,20 @@ def padding_mask(config, hidden_states, valid):
         return None
     attention_mask = F.pad(valid, (hidden_states.shape[1] - valid.shape[1], 0), value=True)
     return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+
+
+def pick_input(model, input_values, pixel_values) -> torch.Tensor:
+    """The one input of the model's modality.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    values = input_values if model.config.modality == "audio" else pixel_values
+    if values is None:
+        raise ValueError(f"`{model.main_input_name}` is None; a model of modality {model.config.modality!r} takes it.")
+    return values
+
+
+def run(model, values, attention_mask=None, **kwargs):
+    """Call a model with `values` under the name its modality gives them."""
+    return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)

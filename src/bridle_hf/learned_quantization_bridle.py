@@ -1,11 +1,11 @@
-"""Quantizers that an optimizer trains: hard codes (VQ-VAE, SimVQ), smoothed codes with their regularisers, FSQ.
+"""Codebooks that an optimizer trains: hard codes (VQ-VAE, SimVQ), and smoothed codes with their regularisers.
 
 `GradientQuantizer` is the VQ of VQ-VAE (arXiv 1711.00937), `SimVQQuantizer` learns one linear map of frozen codes
-(arXiv 2411.02038), the rotation is arXiv 2410.06424, `SmoothedQuantizer` and its regularisers are T. Morita (2026), and
-`FSQQuantizer` is arXiv 2309.15505. Equation numbers are Morita's.
+(arXiv 2411.02038), the rotation is arXiv 2410.06424, `SmoothedQuantizer` and its regularisers are T. Morita (2026).
+Equation numbers are Morita's.
 """
 
-from math import log, prod
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -15,18 +15,18 @@ from torch.nn import functional as F
 from .codebook_bridle import (
     SHORTEST,
     check_choice,
-    check_codes,
     check_range,
     flatten_rows,
     float32_island,
     mean_square,
     nearest_codes,
     result_dtype,
+    sizes_of,
     straight_through,
     to_default_,
     unit,
 )
-from .quantization_bridle import Quantizer, QuantizerOutput, StagedQuantizer, register
+from .quantization_bridle import QuantizerOutput, StagedQuantizer, register
 
 DISTANCES = ("euclidean", "cosine")
 ESTIMATORS = ("ste", "rotation")
@@ -69,16 +69,20 @@ class LearnedQuantizer(StagedQuantizer):
         codebooks: modules that map rows (n, d) and their weights (n,) or None to a `CodebookOutput`, and have codes
             `embed` (K, d) and `nearest(rows) -> (n,)`.
         normalize: "once" scales z to length 1, "none" leaves it as it is.
+        quantizer_dropout: share of the samples that only the first of the codebooks quantize in training; see
+            `stage_weights`. Dropped stages have no part in q and the loss.
     """
 
     learned = True
     normalizations = ("once", "none")
 
-    def __init__(self, codebooks, *, normalize="none"):
+    def __init__(self, codebooks, *, normalize="none", quantizer_dropout=0.0):
         check_choice("normalize", normalize, self.normalizations)
-        size, dim = codebooks[0].embed.shape
-        super().__init__(dim, len(codebooks), size)
+        check_range("quantizer_dropout", quantizer_dropout, 0, 1)
+        dim = codebooks[0].embed.shape[1]
+        super().__init__(dim, len(codebooks), [len(book.embed) for book in codebooks])
         self.codebooks, self.normalize = nn.ModuleList(codebooks), normalize
+        self.quantizer_dropout = quantizer_dropout
 
     def estimate(self, rows, total):
         """The output for rows (n, d) quantized to `total` (n, d), with its gradient."""
@@ -93,10 +97,10 @@ class LearnedQuantizer(StagedQuantizer):
             rows, valid = flatten_rows(z, self.dim, mask)
             rows = self.scale(rows)
             residual, total, codes, losses = rows, torch.zeros_like(rows), [], []
-            for book in self.codebooks:
-                vector, index, loss = book(residual, valid)
+            for book, weight in zip(self.codebooks, self.stage_weights(z, valid), strict=True):
+                vector, index, loss = book(residual, weight)
                 residual = residual - straight_through(vector, F.embedding(index, book.embed))
-                total = total + vector
+                total = total + (vector if weight is valid else weight[:, None] * vector)
                 codes.append(index)
                 losses.append(loss)
             named = {f"codebook_{stage + 1}": loss for stage, loss in enumerate(losses)}
@@ -218,11 +222,11 @@ class GradientQuantizer(LearnedQuantizer):
     Args:
         dim: d.
         num_codebooks: M.
-        codebook_size: K.
+        codebook_size: K, or a list of one number per codebook.
         distance: "euclidean" or "cosine" search.
         estimator: gradient from q to z, through all stages at once: "ste" (unchanged) or "rotation".
         commitment_weight: beta.
-        normalize: "once" scales z to length 1, "none" leaves it as it is.
+        normalize, quantizer_dropout: as in `LearnedQuantizer`.
     """
 
     def __init__(
@@ -235,11 +239,13 @@ class GradientQuantizer(LearnedQuantizer):
         estimator="ste",
         commitment_weight=1.0,
         normalize="none",
+        quantizer_dropout=0.0,
     ):
         check_choice("distance", distance, DISTANCES)
         check_choice("estimator", estimator, ESTIMATORS)
-        options = (codebook_size, dim, distance, commitment_weight)
-        super().__init__([self.codebook(stage, *options) for stage in range(num_codebooks)], normalize=normalize)
+        options, sizes = (dim, distance, commitment_weight), sizes_of(codebook_size, num_codebooks)
+        books = [self.codebook(stage, size, *options) for stage, size in enumerate(sizes)]
+        super().__init__(books, normalize=normalize, quantizer_dropout=quantizer_dropout)
         self.estimator = estimator
 
     def codebook(self, stage, *options):
@@ -358,7 +364,7 @@ class SmoothedQuantizer(LearnedQuantizer):
     Args:
         dim: d.
         num_codebooks: M.
-        codebook_size: K.
+        codebook_size: K, or a list of one number per codebook.
         temperature: start of t, learned per codebook, 0.01 to 1.
         gumbel: "none" (softmax), "soft" (Gumbel-softmax) or "hard" (one-hot, with straight-through gradient).
         gumbel_schedule: start, end and decay per step of the Gumbel temperature tau. (1, 1, 1) is the paper's,
@@ -368,7 +374,7 @@ class SmoothedQuantizer(LearnedQuantizer):
         num_neighbors: neighbours per vertex in the KNN regularisers, per process.
         num_vertices: size of the random subset of vertices for them; None takes all.
         commitment_weight: weight of |z - q|^2, mean over rows and dimensions, which moves both.
-        normalize: "once" scales z to length 1, "none" leaves it as it is; it matters after the first stage only.
+        normalize, quantizer_dropout: as in `LearnedQuantizer`; "once" matters after the first stage only.
     """
 
     def __init__(
@@ -386,6 +392,7 @@ class SmoothedQuantizer(LearnedQuantizer):
         num_vertices=None,
         commitment_weight=0.0,
         normalize="none",
+        quantizer_dropout=0.0,
     ):
         check_choice("gumbel", gumbel, GUMBELS)
         check_choice("regularizer", regularizer, REGULARIZERS)
@@ -400,8 +407,8 @@ class SmoothedQuantizer(LearnedQuantizer):
             "num_vertices": num_vertices,
             "commitment_weight": commitment_weight,
         }
-        books = [SmoothedCodebook(codebook_size, dim, **options) for _ in range(num_codebooks)]
-        super().__init__(books, normalize=normalize)
+        books = [SmoothedCodebook(size, dim, **options) for size in sizes_of(codebook_size, num_codebooks)]
+        super().__init__(books, normalize=normalize, quantizer_dropout=quantizer_dropout)
 
     def update_(self, stats):
         for book in self.codebooks:
@@ -508,93 +515,3 @@ def check_assignments(p, mask):
         raise ValueError(f"`p` is {tuple(p.shape)} {p.dtype}; it takes floating point (N, K).")
     if mask is not None and mask.shape != p.shape[:1]:
         raise ValueError(f"`mask` is {tuple(mask.shape)}; it takes {tuple(p.shape[:1])}, one per assignment.")
-
-
-# --- Finite scalar quantization ---------------------------------------------------------------------------------------
-def check_levels(levels):
-    """Raise a `ValueError` for levels that `FSQQuantizer` does not take."""
-    if not levels or min(levels) < 3 or max(levels) > 1000:
-        raise ValueError(f"`levels` is {tuple(levels)}; it takes whole numbers from 3 to 1000, one per dimension.")
-
-
-@register("fsq")
-class FSQQuantizer(Quantizer):
-    """Finite scalar quantization (FSQ, arXiv 2309.15505): rounds a few bounded numbers; there is no codebook to search.
-
-    A learned linear map takes z to one number x_i per level L_i. tanh bounds x_i to L_i whole numbers, from
-    -floor(L_i / 2) on (if L_i is even, half a step lower than symmetric), and rounding passes the gradient straight
-    through. A second linear map takes the whole numbers, divided by floor(L_i / 2), to q (..., d). The code writes them
-    in mixed radix, the first level counting fastest: M = 1, K = prod(levels). The loss is 0; the gradient of the task
-    through q trains both maps.
-
-    Args:
-        dim: d.
-        levels: L_1, L_2, ..., each from 3 to 1000. The paper takes (8, 6, 5) for K near 2^8, (8, 5, 5, 5) for 2^10,
-            (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14 and (8, 8, 8, 5, 5, 5) for 2^16.
-    """
-
-    learned = True
-    # tanh reaches its ends at infinity only: its range is a little wider than the levels, by less than half a step.
-    margin = 1e-3
-
-    def __init__(self, dim, levels=(8, 5, 5, 5)):
-        check_levels(levels)
-        super().__init__(dim, 1, prod(levels))
-        self.start_levels = tuple(levels)
-        # explicit dtypes, which survive loading in bfloat16
-        self.register_buffer("levels", torch.empty(len(levels), dtype=torch.float32))
-        self.project_in = nn.Linear(dim, len(levels), dtype=torch.float32)
-        self.project_out = nn.Linear(len(levels), dim, dtype=torch.float32)
-        to_default_(self)
-
-    def default_state(self):
-        """Name -> tensor of what is not trained, on the CPU. Deterministic."""
-        return {"levels": torch.tensor(self.start_levels, dtype=torch.float32, device="cpu")}
-
-    def extra_repr(self):
-        return f"levels={self.start_levels}"
-
-    def bound(self, rows):
-        """Rows (n, d) as numbers (n, len(levels)) that round to -floor(L / 2), ..., ceil(L / 2) - 1."""
-        numbers = self.project_in(rows)
-        numbers = numbers.masked_fill(~numbers.isfinite(), torch.nan)  # tanh would hide an inf
-        half = (self.levels - 1) * (1 + self.margin) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-        return (numbers + (offset / half).atanh()).tanh() * half - offset
-
-    def place_values(self):
-        """What one step of each level adds to the code: (len(levels),) int64."""
-        levels = self.levels.long()
-        return levels.cumprod(0) // levels
-
-    def codes_of(self, whole):
-        """Codes (n,) int64 of whole numbers (n, len(levels)); NaN counts as 0."""
-        digits = (whole.nan_to_num() + self.levels // 2).long()
-        return (digits * self.place_values()).sum(-1)
-
-    def vectors_of(self, whole):
-        """Vectors (n, d) of whole numbers (n, len(levels))."""
-        return self.project_out(whole / (self.levels // 2))
-
-    @torch.no_grad()
-    def assign(self, z):
-        with float32_island(z):
-            rows, _ = flatten_rows(z, self.dim)
-            return self.codes_of(self.bound(rows).round()).reshape(*z.shape[:-1], 1)
-
-    def decode(self, codes):
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        with float32_island(codes):
-            digits = codes.reshape(-1, 1) // self.place_values() % self.levels.long()
-            return self.vectors_of(digits - self.levels // 2).reshape(*codes.shape[:-1], self.dim)
-
-    def forward(self, z, mask=None):
-        with float32_island(z):
-            rows, _ = flatten_rows(z, self.dim, mask)
-            bounded = self.bound(rows)
-            whole = straight_through(bounded, bounded.round())
-            zero = rows.new_zeros(())
-            quantized = self.vectors_of(whole).reshape(*z.shape[:-1], self.dim)
-            codes = self.codes_of(whole.detach()).reshape(*z.shape[:-1], 1)
-        quantized = quantized.to(result_dtype(z))
-        return QuantizerOutput(quantized=quantized, codes=codes, loss=zero, losses={"codebook": zero})

@@ -32,7 +32,7 @@ class LossSum(NamedTuple):
 
 
 def phase_weights(config, phase: str) -> dict[str, float]:
-    """The named losses that a phase minimises and their weights (eq. 4; 5 and 6; 8).
+    """The named losses that a phase minimises and their weights (eq. 4; 5 to 7; 8).
 
     Raises:
         ValueError: an unknown phase.
@@ -78,14 +78,26 @@ def count_real(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor
     return valid.sum(dtype=torch.float32)
 
 
-def masked_cross_entropy(logits, labels) -> LossSum:
-    """Eq. 4, over masked patches and codebooks. (B, S, M, K) logits, (B, S, M) labels with -100 for empty slots."""
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
-    return LossSum(total, (labels != -100).sum(dtype=torch.float32))
+def masked_cross_entropy(logits, labels, soft=None) -> LossSum:
+    """Eq. 4 over masked patches, and as a mean over codebooks, where the paper has the sum.
+
+    Args:
+        logits: (B, S, M, K).
+        labels: (B, S, M) codes, -100 in empty slots.
+        soft: for labels of several codes, those codes (B, S, M, k) and their shares (B, S, M, k), which sum to 1; the
+            term of a label is then - sum_k share_k log p_k.
+    """
+    count = (labels != -100).sum(dtype=torch.float32)
+    if soft is None:
+        total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+        return LossSum(total, count)
+    near, shares = soft
+    terms = (shares * logits.float().log_softmax(-1).gather(-1, near)).sum(-1)  # (B, S, M)
+    return LossSum(-terms.masked_fill(labels == -100, 0.0).sum(), count)
 
 
 def cosine_loss(features, teacher, valid=None) -> LossSum:
-    """Eq. 6, 1 - cos over real patches. (B, N, D) each, `valid` (B, N)."""
+    """1 - cos over real patches, where eq. 6 prints one minus a ratio of sums. (B, N, D) each, `valid` (B, N)."""
     distance = 1 - F.cosine_similarity(features.float(), teacher.float(), dim=-1)  # (B, N)
     total = distance.sum() if valid is None else (distance * valid.to(distance.dtype)).sum()
     return LossSum(total, count_real(distance, valid))

@@ -24,6 +24,8 @@ from .layers_bridle import (
     evaluating,
     in_precision_of,
     padding_mask,
+    pick_input,
+    run,
     take,
 )
 from .losses_bridle import LossSum, cosine_loss, masked_cross_entropy, masked_mean, objective, phase_weights
@@ -229,8 +231,7 @@ class BridleDecoder(nn.Module):
         super().__init__()
         self.config = config
         width, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
-        codes = config.quantizer_config
-        self.code_shape = (codes.num_codebooks, codes.codebook_size)
+        self.codebook_sizes = config.quantizer_config.codebook_sizes
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = BridlePositions(config, width)
@@ -242,7 +243,7 @@ class BridleDecoder(nn.Module):
                 BridleLayer(config, width, heads, 4 * width) for _ in range(config.decoder_num_hidden_layers)
             )
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.head = nn.Linear(width, codes.num_codebooks * codes.codebook_size)
+        self.head = nn.Linear(width, sum(self.codebook_sizes))
 
     def forward(self, hidden_states, patch_mask: PatchMask, grid, valid=None):
         """Encoder output (B, prefix + k, D) -> one vector for each kept and then each masked patch, (B, k + S, Dd).
@@ -288,8 +289,12 @@ class BridleDecoder(nn.Module):
         return take(tokens, torch.cat([patch_mask.kept, patch_mask.masked], dim=1))
 
     def predict(self, tokens):
-        """(B, n, Dd) -> logits (B, n, M, K)"""
-        return self.head(self.norm(tokens)).unflatten(-1, self.code_shape)
+        """(B, n, Dd) -> logits (B, n, M, K), K that of the largest codebook; -inf for codes that another has not."""
+        logits, sizes = self.head(self.norm(tokens)), self.codebook_sizes
+        if len(set(sizes)) == 1:
+            return logits.unflatten(-1, (len(sizes), sizes[0]))
+        parts = logits.split(sizes, dim=-1)
+        return torch.stack([F.pad(p, (0, max(sizes) - p.shape[-1]), value=-torch.inf) for p in parts], dim=-2)
 
     @torch.no_grad()
     def reset_head_(self):
@@ -462,10 +467,16 @@ class BridleTokenizer(BridlePreTrainedModel):
     ) -> BridleTokenizerOutput:
         values = pick_input(self, input_values, pixel_values)
         values, valid = self.patch_layer.mask_padding(values, attention_mask, valid)
-        output = self.quantize(values, valid=valid)
+        projected = self.project(values, valid=valid)
+        output = self.quantizer(projected, mask=valid)
         features = self._features(output.quantized, self.patch_layer.grid(values), valid)
         return BridleTokenizerOutput(
-            loss=output.loss, features=features, codes=output.codes, losses=output.losses, quantizer_stats=output.stats
+            loss=output.loss,
+            features=features,
+            codes=output.codes,
+            losses=output.losses,
+            quantizer_stats=output.stats,
+            projected=projected.detach(),
         )
 
     def update_(self, stats: dict):
@@ -526,34 +537,38 @@ class BridleForPreTraining(BridlePreTrainedModel):
                 already. Otherwise the tokenizer makes them, without dropout. Under bf16 autocast they are those of
                 `tokenizer.encode` during the cold start; after it the tokenizer's encoder runs in bf16 too, and of the
                 codes of a codebook 97.6 to 99.95 % were the same in one measurement. Give `codes=tokenizer.encode(...)`
-                for equal ones. In the joint phase the targets are the codes that the tokenizer trains on.
+                for equal ones. In the joint phase the targets are the codes that the tokenizer trains on. Not taken
+                where `config.soft_targets` asks for several codes per codebook.
             phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
                 `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does both (eq. 8).
         """
         weights = phase_weights(self.config, phase)
         values = pick_input(self, input_values, pixel_values)
         values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask, valid)
-        losses, fields = {}, {}
+        losses, fields, projected = {}, {}, None
         if phase != "encoder":
             fields |= self._tokenizer_losses(losses, values, valid)
-            codes = fields["codes"]
+            codes, projected = fields["codes"], fields.pop("projected")
         if phase != "tokenizer":
             if patch_mask is None:
                 if noise is None and bool_masked_pos is None:
                     noise = self._default_noise(values)
                 patch_mask = self.bridle.make_patch_mask(values, None, noise, bool_masked_pos, valid)
-            fields |= self._encoder_losses(losses, values, valid, patch_mask, codes, **kwargs)
+            fields |= self._encoder_losses(losses, values, valid, patch_mask, codes, projected, **kwargs)
         return BridleForPreTrainingOutput(loss=objective(losses, weights), losses=losses, **fields)
 
-    def _encoder_losses(self, losses, values, valid, patch_mask, codes, **kwargs):
+    def _encoder_losses(self, losses, values, valid, patch_mask, codes, projected, **kwargs):
         grid = self.bridle.patch_layer.grid(values)
-        broken = None
+        soft = broken = None
+        if codes is not None and projected is None and self.config.soft_targets:
+            raise ValueError("`codes` is given; where `config.soft_targets` is not 0 the tokenizer makes the targets.")
         if codes is None:
             with torch.no_grad(), evaluating(self.tokenizer):
                 z = self.tokenizer.project(values, valid=valid)
                 # NaN shows in the loss: an error here, in one of many processes, would leave the others waiting
                 broken = ~torch.isfinite(z.float().sum())
-                codes = self.tokenizer.quantizer.assign(z.masked_fill(broken, 0.0))
+                projected = z.masked_fill(broken, 0.0)
+                codes = self.tokenizer.quantizer.assign(projected)
         encoded = run(self.bridle, values, patch_mask=patch_mask, **kwargs)
         copies = patch_mask.mask.shape[0] // values.shape[0]
         valid = None if valid is None else valid.repeat(copies, 1)
@@ -562,7 +577,10 @@ class BridleForPreTraining(BridlePreTrainedModel):
         labels = take(codes, patch_mask.masked)  # (B, S, M)
         if patch_mask.masked_valid is not None:
             labels = labels.masked_fill(~patch_mask.masked_valid[..., None], -100)
-        total, count = masked_cross_entropy(logits, labels)
+        if self.config.soft_targets:
+            soft = self.tokenizer.quantizer.soft_assign(projected, self.config.soft_targets)  # two of (B, N, M, k)
+            soft = [take(each.flatten(2), patch_mask.masked).unflatten(-1, each.shape[2:]) for each in soft]
+        total, count = masked_cross_entropy(logits, labels, soft)
         losses["encoder"] = LossSum(total if broken is None else total.masked_fill(broken, float("nan")), count)
         return {
             "logits": logits,
@@ -581,7 +599,7 @@ class BridleForPreTraining(BridlePreTrainedModel):
         student = run(self.tokenizer, values, valid=valid)
         losses["cosine"] = cosine_loss(student.features, teacher, valid)
         losses |= {name: LossSum.of_mean(loss, losses["cosine"].count) for name, loss in student.losses.items()}
-        return {"codes": student.codes, "quantizer_stats": student.quantizer_stats}
+        return {"codes": student.codes, "quantizer_stats": student.quantizer_stats, "projected": student.projected}
 
     def _default_noise(self, values):
         patches = prod(self.bridle.patch_layer.grid(values))
@@ -661,23 +679,6 @@ class BridleForImageClassification(BridleForClassification):
 
 class BridleForVideoClassification(BridleForImageClassification):
     """Video classification: `logits` (B, num_labels). Its `pixel_values` are (B, T, C, H, W)."""
-
-
-def pick_input(model, input_values, pixel_values) -> torch.Tensor:
-    """The one input of the model's modality.
-
-    Raises:
-        ValueError: it is missing.
-    """
-    values = input_values if model.config.modality == "audio" else pixel_values
-    if values is None:
-        raise ValueError(f"`{model.main_input_name}` is None; a model of modality {model.config.modality!r} takes it.")
-    return values
-
-
-def run(model, values, attention_mask=None, **kwargs):
-    """Call a model with `values` under the name its modality gives them."""
-    return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)
 
 
 __all__ = [

@@ -14,6 +14,7 @@ class BridleTokenizerOutput(ModelOutput):
         features (`torch.FloatTensor` of shape (B, N, D)): the estimator's guess of the encoder's features.
         codes (`torch.LongTensor` of shape (B, N, M)).
         quantizer_stats (`dict`): what `BridleTokenizer.update_` takes; `None` in evaluation.
+        projected (`torch.FloatTensor` of shape (B, N, d)): what the quantizer received, without gradient.
     """
 
     loss: torch.FloatTensor | None = None
@@ -21,6 +22,7 @@ class BridleTokenizerOutput(ModelOutput):
     codes: torch.LongTensor | None = None
     losses: dict | None = None
     quantizer_stats: dict | None = None
+    projected: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -29,7 +31,8 @@ class BridleForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape (1,)): what the phase minimises.
         losses (`dict[str, torch.FloatTensor]`): its parts by name.
-        logits (`torch.FloatTensor` of shape (B, S, M, K)): predictions for the S masked patches of each row, ascending.
+        logits (`torch.FloatTensor` of shape (B, S, M, K)): predictions for the S masked patches of each row, ascending;
+            K is that of the largest codebook, and -inf stands for codes that another one does not have.
         labels (`torch.LongTensor` of shape (B, S, M)): the codes they should be, -100 in empty slots.
         codes (`torch.LongTensor` of shape (B, N, M)): the tokenizer's codes of all patches.
         mask (`torch.LongTensor` of shape (B, N)): 1 where a patch was to be predicted.

@@ -37,10 +37,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_bridle import BridleConfig, BridleQuantizerConfig
 from .feature_extraction_bridle import BridleFeatureExtractor
+from .fixed_quantization_bridle import FSQQuantizer, RandomProjectionQuantizer
 from .hub.official import load_official
 from .image_processing_bridle import BridleImageProcessor
 from .learned_quantization_bridle import (
-    FSQQuantizer,
     GradientQuantizer,
     SimVQQuantizer,
     SmoothedQuantizer,
@@ -59,7 +59,6 @@ from .pipeline_bridle import BridleAudioFeatureExtractionPipeline, BridleVideoFe
 from .quantization_bridle import (
     ProductQuantizer,
     QuantizerOutput,
-    RandomProjectionQuantizer,
     ResidualQuantizer,
     VectorQuantizer,
     build_quantizer,

@@ -1,7 +1,7 @@
-"""Quantizers: the contract as a base class, the registry, and residual, vector, product and random projection.
+"""Quantizers: the contract as a base class, the registry, and residual, vector and product quantization.
 
 They take plain keyword arguments and stand alone; `build_quantizer` makes any of them from a `BridleQuantizerConfig`.
-`learned_quantization_bridle.py`, which the config imports, adds those that an optimizer trains.
+`learned_quantization_bridle.py` and `fixed_quantization_bridle.py`, which the config imports, add the others.
 """
 
 from dataclasses import dataclass, fields
@@ -28,11 +28,10 @@ from .codebook_bridle import (
     gather_rows,
     is_first_process,
     mean_square,
-    nearest_codes,
     result_dtype,
+    sizes_of,
     straight_through,
     sum_of_codes,
-    to_default_,
     unit,
 )
 
@@ -53,7 +52,8 @@ class QuantizerOutput(ModelOutput):
         losses: name -> (). "codebook" is `loss`; "codebook_1", "codebook_2", ... are those of the stages or groups, if
             they have any.
         stats: input of `update_`, detached, to be summed over micro-batches; None in eval mode and for quantizers that
-            take no statistics. EMA codebooks: "counts" (M, K) and "sums" (M, K, d) of this process.
+            take no statistics. EMA codebooks: "counts" (M, K) and "sums" (M, K, d) of this process, K that of the
+            largest codebook.
     """
 
     quantized: torch.FloatTensor | None = None
@@ -73,8 +73,9 @@ class Quantizer(nn.Module):
     Attributes:
         dim: d.
         num_codebooks: M.
-        codebook_size: K.
-        codebooks: M modules with codes `embed` (K, d), subtracted from z one after the other; () for other structures.
+        codebook_size: K, that of the largest codebook.
+        codebook_sizes: K_m of each of the M codebooks.
+        codebooks: M modules with codes `embed` (K_m, d), subtracted from z one after another; () for other structures.
         initialized: False while codebooks wait for `initialize_`.
         init_sample_size: vectors to give to `initialize_`, over all processes; 0 if it needs none.
         learned: whether an optimizer trains it, so that codes mean nothing before training.
@@ -87,7 +88,8 @@ class Quantizer(nn.Module):
 
     def __init__(self, dim, num_codebooks, codebook_size):
         super().__init__()
-        self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
+        self.codebook_sizes = sizes_of(codebook_size, num_codebooks)
+        self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, max(self.codebook_sizes)
         self.codebooks = ()  # of the instance: an attribute of the class would hide a ModuleList of that name
         self.init_sample_size = 0
 
@@ -108,6 +110,18 @@ class Quantizer(nn.Module):
 
         Returns:
             `QuantizerOutput`. NaN or inf in z appears in `loss` or `quantized`, where a training loop looks for it.
+        """
+        raise NotImplementedError
+
+    def soft_assign(self, z, k):
+        """The k nearest codes of each codebook and their shares, for targets of several codes per codebook.
+
+        Args:
+            z: (..., d), finite.
+            k: number of codes, at most that of the smallest codebook.
+
+        Returns:
+            codes (..., M, k) int64, nearest first, and shares (..., M, k) float32, which sum to 1.
         """
         raise NotImplementedError
 
@@ -221,8 +235,9 @@ def build_quantizer(config, cold_start=False):
     if cold_start and entry.cls.learned:
         return from_config(ResidualQuantizer, config)
     if config.type == "product":
-        sizes = {"dim": config.codebook_dim // config.num_codebooks, "num_codebooks": 1}
-        return ProductQuantizer([from_config(entry.inner_class, config, **sizes) for _ in range(config.num_codebooks)])
+        one = {"dim": config.codebook_dim // config.num_codebooks, "num_codebooks": 1}
+        sizes = sizes_of(config.codebook_size, config.num_codebooks)
+        return ProductQuantizer([from_config(entry.inner_class, config, **one, codebook_size=size) for size in sizes])
     return from_config(entry.inner_class if config.type == "residual" else entry.cls, config)
 
 
@@ -237,7 +252,7 @@ def from_config(cls, config, **sizes):
 class StagedQuantizer(Quantizer):
     """Base class of residual quantizers: each codebook quantizes what the codebooks before it left over.
 
-    A subclass sets `codebooks` and `normalize`, and defines one stage in `subtract`.
+    A subclass sets `codebooks`, `normalize` and `quantizer_dropout`, and defines one stage in `subtract`.
     """
 
     def subtract(self, residual, book):
@@ -251,6 +266,26 @@ class StagedQuantizer(Quantizer):
     def flatten(self, z):
         """Vectors (..., d) as the first stage receives them: (n, d) float32."""
         return self.scale(flatten_rows(z, self.dim)[0])
+
+    def stage_weights(self, z, valid):
+        """Weights of the rows in each stage, M of (n,): `valid` itself, but for the stages that dropout takes away.
+
+        Quantizer dropout (SoundStream, arXiv 2107.03312): in training a sample is quantized by its first m codebooks
+        alone, m drawn evenly from 1 to M. It befalls a sample with probability `quantizer_dropout` (1 in SoundStream;
+        less in the improved RVQGAN, arXiv 2306.06546). Codes and residuals are those of all stages all the same.
+
+        Args:
+            z: (..., d) of which the first axis is that of the samples.
+            valid: (n,) or None.
+        """
+        if not self.training or self.quantizer_dropout == 0:
+            return [valid] * self.num_codebooks
+        samples, rows = (1 if z.ndim == 1 else len(z)), z[..., 0].numel()
+        kept = torch.randint(1, self.num_codebooks + 1, (samples,), device=z.device)
+        whole = torch.rand(samples, device=z.device) >= self.quantizer_dropout
+        kept = kept.masked_fill(whole, self.num_codebooks).repeat_interleave(rows // max(samples, 1))  # (n,)
+        every = torch.ones(rows, device=z.device) if valid is None else valid
+        return [every * (kept > stage) for stage in range(self.num_codebooks)]
 
     @torch.no_grad()
     def assign(self, z):
@@ -267,7 +302,7 @@ class StagedQuantizer(Quantizer):
         Args:
             codes: (..., M), or those of the first m codebooks alone, (..., m): a coarser vector.
         """
-        check_codes(codes, self.num_codebooks, self.codebook_size, fewer=True)
+        check_codes(codes, self.codebook_sizes, fewer=True)
         index = codes.reshape(-1, codes.shape[-1]).split(1, dim=1)  # m of (n, 1)
         with float32_island(codes):
             books = [book.embed for book in self.codebooks[: len(index)]]
@@ -276,7 +311,7 @@ class StagedQuantizer(Quantizer):
 
 @register("residual", num_codebooks=4, codebook_size=256)
 class ResidualQuantizer(StagedQuantizer):
-    """Residual quantization with EMA codebooks (paper eq. 1-3, 5 and 9-13).
+    """Residual quantization with EMA codebooks (paper eq. 1-3 and 9-13, and eq. 5 stage by stage).
 
     e_1 = z; i_m = argmin_i |e_m - c_i|^2; e_{m+1} = e_m - sg[c_{i_m}]; q = sum_m c_{i_m}. Codes are constants for the
     gradient, so the commitment loss of every stage reaches z and no other codebook.
@@ -285,12 +320,12 @@ class ResidualQuantizer(StagedQuantizer):
     Args:
         dim: d, last dimension of z and of the codes.
         num_codebooks: M.
-        codebook_size: K.
+        codebook_size: K, or a list of one number per codebook.
         ema_decay, ema_epsilon: g and eps of eq. 10-13.
         ema_mode: "counts" is eq. 9-13. "official" is the reference code: the direction of the batch mean is blended
             into the code, and in training a stage subtracts the code as this batch moves it (by the statistics of its
             own process; the stored codes move by those of all processes).
-        commitment_weight: beta.
+        commitment_weight: beta of eq. 5, for which the paper has no number; 0.25 is the reference code's.
         normalize: "once" scales z to length 1, then applies eq. 1-3; the loss and q are in that space. "per_stage"
             (reference code): each stage searches with its residual scaled to length 1, but subtracts from the unscaled
             one. "none": eq. 1-3.
@@ -299,6 +334,8 @@ class ResidualQuantizer(StagedQuantizer):
         reset_threshold: `reset_dead_codes_` moves codes whose count is below this share of the mean count.
         soft_codes: 0, or the number of nearest codes that `forward` and `encode` mix by inverse squared distance when
             they subtract and sum. `codes` are still the nearest, and `decode(codes)` is their hard sum.
+        quantizer_dropout: share of the samples that only the first of the codebooks quantize in training; see
+            `stage_weights`. Dropped stages have no part in q, the loss and the statistics.
     """
 
     official_rule = "blend"
@@ -319,21 +356,23 @@ class ResidualQuantizer(StagedQuantizer):
         kmeans_samples_per_code=64,
         reset_threshold=0.1,
         soft_codes=0,
+        quantizer_dropout=0.0,
     ):
         super().__init__(dim, num_codebooks, codebook_size)
         check_choice("ema_mode", ema_mode, EMA_MODES)
         check_choice("normalize", normalize, self.normalizations)
         check_choice("codebook_init", codebook_init, CODEBOOK_INITS)
         check_range("ema_decay", ema_decay, 0, 1)
-        check_range("soft_codes", soft_codes, 0, codebook_size, "`codebook_size`")
+        check_range("soft_codes", soft_codes, 0, min(self.codebook_sizes), "`codebook_size`")
+        check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.commitment_weight, self.normalize = commitment_weight, normalize
         self.codebook_init, self.kmeans_iterations = codebook_init, kmeans_iterations
-        self.reset_threshold, self.soft_codes = reset_threshold, soft_codes
-        self.init_sample_size = codebook_size * kmeans_samples_per_code
+        self.reset_threshold, self.soft_codes, self.quantizer_dropout = reset_threshold, soft_codes, quantizer_dropout
+        self.init_sample_size = self.codebook_size * kmeans_samples_per_code
         rule = "counts" if ema_mode == "counts" else self.official_rule
         self.codebooks = nn.ModuleList(
-            Codebook(codebook_size, dim, decay=ema_decay, epsilon=ema_epsilon, rule=rule, seed=stage)
-            for stage in range(num_codebooks)
+            Codebook(size, dim, decay=ema_decay, epsilon=ema_epsilon, rule=rule, seed=stage)
+            for stage, size in enumerate(self.codebook_sizes)
         )
 
     @property
@@ -361,17 +400,29 @@ class ResidualQuantizer(StagedQuantizer):
         near, weights = self.search(book, self.search_key(residual))
         return residual - self.mix(book.embed, near, weights), near[:, 0]
 
+    @torch.no_grad()
+    def soft_assign(self, z, k):
+        with float32_island(z):
+            residual, found = self.flatten(z), []
+            for book in self.codebooks:
+                found.append(book.soft_nearest(self.search_key(residual), k))
+                residual, _ = self.subtract(residual, book)
+            near, shares = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))  # (n, M, k)
+            shape = *z.shape[:-1], self.num_codebooks, k
+            return near.reshape(shape), shares.reshape(shape)
+
     def forward(self, z, mask=None):
         with float32_island(z):
             rows, valid = flatten_rows(z, self.dim, mask)
-            out = self.quantize(self.scale(rows), valid, z.shape[:-1])
+            out = self.quantize(self.scale(rows), self.stage_weights(z, valid), z.shape[:-1])
         out.quantized = out.quantized.to(result_dtype(z))
         return out
 
-    def quantize(self, rows, valid, shape):
-        """The output for rows (n, d) of weight `valid` (n,), in the shape (..., d) that z had."""
+    def quantize(self, rows, stage_weights, shape):
+        """The output for rows (n, d) of M weights (n,) or None, in the shape (..., d) that z had."""
         residual, searches, losses, counts, sums = rows, [], [], [], []
-        for book in self.codebooks:
+        dropping = self.training and self.quantizer_dropout > 0
+        for book, valid in zip(self.codebooks, stage_weights, strict=True):
             key, embed = self.search_key(residual.detach()), book.embed
             near, weights = self.search(book, key)
             if self.training:
@@ -379,14 +430,16 @@ class ResidualQuantizer(StagedQuantizer):
                 counts.append(count)
                 sums.append(key_sum)
                 if book.rule == "blend":
-                    embed = book.averaged(count, key_sum)[0]
+                    embed = book.averaged(count[: book.num_codes], key_sum[: book.num_codes])[0]
             residual = residual - self.mix(embed, near, weights)  # (n, d)
+            if dropping:
+                weights = valid[:, None] * (1 if weights is None else weights)  # of the sum q
             searches.append((near, weights, embed))
             losses.append(self.stage_loss(residual, valid))
         named = {f"codebook_{stage + 1}": loss for stage, loss in enumerate(losses)}
         loss = torch.stack(losses).mean()
         found, shares, embeds = zip(*searches, strict=True)
-        total = sum_of_codes(found, embeds, shares if self.soft_codes else None)
+        total = sum_of_codes(found, embeds, shares if self.soft_codes or dropping else None)
         quantized = straight_through(rows, total) if rows.requires_grad else total
         return QuantizerOutput(
             quantized=quantized.reshape(*shape, self.dim),
@@ -426,7 +479,7 @@ class ResidualQuantizer(StagedQuantizer):
         counts, sums = all_reduce_sum_(stats["counts"].clone()), all_reduce_sum_(stats["sums"].clone())
         check_finite("stats", sums)
         for stage, book in enumerate(self.codebooks):
-            book.update_(counts[stage], sums[stage])
+            book.update_(counts[stage, : book.num_codes], sums[stage, : book.num_codes])
 
     @torch.no_grad()
     def reset_dead_codes_(self, z, generator=None) -> int:
@@ -445,7 +498,7 @@ class ResidualQuantizer(StagedQuantizer):
 
 @register("vector", inner_class=ResidualQuantizer)
 class VectorQuantizer(ResidualQuantizer):
-    """One EMA codebook: `ResidualQuantizer` with M = 1 (paper section 3, the BEATs-style baseline).
+    """One EMA codebook: `ResidualQuantizer` with M = 1 (paper section 4.2 and appendix C, the baseline).
 
     With one stage, normalize="per_stage" is "once". ema_mode="official" scales the codes to length 1 after each step,
     and q is the code before that step, as in the reference code.
@@ -457,24 +510,22 @@ class VectorQuantizer(ResidualQuantizer):
         super().__init__(dim, 1, codebook_size, normalize="once" if normalize == "per_stage" else normalize, **options)
 
 
-# --- Product and random projection ------------------------------------------------------------------------------------
+# --- Product ----------------------------------------------------------------------------------------------------------
 @register("product", num_codebooks=2, codebook_size=320)
 class ProductQuantizer(Quantizer):
     """Quantizers side by side, each on its own slice of z (wav2vec 2.0: 2 x 320 codes).
 
     Args:
-        groups: quantizers of one codebook size; group g takes the next `groups[g].dim` numbers of z.
+        groups: quantizers; group g takes the next `groups[g].dim` numbers of z.
 
     `loss` is the mean over the groups, `losses` are numbered in their order, and `stats` has the keys "0.counts", ...
     """
 
     def __init__(self, groups):
         groups = nn.ModuleList(groups)
-        sizes = {group.codebook_size for group in groups}
-        if len(sizes) != 1:
-            raise ValueError(f"`groups` have codebook sizes {sorted(sizes)}; they take one size in common.")
+        sizes = [size for group in groups for size in group.codebook_sizes]
         widths, books = [group.dim for group in groups], [group.num_codebooks for group in groups]
-        super().__init__(sum(widths), sum(books), sizes.pop())
+        super().__init__(sum(widths), sum(books), sizes)
         self.groups, self.widths, self.books = groups, widths, books
         self.init_sample_size = max(group.init_sample_size for group in groups)
 
@@ -491,8 +542,12 @@ class ProductQuantizer(Quantizer):
     def assign(self, z):
         return torch.cat([group.assign(part) for group, part in self.slices(z)], dim=-1)
 
+    def soft_assign(self, z, k):
+        found = [group.soft_assign(part, k) for group, part in self.slices(z)]
+        return tuple(torch.cat(parts, dim=-2) for parts in zip(*found, strict=True))
+
     def decode(self, codes):
-        check_codes(codes, self.num_codebooks, self.codebook_size)
+        check_codes(codes, self.codebook_sizes)
         parts = codes.split(self.books, dim=-1)
         return torch.cat([group.decode(part) for group, part in zip(self.groups, parts, strict=True)], dim=-1)
 
@@ -525,69 +580,3 @@ class ProductQuantizer(Quantizer):
 
     def reset_dead_codes_(self, z, generator=None) -> int:
         return sum(group.reset_dead_codes_(part, generator=generator) for group, part in self.slices(z))
-
-
-@register("random_projection", num_codebooks=4, codebook_size=256)
-class RandomProjectionQuantizer(Quantizer):
-    """M frozen random projections, each with a frozen random codebook of unit length (BEST-RQ, arXiv 2202.01855).
-
-    Each z is brought to mean 0 and variance 1 (otherwise few codes are used) and projected; its code is the one with
-    the nearest direction. The loss is 0.
-
-    Args:
-        dim: d.
-        num_codebooks: M.
-        codebook_size: K.
-        projection_dim: dimension of the codes.
-    """
-
-    def __init__(self, dim, num_codebooks=1, codebook_size=1024, *, projection_dim=16):
-        super().__init__(dim, num_codebooks, codebook_size)
-        self.projection_dim = projection_dim
-        shapes = {
-            "projection": (num_codebooks, dim, projection_dim),
-            "embed": (num_codebooks, codebook_size, projection_dim),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.empty(shape, dtype=torch.float32))
-        to_default_(self)
-
-    def default_state(self):
-        """Name -> tensor of the frozen state, on the CPU. Deterministic."""
-        generator = torch.Generator("cpu").manual_seed(0)
-        options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-        bound = (6 / (self.dim + self.projection_dim)) ** 0.5
-        projection = (torch.rand(self.num_codebooks, self.dim, self.projection_dim, **options) * 2 - 1) * bound
-        embed = torch.randn(self.num_codebooks, self.codebook_size, self.projection_dim, **options)
-        return {"projection": projection, "embed": F.normalize(embed, dim=-1)}
-
-    @torch.no_grad()
-    def assign(self, z):
-        with float32_island(z):
-            rows = F.layer_norm(z.reshape(-1, self.dim).float(), (self.dim,))
-            # Keys are not normalised: codes have length 1, so |key| does not change their order.
-            codes = [nearest_codes(rows @ self.projection[m], self.embed[m]) for m in range(self.num_codebooks)]
-            return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
-
-    def decode(self, codes):
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        with float32_island(codes):
-            return self.vectors_of(codes)
-
-    def vectors_of(self, codes):
-        """Mean over the M codes of their vectors, led back by the transposed projections: (..., d) float32."""
-        vectors = [
-            F.embedding(codes[..., m], self.embed[m]) @ self.projection[m].t() for m in range(self.num_codebooks)
-        ]
-        return torch.stack(vectors).mean(0)
-
-    def forward(self, z, mask=None):
-        if mask is not None:
-            z = torch.where(mask[..., None] > 0, z, 0.0)
-        codes = self.assign(z.masked_fill(~torch.isfinite(z.float().sum()), 0.0))
-        with float32_island(z):
-            rows = z.float()
-            zero = rows.new_zeros(())
-            quantized = straight_through(rows, self.vectors_of(codes))
-        quantized = quantized.to(result_dtype(z))
-        return QuantizerOutput(quantized=quantized, codes=codes, loss=zero, losses={"codebook": zero})

@@ -171,7 +171,7 @@ def test_distances_are_those_of_the_search(model, examples):
 
 
 def test_histogram_draws_the_counts():
-    figure = plots.code_histograms({"a": torch.tensor([[1, 6, 0, 3]]).numpy()})[0]
+    figure = plots.code_histograms({"a": torch.tensor([[1, 6, 0, 3]]).numpy()}, (4,))[0]
     heights = figure.axes[0].patches[0].get_data().values
     assert heights.tolist() == pytest.approx([0.6, 0.3, 0.1, 0.0])
 

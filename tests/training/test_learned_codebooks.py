@@ -87,7 +87,8 @@ def test_shipped_overlays_are_a_few_lines_that_build_a_quantizer_with_something_
     quantizer = build_quantizer(recipe.config().quantizer_config)
     assert quantizer.dim == 64
     trained = "tokenizer" in [phase.kind for phase in recipe.phases]
-    assert trained == bool(list(quantizer.parameters()))
+    learns = bool(list(quantizer.parameters())) or not quantizer.initialized  # EMA codebooks wait for data
+    assert trained == learns
     assert recipe.output_dir == f"runs/{path.stem}" and len(path.read_text().splitlines()) <= 6
 
 

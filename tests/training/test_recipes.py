@@ -273,6 +273,7 @@ def test_as2m_base_is_the_paper_s_table_5():
     assert (encoder.name, tokenizer.name, again.name) == ("encoder-iter1", "tokenizer-iter2", "encoder-iter2")
     epoch = recipe.training.examples_per_epoch / (16 * 64)  # steps
     assert encoder.steps == again.steps == round(130 * epoch) and tokenizer.steps == round(30 * epoch)
+    # warm-up and betas are the reference code's
     assert encoder.warmup_steps == round(10 * epoch) and tokenizer.warmup_steps == round(2 * epoch)
     assert (encoder.learning_rate, tokenizer.learning_rate) == (5e-4, 2e-4)
     assert recipe.training.betas == (0.9, 0.95) and recipe.training.weight_decay == 1e-4

@@ -8,6 +8,8 @@ codebook m is token m * codebook_size + k of one vocabulary:
 
     codes = np.array(row["codes"]).reshape(row["shape"])
     tokens = codes + codebook_size * np.arange(num_codebooks)
+
+or, of codebooks of several sizes, where codebook_size is a list: codes + np.cumsum([0, *codebook_size[:-1]]).
 """
 
 import argparse

@@ -132,21 +132,21 @@ def _kind(phase):
 
 
 @matplotlib.rc_context(STYLE)
-def code_histograms(counts):
+def code_histograms(counts, codebook_sizes):
     """Share of each code, most frequent first: a figure for each codebook.
 
     Args:
         counts: name of a tokenizer -> counts (M, K).
+        codebook_sizes: K of each codebook.
     """
-    codebooks, size = next(iter(counts.values())).shape
     shares = {name: -np.sort(-table, axis=1) / table.sum(axis=1, keepdims=True) for name, table in counts.items()}
     lowest = min(share[share > 0].min() for share in shares.values())
     figures = []
-    for stage in range(codebooks):
+    for stage, size in enumerate(codebook_sizes):
         figure, axis = panel()
         axis.axhline(1 / size, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         for number, (name, share) in enumerate(shares.items()):
-            axis.stairs(share[stage], np.arange(size + 1), color=SERIES[number], label=name, linewidth=1.4)
+            axis.stairs(share[stage, :size], np.arange(size + 1), color=SERIES[number], label=name, linewidth=1.4)
         axis.set(title=f"codebook {stage + 1}: share of patches", xlabel="code, by frequency")
         axis.set(yscale="log", ylim=(lowest / 1.5, 1))
         axis.legend(loc="upper right")

@@ -56,19 +56,19 @@ def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
 
     Returns:
         dict of arrays (M,): `residual_energy`, the share of the energy left after the stage; `residual_norm` and
-        `code_norm`, mean length of the residual after the stage and of the codes it chose (the paper's figure 3).
+        `code_norm`, mean length of the residual after the stage and of the codes it chose.
         Empty where the quantizer does not subtract.
     """
     quantizer = tokenizer.quantizer
     if not quantizer.codebooks:
         return {}
     tokenizer.eval()
-    books = np.stack([book.embed.double().cpu().numpy() for book in quantizer.codebooks])  # (M, K, d)
+    books = [book.embed.double().cpu().numpy() for book in quantizer.codebooks]  # M of (K_m, d)
     left, residual_norms, code_norms, total, start = 0.0, 0.0, 0.0, 0.0, 0
     for vectors, keep in projected(tokenizer, examples, batch_size):
         z = quantizer.flatten(vectors).double().cpu().numpy()  # (n, d)
         rows = codes[start : start + len(keep)][keep.cpu().numpy()]  # (n, M)
-        stages = books[np.arange(len(books)), rows]  # (n, M, d)
+        stages = np.stack([book[index] for book, index in zip(books, rows.T, strict=True)], axis=1)  # (n, M, d)
         energy = np.square(z).sum()
         left = left + energy * residual_energy(z, stages)
         residual_norms = residual_norms + np.linalg.norm(z[:, None] - stages.cumsum(axis=1), axis=-1).sum(axis=0)
@@ -100,10 +100,10 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
         folds), `patches` (number of patches measured).
     """
     codes, valid = tokens or tokenize(tokenizer, examples, batch_size)
-    size = tokenizer.config.quantizer_config.codebook_size
+    size = tokenizer.config.quantizer_config.codebook_sizes
     rows = codes[valid]  # (n, M)
     position = np.broadcast_to(np.arange(codes.shape[1]), valid.shape)[valid]
-    quality = {"patches": len(rows)} | {name: _finite(v) for name, v in usage(code_counts(rows, size)).items()}
+    quality = {"patches": len(rows)} | {name: _finite(v) for name, v in usage(code_counts(rows, size), size).items()}
     stages = stage_statistics(tokenizer, examples, codes, valid, batch_size)
     for name in ("residual_energy", "residual_norm", "code_norm"):
         quality[name] = stages[name].tolist() if stages else None
@@ -132,7 +132,7 @@ def predictor_quality(model, examples, batch_size=32, seed=0):
     """
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    size = model.config.quantizer_config.codebook_size
+    size = model.config.quantizer_config.codebook_sizes
     nats, correct, counts = 0.0, 0.0, 0
     for values, mask in batches(examples, batch_size, model.device, "predictions"):
         noise = torch.rand(patch_validity(model.bridle, values, mask).shape, generator=generator)

@@ -86,6 +86,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     last = list(tokenizers)[-1]
     codes, valid = tokens[last]
     quality, quantizer = qualities[last], config.quantizer_config
+    sizes = quantizer.codebook_sizes
+    held = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
     parts = [
         tiles(
@@ -120,8 +122,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         usage_table(qualities),
         figure(
             "histograms",
-            plots.code_histograms({k: code_counts(c[v], quantizer.codebook_size) for k, (c, v) in tokens.items()}),
-            f"Share of each of {quantizer.codebook_size} codes, most frequent first. Dashed: all codes equally often.",
+            plots.code_histograms({k: code_counts(c[v], sizes) for k, (c, v) in tokens.items()}, sizes),
+            f"Share of each code of {held}, most frequent first. Dashed: all codes equally often.",
         ),
     ]
     if quality["code_norm"] is not None:
@@ -148,8 +150,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     if sounds is not None:
         parts += listen(tokenizers[last], examples, codes, valid, sounds, batch_size)
     subtitle = (
-        f"{quantizer.type} quantizer, {quantizer.num_codebooks} x {quantizer.codebook_size} codes, measured on "
-        f"{len(codes)} clips ({quality['patches']} patches)"
+        f"{quantizer.type} quantizer, {held} codes, measured on {len(codes)} clips ({quality['patches']} patches)"
     )
     write_page(path, f"Codebooks of {name}", subtitle, parts)
     return qualities

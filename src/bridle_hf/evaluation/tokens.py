@@ -13,7 +13,8 @@ from .windows import run_windows, write_parquet
 def code_layout(config, processor) -> dict:
     """What the numbers in `codes` stand for, as written into the file under the key `bridle_codes`.
 
-    A code k of codebook m is the token m * codebook_size + k of one common vocabulary.
+    A code k of codebook m is the token m * codebook_size + k of one common vocabulary; where `codebook_size` is a list,
+    the token k + the sum of the sizes of the codebooks before.
     """
     quantizer = config.quantizer_config
     modality = MODALITIES[config.modality]

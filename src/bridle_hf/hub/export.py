@@ -61,6 +61,8 @@ def _choose_map(model, source: str) -> dict[str, str]:
         return key_maps.MASKED_AUTOENCODERS[source].names
     if quantizer not in key_maps.QUANTIZERS:
         raise ValueError(f"`quantizer_config.type` is {quantizer!r}; the reference has 'residual' and 'vector'.")
+    if len(set(sizes := config.quantizer_config.codebook_sizes)) > 1:
+        raise ValueError(f"`quantizer_config.codebook_size` is {list(sizes)}; the reference has codebooks of one size.")
     return reference.pretraining(config.decoder_type, quantizer)
 
 

@@ -55,7 +55,7 @@ def load_official(
     The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or
     of transformers. Their decoders predict pixels and are dropped.
 
-    Sizes are read off the weights' shapes. What no shape tells is the paper's unless given as an override:
+    Sizes are read off the weights' shapes. What no shape tells is `BridleConfig`'s default unless given as an override:
     `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
     `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
 

@@ -33,7 +33,7 @@ class _Shapes(dict):
 
 
 def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> BridleConfig:
-    """The configuration that fits all of `found`; what no shape tells is the paper's, or the override's.
+    """The configuration that fits all of `found`; what no shape tells is `BridleConfig`'s default, or the override.
 
     Raises:
         ValueError: a weight the sizes are read from is missing, or an override is unknown, contradicts the weights or

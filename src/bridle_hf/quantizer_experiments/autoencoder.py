@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteAutoencoder(nn.Module):
-    """Images to codes and back: section B.1 and table 4 of T. Morita (2026).
+    """Images to codes and back: appendix B.1 and table 4 of T. Morita (2026).
 
     The encoder is a convolution at the size of the image, then for each further entry of `channels` a convolution of
     stride 2 and a residual block, then a convolution to the d channels that are quantized. The decoder is its mirror,

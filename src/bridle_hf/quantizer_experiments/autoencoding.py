@@ -181,8 +181,8 @@ def evaluate(
             spread.append(individual.cpu())
         if fidelity is not None:
             fidelity.update_(batch, reconstruction)
-    codes, codebook_size = torch.cat(codes), model.quantizer.codebook_size
-    used = usage(code_counts(codes, codebook_size))
+    codes, sizes = torch.cat(codes), model.quantizer.codebook_sizes
+    used = usage(code_counts(codes, sizes), sizes)
     contained = [image.unique() for image in codes[..., 0]]
     spread = torch.cat(spread).numpy() if spread else np.ones(1)
     book = next(iter(model.quantizer.codebooks), None)
@@ -192,7 +192,7 @@ def evaluate(
         "rmse": (squares / pixels) ** 0.5,
         "images": len(codes),
         "images_by_codes": {str(number): images for number, images in sorted(Counter(map(len, contained)).items())},
-        "images_with_code": torch.cat(contained).bincount(minlength=codebook_size).tolist(),
+        "images_with_code": torch.cat(contained).bincount(minlength=sizes[0]).tolist(),
         "individual_perplexity": {str(p): float(np.percentile(spread, p)) for p in PERCENTILES},
         "temperature": book.temperature.item() if hasattr(book, "temperature") else None,
         **(fidelity.compute() if fidelity is not None else {}),

@@ -84,8 +84,8 @@ class Row(Task):
         self.recipe.quantizer_of(model).update_(statistics)
 
     def measure(self, model, output, batch, accelerator):
-        codes, size = output.quantizer.codes, self.recipe.quantizer_of(model).codebook_size
-        return {"codebooks": code_usage(codes.flatten(0, -2)[None], None, size, accelerator)}
+        codes, sizes = output.quantizer.codes, self.recipe.quantizer_of(model).codebook_sizes
+        return {"codebooks": code_usage(codes.flatten(0, -2)[None], None, sizes, accelerator)}
 
     def export(self, model, folder, accelerator, minutes):
         if accelerator.is_main_process:

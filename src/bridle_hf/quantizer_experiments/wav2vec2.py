@@ -219,7 +219,8 @@ def evaluate(model: Wav2Vec2WithQuantizer, batches: Iterable[dict]) -> dict:
         masked += batch["mask_time_indices"].sum().item()
         vectors = model.vectors(batch["input_values"])
         codes.append(model.quantizer.quantizer.encode(vectors).flatten(0, -2).cpu())  # (B T, M)
-    used = usage(code_counts(torch.cat(codes), model.quantizer.quantizer.codebook_size))
+    sizes = model.quantizer.quantizer.codebook_sizes
+    used = usage(code_counts(torch.cat(codes), sizes), sizes)
     return {
         "code_use": used["cur"].tolist(),
         "perplexity": used["perplexity"].tolist(),

@@ -37,17 +37,18 @@ def real_patches(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tens
 
 @torch.no_grad()
 def code_usage(
-    codes: torch.Tensor, valid: torch.Tensor | None, codebook_size: int, accelerator: Accelerator
+    codes: torch.Tensor, valid: torch.Tensor | None, codebook_sizes: tuple[int, ...], accelerator: Accelerator
 ) -> dict[str, list[float]]:
     """CUR, ECU and perplexity of each codebook over the codes of a batch on all processes.
 
     Args:
         codes: (B, N, M).
         valid: (B, N) True for codes that count; None where all do.
+        codebook_sizes: K of each codebook.
     """
     codes = real_patches(codes, valid)  # (n, M)
-    counts = torch.stack([codes[:, stage].bincount(minlength=codebook_size) for stage in range(codes.shape[1])])
-    measured = usage(accelerator.reduce(counts, "sum").cpu().numpy())
+    counts = torch.stack([stage.bincount(minlength=max(codebook_sizes)) for stage in codes.T])
+    measured = usage(accelerator.reduce(counts, "sum").cpu().numpy(), codebook_sizes)
     return {name: measured[name].tolist() for name in ("cur", "ecu", "perplexity")}
 
 

@@ -22,7 +22,7 @@ def parameter_groups(
         learning_rate: of the last layer.
         weight_decay: of matrices and of tokens (CLS, mask).
         layer_decay: each layer further from the head of a `BridleFor...Classification` learns by this factor more
-            slowly (paper: 0.75); None is the same rate everywhere.
+            slowly (reference code: 0.75); None is the same rate everywhere.
 
     Returns:
         Groups with `params`, `names`, `lr` and `weight_decay`.

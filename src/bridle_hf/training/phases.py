@@ -151,7 +151,7 @@ class Phase(Task):
         return {"codes_reset": 0}
 
     def measure(self, model, output, batch, accelerator):
-        codebooks = code_usage(output.codes, batch.get("valid"), model.tokenizer.quantizer.codebook_size, accelerator)
+        codebooks = code_usage(output.codes, batch.get("valid"), model.tokenizer.quantizer.codebook_sizes, accelerator)
         if residual := residual_energy(model, output.codes, batch, accelerator):
             codebooks["residual"] = residual
         return {**stage_predictions(output, accelerator), "codebooks": codebooks}
@@ -229,7 +229,7 @@ class JointPhase(Phase):
     tokenizer is the encoder in eval mode.
 
     Attributes:
-        tokenizer_update_every: k, from 1 on (paper: 5).
+        tokenizer_update_every: k, from 1 on (the paper, section 5: 5 works well for VQ).
     """
 
     kind: Literal["joint"] = "joint"

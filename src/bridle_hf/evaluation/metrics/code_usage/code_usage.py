@@ -11,7 +11,7 @@ CUR = used / K, UE = entropy of the codes, ECU = CUR * UE / log K (1 = uniform),
 _INPUTS = """
 Args:
     predictions: codes (n, M), integers in [0, codebook_size).
-    codebook_size: K.
+    codebook_size: K, or a list of one number per codebook.
 Returns:
     cur, entropy (bits), ecu, perplexity, dead: lists of M values, the first codebook first.
 """
@@ -28,15 +28,16 @@ class CodeUsage(evaluate.Metric):
 
     def _compute(self, predictions, codebook_size):
         codes = np.asarray(predictions)  # (n, M)
-        if codes.min() < 0 or codes.max() >= codebook_size:
+        size = np.asarray(codebook_size)  # () or (M,)
+        if codes.min() < 0 or (codes >= size).any():
             raise ValueError(f"predictions: got codes {codes.min()}..{codes.max()}; they lie in [0, {codebook_size})")
-        counts = np.stack([np.bincount(stage, minlength=codebook_size) for stage in codes.T])  # (M, K)
+        counts = np.stack([np.bincount(stage, minlength=size.max()) for stage in codes.T])  # (M, K)
         used, bits = (counts > 0).sum(axis=1), entropy(counts, axis=1, base=2)
         measured = {
-            "cur": used / codebook_size,
+            "cur": used / size,
             "entropy": bits,
-            "ecu": used / codebook_size * bits / np.log2(codebook_size) if codebook_size > 1 else used / codebook_size,
+            "ecu": np.where(size > 1, used / size * bits / np.log2(np.maximum(size, 2)), used / size),
             "perplexity": 2.0**bits,
-            "dead": codebook_size - used,
+            "dead": size - used,
         }
         return {name: values.tolist() for name, values in measured.items()}
