@@ -106,3 +106,15 @@ def test_a_trial_of_the_gpu_benchmark(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main([])
+
+
+def test_the_use_of_the_cold_start(monkeypatch, capsys, esc10_dir):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cold_start
+
+    monkeypatch.setattr(cold_start, "QUANTIZERS", {"RQ": "residual"})
+    monkeypatch.setattr(cold_start, "CODEBOOK_INITS", ("uniform",))
+    cold_start.main(["--dataset", str(esc10_dir), "--clips", "5", "--seeds", "1"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| RQ")]
+    assert [row[1].strip() for row in rows] == [f"{stage} of 4" for stage in range(1, 5)]
+    assert all(float(row[2]) > 0.95 for row in rows)
