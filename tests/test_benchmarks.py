@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("kaldi_native_fbank")
 pytest.importorskip("vector_quantize_pytorch")
@@ -135,3 +136,14 @@ def test_a_trial_of_the_check_of_a_gpu(tmp_path):
     for name, _ in ends:
         assert (tmp_path / f"{name}.log").read_text()
     assert json.loads((tmp_path / "probe-2.log").read_text().splitlines()[-1])["clips"] == 480
+
+
+def test_the_use_of_a_start(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cold_start
+
+    z = torch.randn(2000, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 256)
+    found = cold_start.measure(z, "residual", "uniform", seed=0)
+    assert found["cur"].shape == (4,) and (found["cur"] > 0.95).all()
+    again = cold_start.measure(z, "residual", "uniform", seed=0)
+    assert {name: values.tolist() for name, values in again.items()} == {n: v.tolist() for n, v in found.items()}

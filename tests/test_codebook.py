@@ -15,6 +15,7 @@ from bridle_hf.codebook_bridle import (
     nearest_codes,
     straight_through,
     sum_of_codes,
+    uniform_codes,
 )
 
 # Four codes of dimension 5 and rows whose distances can be checked by eye.
@@ -169,12 +170,66 @@ def test_initialize_sets_counts_and_sums(method):
     np.testing.assert_allclose(book.cluster_size.numpy()[~used], 0.01 * 200 / 16, rtol=1e-6)
     np.testing.assert_allclose(book.embed_sum.numpy(), book.embed.numpy() * book.cluster_size.numpy()[:, None])
     if method == "uniform":
-        assert (~used).any() and -1 <= book.embed.min() < -0.5 and 0.5 < book.embed.max() <= 1
+        assert used.all()
     if method == "sample":
         assert all((rows == code).all(-1).any() for code in book.embed)
     before = book.embed.clone()
     book.update_(*code_statistics(rows, book.nearest(rows), 16))
     assert (book.embed - before).norm(dim=-1).max() < 0.2  # no code is thrown away by its first step
+
+
+def is_row(codes, rows):
+    return (codes[:, None] == rows).all(-1).any(-1)
+
+
+def test_uniform_codes_take_their_range_from_the_rows():
+    """Few codes in few dimensions, so that most of them are chosen where they were drawn."""
+    scales = torch.tensor([2.0, 0.01])
+    rows = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)) * scales
+    codes = uniform_codes(rows, 64, torch.Generator().manual_seed(1))
+    drawn = codes[~is_row(codes, rows)]
+    bounds = (rows.numpy().astype(np.float64) ** 2).mean(0) ** 0.5
+    np.testing.assert_allclose(bounds, scales.numpy(), rtol=0.05)
+    assert (
+        len(drawn) > 50 and (drawn.abs().numpy() <= bounds).all() and (drawn.abs().numpy().max(0) > 0.9 * bounds).all()
+    )
+    assert drawn.min() < 0
+    # The paper's [-1, 1] where inputs are normalised to unit variance; and whatever the scale, the same codes in it.
+    draws = torch.rand(64, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    kept = ~is_row(codes, rows)
+    np.testing.assert_allclose((codes / torch.from_numpy(bounds))[kept].numpy(), draws[kept].numpy(), atol=1e-5)
+
+
+def test_every_uniform_code_is_chosen_by_a_row():
+    """In 64 dimensions most codes drawn uniformly are nearest to no row, and in [-1, 1] nearly all."""
+    rows = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 64)
+    rows = torch.nn.functional.normalize(rows, dim=-1)
+    drawn = torch.rand(128, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert len(nearest_codes(rows, drawn).unique()) < 64
+    codes = uniform_codes(rows, 128, torch.Generator().manual_seed(1))
+    chosen = torch.cdist(rows.double(), codes.double()).argmin(-1)
+    assert len(chosen.unique()) == 128
+
+
+def test_uniform_codes_of_too_few_values_end():
+    codes = uniform_codes(torch.ones(40, 3), 8, torch.Generator().manual_seed(0))
+    assert torch.isfinite(codes).all() and codes.shape == (8, 3)
+    assert torch.equal(uniform_codes(torch.zeros(40, 3), 8), torch.zeros(8, 3))
+
+
+@pytest.mark.parametrize(("min_count", "moved"), [(1, [2]), (3, [2, 1]), (6, [2, 1, 3])])
+def test_reset_by_the_count_of_rows(min_count, moved):
+    """Rows choose code 0 seven times, 1 twice, 2 never and 3 five times; what N says counts for nothing."""
+    codes = torch.eye(4, 5) * 10
+    rows = torch.cat([codes[0].repeat(7, 1), codes[1].repeat(2, 1), codes[3].repeat(5, 1)]) + 0.01
+    book = filled(codes, torch.tensor([0.001, 50, 50, 50]), rule="counts")
+    before, total = book.embed.clone(), book.cluster_size.sum()
+    assert book.reset_dead_(rows, 0.1, torch.Generator().manual_seed(0), min_count) == len(moved)
+    others = [code for code in range(4) if code not in moved]
+    assert torch.equal(book.embed[others], before[others]) and is_row(book.embed[moved], rows).all()
+    assert (book.cluster_size[moved] >= 0.999 * min_count * total / 14).all()
+    assert book.cluster_size[0] == np.float32(0.001)
+    torch.testing.assert_close(book.embed_sum, book.embed * book.cluster_size[:, None])
 
 
 def test_reset_moves_dead_codes_only():

@@ -72,6 +72,14 @@ def test_quantizer_defaults():
         assert (quantizer.codebook_init, quantizer.kmeans_iterations) == ("kmeans", 10)
 
 
+def test_a_dead_code_is_the_presets():
+    """The paper's T_u = 1 and the reference code reset codes that nothing of the first batch chooses."""
+    ours, official = BridleConfig().quantizer_config, BridleConfig(preset="official").quantizer_config
+    assert (ours.reset, ours.reset_min_count, ours.reset_threshold) == ("periodic", 0, 0.1)
+    assert (official.reset, official.reset_min_count) == ("first_batch", 1)
+    assert BridleQuantizerConfig(preset="official", reset_min_count=0).reset_min_count == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sizes", "weight"),
     [
@@ -198,6 +206,7 @@ WRONG_QUANTIZER = [
     ({"normalize": "twice"}, "`normalize` is 'twice'"),
     ({"codebook_init": "zeros"}, "`codebook_init` is 'zeros'"),
     ({"reset": "always"}, "`reset` is 'always'"),
+    ({"reset_min_count": -1}, "`reset_min_count` is -1; it takes 0 to "),
     ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number from 1 to "),
     ({"type": "vector", "num_codebooks": 4}, "`num_codebooks` is 4; a quantizer of type 'vector' takes 1"),
     ({"ema_decay": 1.5}, "`ema_decay` is 1.5; it takes 0 to 1"),

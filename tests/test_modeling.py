@@ -231,6 +231,26 @@ def test_training_hides_rows_and_columns_and_evaluation_hides_nothing():
         assert len(set((row // 4).tolist())) == 6 and len(set((row % 4).tolist())) == 2
 
 
+def test_one_ratio_hides_patches_at_random():
+    """The paper's 1D masking: a share of the patches, whatever their rows and columns; of padded clips of their own."""
+    config = tiny(input_size=(32, 16), num_labels=3, classifier_mask_ratio=(0.25,))  # 8 x 4 patches
+    model, values = build(BridleForAudioClassification, config).train(), values_for(config, 64)
+    kept = model._training_mask(values, None).kept
+    assert kept.shape == (64, 24) and all(len(set(row.tolist())) == 24 for row in kept)
+    hidden = 1 - torch.zeros(64, 32).scatter(1, kept, 1).mean(0)
+    assert (hidden - 0.25).abs().max() < 0.25  # every patch is hidden at times: 5 standard errors
+    assert hidden.min() > 0
+    rows = (torch.zeros(64, 32).scatter(1, kept, 1).view(64, 8, 4).sum(2) > 0).sum()
+    assert rows > 0.9 * 64 * 8  # nearly no row of the grid is hidden as a whole
+    with torch.no_grad():
+        assert model(values, output_hidden_states=True).hidden_states[0].shape[1] == 1 + 24
+    model = build(BridleForAudioClassification, tiny(num_labels=3, classifier_mask_ratio=(0.25,))).train()
+    _, batch, attention_mask = padded_pair(16, 32)
+    plan = model._training_mask(batch, model.bridle.patch_layer.real_patches(batch, attention_mask))
+    assert plan.kept_valid.sum(1).tolist() == [6, 12]  # of 8 real patches and of 16
+    assert plan.kept[0][plan.kept_valid[0]].max() < 8
+
+
 def test_training_mask_leaves_padding_out():
     config = tiny(num_labels=3, classifier_mask_ratio=(0.25, 0.5))
     model = build(BridleForAudioClassification, config).train()
@@ -313,5 +333,7 @@ def test_two_masks_are_refused():
 
 def test_a_classifier_mask_of_another_rank_is_named():
     model = BridleForVideoClassification(tiny("video", classifier_mask_ratio=(0.2, 0.2))).train()
-    with pytest.raises(ValueError, match=r"`classifier_mask_ratio` is \(0.2, 0.2\); it takes 3 numbers"):
+    with pytest.raises(
+        ValueError, match=r"`classifier_mask_ratio` is \(0.2, 0.2\); it takes 3 numbers, one per axis, or 1"
+    ):
         model(torch.zeros(1, 4, 3, 8, 8))

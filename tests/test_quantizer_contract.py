@@ -258,7 +258,7 @@ def test_what_learns_is_a_parameter_and_vectors_do_not_decay(kind):
 # --- from a config --------------------------------------------------------------------------------
 EMA = (
     "ema_decay ema_epsilon ema_mode commitment_weight normalize codebook_init kmeans_iterations "
-    "kmeans_samples_per_code reset_threshold soft_codes quantizer_dropout"
+    "kmeans_samples_per_code reset_threshold reset_min_count soft_codes quantizer_dropout"
 )
 OPTIONS = {
     "residual": f"num_codebooks codebook_size {EMA}",
@@ -308,7 +308,7 @@ def test_build_quantizer_reads_every_field_of_ema_codebooks():
     config = BridleQuantizerConfig(
         num_codebooks=2, codebook_size=8, codebook_dim=4, ema_decay=0.5, ema_epsilon=0.1, ema_mode="official",
         commitment_weight=1.0, normalize="none", codebook_init="sample", kmeans_iterations=3,
-        kmeans_samples_per_code=5, reset_threshold=0.2, soft_codes=2,
+        kmeans_samples_per_code=5, reset_threshold=0.2, reset_min_count=3, soft_codes=2,
     )  # fmt: skip
     quantizer = build_quantizer(config)
     book = quantizer.codebooks[1]
@@ -316,7 +316,7 @@ def test_build_quantizer_reads_every_field_of_ema_codebooks():
     assert (book.num_codes, book.dim, book.decay, book.epsilon, book.rule) == (8, 4, 0.5, 0.1, "blend")
     assert (quantizer.commitment_weight, quantizer.normalize, quantizer.codebook_init) == (1.0, "none", "sample")
     assert (quantizer.kmeans_iterations, quantizer.init_sample_size) == (3, 40)
-    assert (quantizer.reset_threshold, quantizer.soft_codes) == (0.2, 2)
+    assert (quantizer.reset_threshold, quantizer.reset_min_count, quantizer.soft_codes) == (0.2, 3, 2)
     vector = build_quantizer(BridleQuantizerConfig(type="vector", codebook_dim=4, ema_mode="official"))
     assert type(vector) is VectorQuantizer and vector.codebooks[0].rule == "blend_unit"
     product = build_quantizer(BridleQuantizerConfig(type="product", codebook_dim=4, ema_mode="official"))

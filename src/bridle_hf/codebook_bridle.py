@@ -29,6 +29,9 @@ FAR_OUT = 30
 # Shorter vectors are the rounding error of longer ones: they have no direction that a gradient could turn.
 SHORTEST = 1e-6
 
+# How often `uniform_codes` may move codes that no row chooses: of 256 codes of real sounds at most 5 were left over.
+REDRAWS = 10
+
 UPDATE_RULES = ("counts", "blend", "blend_unit")
 
 
@@ -253,6 +256,32 @@ def sample_rows(rows, count, generator=None):
     return rows[index.to(rows.device)]
 
 
+def uniform_codes(rows, num_codes, generator=None):
+    """Codes drawn uniformly within the root mean square of the rows, each of them chosen by at least one row.
+
+    The paper (section 3) starts the codes "uniformly based on the variance of the input features", in [-1, 1] because
+    inputs are usually normalised, so that codes are used evenly. Here dimension j is drawn from U[-s_j, s_j] with s_j
+    the root mean square of the rows, which is [-1, 1] for inputs of unit variance around zero. Vectors of unit length,
+    and what earlier stages left over, are far shorter than that. Even so some codes are nearest to no row: they move to
+    random rows, as the paper resets codes with N_i < 1, until there are none.
+
+    Args:
+        rows: (n, d), n >= num_codes.
+
+    Returns:
+        (num_codes, d). Where the rows have fewer different values than there are codes, some stay unused.
+    """
+    device = generator.device if generator is not None else "cpu"
+    draws = torch.rand(num_codes, rows.shape[1], generator=generator, device=device).to(rows) * 2 - 1
+    codes = draws * rows.square().mean(0).sqrt()
+    for _ in range(REDRAWS):
+        unused = nearest_codes(rows, codes).bincount(minlength=num_codes) == 0
+        if not unused.any():
+            break
+        codes[unused] = sample_rows(rows, int(unused.sum()), generator)
+    return codes
+
+
 def kmeans(rows, num_codes, iterations, *, cosine=False, generator=None):
     """Lloyd's algorithm, started from a sample of the rows.
 
@@ -406,8 +435,8 @@ class Codebook(nn.Module):
         """Set the codes from rows (n, d), n >= K, with N_0 the number of rows of each code.
 
         Args:
-            method: "kmeans" (cosine for the blend rules, else Euclidean), "sample" (K of the rows) or "uniform" (in
-                [-1, 1]).
+            method: "kmeans" (cosine for the blend rules, else Euclidean), "sample" (K of the rows) or "uniform" (see
+                `uniform_codes`).
             iterations: number of k-means steps.
         """
         if method == "kmeans":
@@ -415,26 +444,30 @@ class Codebook(nn.Module):
         elif method == "sample":
             embed = sample_rows(rows, self.num_codes, generator)
         else:
-            device = generator.device if generator is not None else "cpu"
-            embed = torch.rand(self.num_codes, self.dim, generator=generator, device=device).to(rows) * 2 - 1
+            embed = uniform_codes(rows, self.num_codes, generator)
         counts = nearest_codes(rows, embed).bincount(minlength=self.num_codes).to(rows)
         self.set_(embed, counts.clamp(min=UNUSED_SHARE * len(rows) / self.num_codes))
 
     @torch.no_grad()
-    def reset_dead_(self, rows, threshold, generator=None):
+    def reset_dead_(self, rows, threshold, generator=None, min_count=0):
         """Move codes with N < threshold * mean(N) to random rows (n, d), the emptiest first.
 
         A moved code gets N = its number of rows, scaled to the total of N and at least the threshold, and m = N c.
 
+        Args:
+            min_count: with a number above 0, codes that fewer of the rows choose are moved instead, whatever their N.
+
         Returns:
             int, the number of moved codes.
         """
-        limit = threshold * self.cluster_size.mean()
-        order = self.cluster_size.argsort()
-        dead = order[self.cluster_size[order] < limit][: len(rows)]
+        scale = self.cluster_size.sum() / max(len(rows), 1)
+        use, limit = self.cluster_size, threshold * self.cluster_size.mean()
+        if min_count > 0:
+            use, limit = self.nearest(rows).bincount(minlength=self.num_codes) * scale, min_count * scale
+        order = use.argsort()
+        dead = order[use[order] < limit][: len(rows)]
         if len(dead) == 0:
             return 0
-        scale = self.cluster_size.sum() / len(rows)
         embed, cluster_size = self.embed.clone(), self.cluster_size.clone()
         embed[dead] = sample_rows(rows, len(dead), generator)
         counts = nearest_codes(rows, embed).bincount(minlength=self.num_codes).to(rows)

@@ -55,6 +55,21 @@ def entropy(counts, corrected=False):
     return bits
 
 
+def norm_histogram(norms, bins=32):
+    """How many codes of a codebook have which length, before and after training, say.
+
+    Args:
+        norms: name -> lengths (K,) of all codes.
+        bins (`int`): number of bins, of one width and the same for all names.
+
+    Returns:
+        edges (bins + 1,), from 0 to the greatest length, and name -> int64 counts (bins,).
+    """
+    greatest = max(np.max(lengths) for lengths in norms.values())
+    edges = np.linspace(0, greatest if greatest > 0 else 1, bins + 1)
+    return edges, {name: np.histogram(lengths, edges)[0] for name, lengths in norms.items()}
+
+
 def usage(counts, codebook_size=None):
     """Usage of each codebook (arXiv 2502.02118, eq. 29 to 31 for CUR, UE and ECU).
 

@@ -68,8 +68,8 @@ OFFICIAL_OVERRIDES = {
     "video": {"position_layout": "flat", "use_cls_token": False},
 }
 QUANTIZER_PRESETS = {
-    "default": {"normalize": "once", "ema_mode": "counts", "reset": "periodic"},
-    "official": {"normalize": "per_stage", "ema_mode": "official", "reset": "first_batch"},
+    "default": {"normalize": "once", "ema_mode": "counts", "reset": "periodic", "reset_min_count": 0},
+    "official": {"normalize": "per_stage", "ema_mode": "official", "reset": "first_batch", "reset_min_count": 1},
 }
 
 CHOICES = {
@@ -93,6 +93,7 @@ MOST = {
     "codebook_dim": 2**16,
     "kmeans_iterations": 2**16,
     "reset_interval": 2**31,
+    "reset_min_count": 2**31,
     "num_neighbors": 2**24,
 }
 MOST_PATCHES, MOST_IN_A_PATCH, MOST_IN_CODEBOOKS = 2**20, 2**20, 2**31
@@ -174,11 +175,15 @@ class BridleQuantizerConfig(PreTrainedConfig):
         ema_decay (`float`), ema_epsilon (`float`): g and eps of eq. 9-13.
         commitment_weight (`float`): beta of eq. 5; the default is that of the class: 0.25 for `"vector"` (as in the
             reference code), 1 for `"gradient"` and `"simvq"` (T. Morita, 2026), 0 for `"smoothed"`.
-        codebook_init (`str`): `"kmeans"`, `"uniform"` (U[-1, 1]) or `"sample"` (random input vectors).
+        codebook_init (`str`): `"kmeans"`, `"sample"` (random input vectors) or `"uniform"`: in [-s, s]
+            with s the root mean square of the stage's input in each dimension (the paper's [-1, 1] where its variance
+            is 1), codes that no input chooses being moved to random inputs.
         kmeans_iterations (`int`), kmeans_samples_per_code (`int`): length of the k-means run, and its sample.
         reset (`str`): when dead codes are replaced in a tokenizer phase: `"first_batch"`, `"periodic"` or `"never"`.
-        reset_interval (`int`), reset_threshold (`float`): steps between resets, and the share of the mean count below
-            which a code is dead.
+        reset_interval (`int`): steps between resets.
+        reset_threshold (`float`), reset_min_count (`int`): what a dead code is. With `reset_min_count` 0, one whose
+            averaged count is below this share of the mean count. Above 0, one that fewer vectors of the step choose,
+            over all processes: 1 is T_u of the paper's table 5, and what the reference code does.
         soft_codes (`int`): of EMA codebooks: 0 for the nearest code, k for a distance-weighted mean of the k nearest.
         quantizer_dropout (`float`): of `"residual"`: share of the samples that, while the tokenizer trains, only the
             first m of the codebooks quantize, m random.
@@ -191,7 +196,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
         regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms the
             neighbours per vertex, and the number of vertices drawn per step (all when left out).
         levels (`tuple[int]`): of `"fsq"`: the number of values of each dimension.
-        preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode` and `reset` are when left out.
+        preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode`, `reset` and `reset_min_count`
+            are when left out.
     """
 
     model_type = "bridle_quantizer"
@@ -213,6 +219,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     reset: str | None = None
     reset_interval: int = 100
     reset_threshold: float | int = 0.1
+    reset_min_count: int | None = None
     soft_codes: int = 0
     quantizer_dropout: float | int = 0.0
     distance: str = "euclidean"
@@ -297,6 +304,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
             raise ValueError(f"`gumbel_schedule` is {self.gumbel_schedule}; it takes start, end and decay, above 0.")
         check_range("temperature", self.temperature, *TEMPERATURES)
         check_range("ema_decay", self.ema_decay, 0, 1)
+        check_range("reset_min_count", self.reset_min_count, 0, MOST["reset_min_count"])
         check_range("soft_codes", self.soft_codes, 0, smallest, "`codebook_size`")
         if self.num_vertices is not None:
             check_range("num_vertices", self.num_vertices, 1, smallest, "`codebook_size`")
@@ -354,7 +362,9 @@ class BridleConfig(PreTrainedConfig):
             codebooks are EMA ones of the same shape, set by k-means, where those of the quantizer learn by gradient.
         cold_start_positions (`bool`): whether positions are added before that projection (the reference code does).
         pooling (`str`): `"mean"` over patches or `"cls"`.
-        classifier_mask_ratio (`tuple[float]`): share of rows and columns of the grid hidden while a classifier trains.
+        classifier_mask_ratio (`tuple[float]`): what is hidden while a classifier trains. One number: that share of the
+            patches, at random (the paper's 1D masking). One per axis of the grid: that share of its rows and of its
+            columns (2D).
         quantizer_config (`dict` or `BridleQuantizerConfig`): the quantizer.
     """
 

@@ -637,13 +637,16 @@ class BridleForClassification(BridlePreTrainedModel):
         )
 
     def _training_mask(self, values, valid):
-        """Hide a share of the rows and columns (the paper's 2D masking), in a padded clip the share of its own."""
-        grid = self.bridle.patch_layer.grid(values)
-        ratio = self.config.classifier_mask_ratio
-        if len(ratio) != len(grid):
-            raise ValueError(f"`classifier_mask_ratio` is {tuple(ratio)}; it takes {len(grid)} numbers, one per axis.")
-        keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
+        """Hide a share of the patches (the paper's 1D masking) or of the rows and columns (2D); padding is no patch."""
+        grid, ratio = self.bridle.patch_layer.grid(values), tuple(self.config.classifier_mask_ratio)
+        if len(ratio) not in (1, len(grid)):
+            raise ValueError(
+                f"`classifier_mask_ratio` is {ratio}; it takes {len(grid)} numbers, one per axis, or 1 for all patches."
+            )
         noise = torch.rand(values.shape[0], prod(grid), device=values.device)
+        if len(ratio) == 1:
+            return mask_from_noise(noise, num_kept(grid, ratio[0], "random"), valid)
+        keep = [max(1, int(n * (1 - r))) for n, r in zip(grid, ratio, strict=True)]
         return mask_from_noise(hide_lines(noise, grid, keep), prod(keep), valid)
 
 

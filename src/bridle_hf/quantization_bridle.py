@@ -331,7 +331,8 @@ class ResidualQuantizer(StagedQuantizer):
             one. "none": eq. 1-3.
         codebook_init: "kmeans", "uniform" or "sample", for `initialize_`.
         kmeans_iterations, kmeans_samples_per_code: number of k-means steps, and vectors per code in its sample.
-        reset_threshold: `reset_dead_codes_` moves codes whose count is below this share of the mean count.
+        reset_threshold, reset_min_count: `reset_dead_codes_` moves codes whose count N is below this share of the mean;
+            with a `reset_min_count` above 0 those that fewer of its vectors choose (the paper's T_u is 1).
         soft_codes: 0, or the number of nearest codes that `forward` and `encode` mix by inverse squared distance when
             they subtract and sum. `codes` are still the nearest, and `decode(codes)` is their hard sum.
         quantizer_dropout: share of the samples that only the first of the codebooks quantize in training; see
@@ -355,6 +356,7 @@ class ResidualQuantizer(StagedQuantizer):
         kmeans_iterations=10,
         kmeans_samples_per_code=64,
         reset_threshold=0.1,
+        reset_min_count=0,
         soft_codes=0,
         quantizer_dropout=0.0,
     ):
@@ -367,7 +369,8 @@ class ResidualQuantizer(StagedQuantizer):
         check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.commitment_weight, self.normalize = commitment_weight, normalize
         self.codebook_init, self.kmeans_iterations = codebook_init, kmeans_iterations
-        self.reset_threshold, self.soft_codes, self.quantizer_dropout = reset_threshold, soft_codes, quantizer_dropout
+        self.reset_threshold, self.reset_min_count = reset_threshold, reset_min_count
+        self.soft_codes, self.quantizer_dropout = soft_codes, quantizer_dropout
         self.init_sample_size = self.codebook_size * kmeans_samples_per_code
         rule = "counts" if ema_mode == "counts" else self.official_rule
         self.codebooks = nn.ModuleList(
@@ -490,7 +493,7 @@ class ResidualQuantizer(StagedQuantizer):
             for book in self.codebooks:
                 key = self.search_key(residual)
                 if is_first_process():
-                    moved += book.reset_dead_(key, self.reset_threshold, generator)
+                    moved += book.reset_dead_(key, self.reset_threshold, generator, self.reset_min_count)
                 book.broadcast_()
                 residual, _ = self.subtract(residual, book)
             return int(broadcast_(moved))

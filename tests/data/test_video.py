@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from picture_files import counting_video, numbers
 
+from bridle_hf import BridleConfig
 from bridle_hf.data import BadClipError, decode_video, media
-from bridle_hf.data.video import frame_differences, middle_frame
+from bridle_hf.data.arguments import DataArguments
+from bridle_hf.data.modalities import build_processor
+from bridle_hf.data.video import VideoCollator, frame_differences, middle_frame
 from bridle_hf.demo_data.motion import write_video
 
 
@@ -78,6 +81,22 @@ def test_a_sound_is_no_video(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(1000), 16000)
     with pytest.raises(BadClipError, match="cannot be decoded"):
         decode_video(str(Path(tmp_path / "a.wav")))
+
+
+def test_half_of_the_clips_play_backwards():
+    """Frame k of the video has the grey value 10 k; a clip takes every second frame, forwards or backwards."""
+    video = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None] * 10, (20, 3, 32, 32))
+    config = BridleConfig(modality="video", input_size=(4, 32, 32), patch_size=(2, 16, 16))
+    processor = build_processor(config, frame_stride=2, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    for flip_time in (False, True):
+        collate = VideoCollator(DataArguments(crop_scale=(1.0, 1.0), flip_time=flip_time), processor)
+        batch = collate([video] * 200, np.random.default_rng(0))["pixel_values"]
+        grey = np.round(batch * 25.5).mean(axis=(2, 3, 4))  # (200, 4)
+        steps = np.diff(grey, axis=1)
+        assert np.isin(steps, (2, -2)).all() and (steps == steps[:, :1]).all()
+        assert len(np.unique(grey[:, 0])) > 5  # from different places
+        backwards = (steps[:, 0] < 0).sum()
+        assert 70 < backwards < 130 if flip_time else backwards == 0
 
 
 def test_baselines_by_hand():

@@ -10,12 +10,14 @@ import soundfile
 import torch
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf.codebook_metrics import norm_histogram
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.data.source import sound_reader
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.listening import code_distances, excerpt, nearest_patches
-from bridle_hf.evaluation.quality import tokenize
+from bridle_hf.evaluation.quality import code_norms, tokenize
 from bridle_hf.evaluation.report import codebook_report, table, write_page
+from bridle_hf.quantization_bridle import QUANTIZERS, ResidualQuantizer
 
 VOID = {"meta", "br", "img", "link", "hr"}
 
@@ -174,6 +176,33 @@ def test_histogram_draws_the_counts():
     figure = plots.code_histograms({"a": torch.tensor([[1, 6, 0, 3]]).numpy()}, (4,))[0]
     heights = figure.axes[0].patches[0].get_data().values
     assert heights.tolist() == pytest.approx([0.6, 0.3, 0.1, 0.0])
+
+
+def test_norms_of_all_codes_are_counted_by_hand():
+    """Four bins of width 2.5 up to 10, the longest code of both."""
+    edges, counts = norm_histogram({"before": [10.0, 10.0, 1.0, 7.5], "after": [0.0, 2.4, 2.5, 2.6]}, bins=4)
+    assert edges.tolist() == [0, 2.5, 5, 7.5, 10]
+    assert counts["before"].tolist() == [1, 0, 0, 3] and counts["after"].tolist() == [2, 2, 0, 0]
+    assert norm_histogram({"zero": np.zeros(5)}, bins=2)[1]["zero"].tolist() == [5, 0]
+
+
+def test_the_histogram_of_norms_draws_every_code():
+    """A codebook of the lengths 3, 5, 2 and five times 0, and one beside it."""
+    quantizer = ResidualQuantizer(4, num_codebooks=2, codebook_size=8)
+    codes = torch.zeros(8, 4)
+    codes[:3, :2] = torch.tensor([[3.0, 0], [-4, 3], [0, 2]])
+    quantizer.codebooks[0].set_(codes, torch.ones(8))
+    norms = code_norms(quantizer)
+    assert [len(lengths) for lengths in norms] == [8, 8] and norms[0].tolist() == [3, 5, 2, 0, 0, 0, 0, 0]
+    first, _ = plots.norm_histograms({"cold start": norms, "trained": norms})
+    (axis,) = first.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["cold start", "trained"]
+    for values, edges, _ in (patch.get_data() for patch in axis.patches):
+        assert edges[0] == 0 and edges[-1] == 5 and len(axis.patches) == 2
+        assert {int(np.flatnonzero(edges <= length)[-1]): n for length, n in ((0, 5), (2, 1), (3, 1))} | {31: 1} == {
+            place: int(values[place]) for place in np.flatnonzero(values).tolist()
+        }
+    assert code_norms(QUANTIZERS["random_projection"].cls(8, 2, 16)) == []
 
 
 def test_text_is_escaped(tmp_path):

@@ -108,8 +108,9 @@ def test_scripts_say_in_one_line_what_is_not_there(script, tones, pretrained, na
 
 
 def test_finetune_runs_the_shipped_recipe(script, tones, pretrained, tmp_path):
-    recipe = "audio/esc50_finetune"
-    changes = [f"model={pretrained}", f"data.dataset={tones}", "data.label_column=sound", "output_dir=out"]
+    recipe = "audio/own_finetune"
+    data = [f"data.dataset={tones}", "data.label_column=sound", "data.fold_column=fold"]
+    changes = [f"model={pretrained}", *data, "output_dir=out"]
     out = script("finetune.py", "--recipe", recipe, *changes, "folds=[2]", "training.epochs=1")
     assert json.loads(out.splitlines()[-1])["folds"] == [2]
     assert (tmp_path / "out" / "fold-2" / "preprocessor_config.json").is_file()

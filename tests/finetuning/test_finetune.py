@@ -242,7 +242,7 @@ def test_the_shipped_recipe_reads_and_bad_overrides_are_named(override, message)
 @pytest.mark.parametrize("command", ["finetune", "probe"])
 def test_commands_say_it_in_one_line(command, recipe, tones, pretrained, tmp_path, capsys):
     given = {
-        "finetune": ["audio/esc50_finetune", f"model={pretrained}", f"data.dataset={tones}", f"output_dir={tmp_path}"]
+        "finetune": ["audio/own_finetune", f"model={pretrained}", f"data.dataset={tones}", f"output_dir={tmp_path}"]
         + ["data.label_column=sound", "data.fold_column=fold", "folds=[7]"],
         "probe": [
             "--model",

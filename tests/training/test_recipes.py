@@ -252,7 +252,7 @@ def test_shipped_recipes_name_data_that_everybody_has():
     hub = {name for name in found if name and name.count("/") == 1 and not name.startswith(".")}
     assert {"ashraq/esc50", "uoft-cs/cifar10"} < hub
     made = {name for name in found - hub if name and name.startswith("runs/") and name.endswith("/synthetic")}
-    assert found - hub - made <= {None, "synthetic", "my_sounds", "kinetics400"}
+    assert found - hub - made <= {None, "synthetic", "my_sounds", "my_labelled", "kinetics400"}
 
 
 def test_esc10_is_a_part_of_esc50_and_a_folder_of_it_alone_takes_two_overrides():
@@ -279,6 +279,44 @@ def test_as2m_base_is_the_paper_s_table_5():
     assert recipe.training.betas == (0.9, 0.95) and recipe.training.weight_decay == 1e-4
     assert (config.hidden_size, config.num_hidden_layers, config.decoder_num_hidden_layers) == (768, 12, 16)
     assert (config.quantizer_config.num_codebooks, config.quantizer_config.codebook_size) == (4, 256)
+
+
+@pytest.mark.parametrize("name", ["audio/as2m_base", "image/in1k_base", "video/k400_base"])
+def test_the_paper_s_resets_and_augmentation(name):
+    """T_u = 1 in the first batch of the tokenizer phase; no clipping of gradients; videos flip in space and time."""
+    recipe = load_recipe(name)
+    quantizer = recipe.config().quantizer_config
+    assert (quantizer.reset, quantizer.reset_min_count) == ("first_batch", 1)
+    assert recipe.training.max_grad_norm is None
+    assert recipe.data.flip and recipe.data.flip_time == (name == "video/k400_base")
+
+
+AUDIOSET, ESC50 = {"mean": -4.4446096, "std": 3.3216383}, {"mean": -6.6268077, "std": 5.358466}
+
+
+@pytest.mark.parametrize(
+    ("name", "masking", "loss", "processor"),
+    [
+        ("audio/as2m_finetune", [0.2, 0.2], "binary_cross_entropy", AUDIOSET),
+        ("audio/as20k_finetune", [0.2, 0.2], "binary_cross_entropy", AUDIOSET),
+        ("audio/esc50_finetune", [0.2, 0.2], "binary_cross_entropy", ESC50 | {"max_length": 512}),
+        ("image/in1k_finetune", [0.2], "binary_cross_entropy", {}),
+        ("image/in1k_probe", [0.0], "binary_cross_entropy", {}),
+        ("video/k400_finetune", None, "cross_entropy", {}),
+    ],
+)
+def test_fine_tuning_is_table_5(name, masking, loss, processor):
+    recipe = load_recipe(name, cls=FinetuneRecipe)
+    assert recipe.config.get("classifier_mask_ratio") == masking
+    assert (recipe.training.loss, recipe.training.max_grad_norm, recipe.training.weight_decay) == (loss, None, 1e-4)
+    assert {key: value for key, value in recipe.processor.items() if key != "frame_stride"} == processor
+
+
+@pytest.mark.parametrize("name", ["audio/own_finetune", "audio/esc10_finetune", "audio/demo_finetune"])
+def test_other_sounds_keep_the_settings_of_their_pretrained_model(name):
+    recipe = load_recipe(name, cls=FinetuneRecipe)
+    assert recipe.processor == {} and "input_size" not in recipe.config
+    assert (recipe.training.loss, recipe.training.max_grad_norm) == ("cross_entropy", 1.0)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class DataArguments:
         crop_scale: smallest and largest part of the area that a resized crop takes; for multi-scale crops, of the sides
             of the largest crop with the window's proportions.
         flip: mirror half of the training clips.
+        flip_time: videos: play half of the training clips backwards.
         rand_augment: magnitude of torchvision's RandAugment, two operations a clip (0 turns it off).
         erase: share of the training clips of which a random box is erased.
         test_views: clips along time and crops along the longer side of a video, whose predictions are averaged in the
@@ -78,6 +79,7 @@ class DataArguments:
     crop: Literal["resized", "multi_scale"] = "resized"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
+    flip_time: bool = False
     rand_augment: int = 0
     erase: float = 0.0
     test_views: tuple[int, int] = (1, 1)

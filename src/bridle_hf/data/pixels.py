@@ -85,7 +85,7 @@ class PixelCollator:
     """Pixels of images, uint8 (3, H, W) each, to batches of a model's inputs: `pixel_values` (B, 3, h, w) float32."""
 
     def __init__(self, data: DataArguments, processor):
-        self.processor = processor
+        self.data, self.processor = data, processor
         self.augment = build_augmentation(data, processor)
 
     def __call__(self, samples: list[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:

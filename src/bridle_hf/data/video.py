@@ -116,7 +116,10 @@ class VideoCollator(PixelCollator):
     def select(self, sample, rng):
         if sample.ndim == 5:  # in place of a clip that could not be decoded, one of a test
             sample = sample[0]
-        return sample[clip_at(rng.uniform(), self.processor)(len(sample))]  # of a clip decoded alone, all of it
+        frames = clip_at(rng.uniform(), self.processor)(len(sample))  # of a clip decoded alone, all of it
+        if self.data.flip_time and rng.random() < 0.5:
+            frames = frames[::-1]
+        return sample[frames]
 
     def plain(self, samples, views=(1, 1)):
         """With `views=(c, r)` there are c * r rows per video, side by side: c clips along time, r crops of each.

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from ..codebook_metrics import norm_histogram
+
 # matplotlib draws in these placeholder colours; `to_svg` exchanges them for what the page's style says.
 INK, GRID, FAINT = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
@@ -150,6 +152,25 @@ def code_histograms(counts, codebook_sizes):
         axis.set(title=f"codebook {stage + 1}: share of patches", xlabel="code, by frequency")
         axis.set(yscale="log", ylim=(lowest / 1.5, 1))
         axis.legend(loc="upper right")
+        figures.append(figure)
+    return figures
+
+
+@matplotlib.rc_context(STYLE)
+def norm_histograms(norms):
+    """Number of codes by their length, whether chosen or not: a figure for each codebook.
+
+    Args:
+        norms: name of a tokenizer -> lengths (K,) of the codes of each of its codebooks.
+    """
+    figures = []
+    for stage in range(len(next(iter(norms.values())))):
+        edges, counts = norm_histogram({name: lengths[stage] for name, lengths in norms.items()})
+        figure, axis = panel()
+        for number, (name, count) in enumerate(counts.items()):
+            axis.stairs(count, edges, color=SERIES[number], label=name, linewidth=1.4)
+        axis.set(title=f"codebook {stage + 1}: number of codes", xlabel="length of the code")
+        legend_above(axis)
         figures.append(figure)
     return figures
 

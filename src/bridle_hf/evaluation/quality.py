@@ -47,6 +47,11 @@ def projected(tokenizer, examples, batch_size):
         yield tokenizer.project(values, attention_mask=mask)[valid], valid
 
 
+def code_norms(quantizer):
+    """Length of every code, chosen or not: an array (K,) for each codebook that is subtracted."""
+    return [book.embed.detach().double().norm(dim=-1).cpu().numpy() for book in quantizer.codebooks]
+
+
 @torch.no_grad()
 def stage_statistics(tokenizer, examples, codes, valid, batch_size=32):
     """Norms of the chosen codes and of the residuals of each stage, in the space where the quantizer subtracts.

@@ -11,7 +11,7 @@ from ..modeling_bridle import BridleTokenizer
 from . import plots
 from .listening import code_distances, excerpt, nearest_patches, wav_in_base64
 from .page import figure, heading, player, players, table, tiles, write_page
-from .quality import initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
+from .quality import code_norms, initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,14 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             f"Share of each code of {held}, most frequent first. Dashed: all codes equally often.",
         ),
     ]
+    norms = {name: code_norms(tokenizer.quantizer) for name, tokenizer in tokenizers.items()}
+    if norms[last]:
+        caption = (
+            "All codes by their length, before training (the cold start) and after: the paper's figure 2 for one "
+            "codebook (VQ) and figure 3 for several (RQ)."
+        )
+        drawings = plots.norm_histograms({name: lengths for name, lengths in norms.items() if lengths})
+        parts += [heading("Norms of the codes"), figure("code-norms", drawings, caption)]
     if quality["code_norm"] is not None:
         caption = "Each stage of residual quantization codes what the stages before left over."
         parts += [heading("Norms by depth"), figure("norms", plots.norms_by_depth(qualities), caption)]

@@ -43,6 +43,7 @@ class FinetuneTraining:
         epochs: passes over the training folds; the model of the last one is reported and saved.
         batch_size: clips a process takes in one forward pass.
         learning_rate: peak of the cosine schedule, of the head; warmed up linearly over `warmup_epochs`.
+        max_grad_norm: gradients are scaled down to this norm; null never clips.
         layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all.
         loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50), which clips
             with several labels need.
@@ -65,7 +66,7 @@ class FinetuneTraining:
     warmup_epochs: float = 10.0
     weight_decay: float = 1e-4
     layer_decay: float | None = 0.75
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     mixup: float = 0.5
     mixup_alpha: float = 10.0
@@ -228,7 +229,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         per_device_eval_batch_size=max(1, 4 * settings.batch_size // prod(recipe.data.test_views)),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         lr_scheduler_type="cosine",
-        max_grad_norm=settings.max_grad_norm,
+        max_grad_norm=settings.max_grad_norm or 0.0,  # Trainer's word for none
         use_cpu=not torch.accelerator.is_available(),
         bf16=settings.mixed_precision == "bf16",
         seed=recipe.seed,
