@@ -60,6 +60,7 @@ END_TO_END = (
     "tests/test_fuzz.py",
     "tests/test_init.py",
     "tests/test_on_device.py",
+    "tests/test_paper_page.py::test_every_command_of_the_page_reads_its_recipe",
     "tests/test_pipelines.py::test_a_released_encoder_knows_its_task_without_the_package",
     "tests/test_precision.py",
     "tests/test_quantization.py::test_two_processes_agree_and_equal_one_with_all_rows",

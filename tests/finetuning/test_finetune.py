@@ -19,6 +19,7 @@ from bridle_hf.finetuning.finetune import (
     finetune,
     score,
 )
+from bridle_hf.finetuning.trainer import FoldTrainer
 from bridle_hf.training import RecipeError, load_recipe
 
 
@@ -74,8 +75,16 @@ def test_binary_loss_in_bf16(recipe):
     assert results["accuracy"] >= 0.9
 
 
-def test_layer_decay_of_zero_trains_the_head_alone(recipe, pretrained, tmp_path):
+def test_layer_decay_of_zero_trains_the_head_alone(recipe, pretrained, tmp_path, monkeypatch):
+    check, learning = FoldTrainer.check_step, set()
+
+    def note_gradients(self):
+        learning.update(name for name, parameter in self.model.named_parameters() if parameter.grad is not None)
+        check(self)
+
+    monkeypatch.setattr(FoldTrainer, "check_step", note_gradients)
     finetune(recipe(folds=[1], training={"epochs": 1, "layer_decay": 0.0}))
+    assert learning == {"layernorm.weight", "layernorm.bias", "classifier.weight", "classifier.bias"}
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path / "run" / "fold-1"))
     same = [name for name in after if name in before]
     assert len(same) > 20 and all(torch.equal(before[name], after[name]) for name in same)

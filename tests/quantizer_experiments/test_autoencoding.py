@@ -187,8 +187,12 @@ def test_what_is_wrong_is_named(table, pictures, tmp_path):
     assert "each with a name of its own" in table(*recipe, twice, fails=True)
     given = [*recipe, f"data.dataset={pictures}"]
     assert "data.column is 'image'" in table(*given, "data.column=image", "--method", "cosine-ste", fails=True)
-    assert "data.test_split is 'valid'" in table(*given, "data.test_split=valid", fails=True)
-    assert "`methods`, softmax-knn_l2-2: `num_neighbors` is 2; a step has 1 vectors" in table(
+    for key in ("data.train_split", "data.test_split"):
+        assert f"error: {key} is 'valid'" in table(*given, f"{key}=valid", f"output_dir={tmp_path}", fails=True)
+    few = table(*given, "batch_size=13", f"output_dir={tmp_path}", fails=True)
+    assert "error: the training split has 12 samples; a step takes batch_size=13 on each of 1 processes." in few
+    assert not list(tmp_path.iterdir())  # no model was built, no step taken
+    assert "`methods`, softmax-knn_l2-2: `num_neighbors` is 2; a step has at most 1 vectors" in table(
         *given, "data.size=4", "batch_size=1", fails=True
     )
     assert "`data.size` is 6; `model.channels` takes multiples of 4" in table(*given, "data.size=6", fails=True)

@@ -19,7 +19,7 @@ from bridle_hf.quantizer_experiments.batches import Steps
 from bridle_hf.quantizer_experiments.rows import run_methods
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.recipes import FOLDER
-from bridle_hf.training import load_recipe, replay
+from bridle_hf.training import RecipeError, load_recipe, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = FOLDER / "wav2vec2" / "esc10_1x1024.yaml"
@@ -166,6 +166,26 @@ def test_a_row_has_settings_of_its_own(clips, tmp_path):
     assert (first.learning_rate_at(0), first.learning_rate_at(1)) == (0, 0.5) and second.learning_rate_at(0) == 1e-3
     with pytest.raises(ValueError, match="`methods`, own: `batch_size` is 0"):
         recipe(clips, tmp_path, f"methods=[{own.replace('batch_size: 2', 'batch_size: 0')}, {plain}]")
+
+
+def test_data_that_make_no_run_are_refused_before_it(clips, tmp_path):
+    """Calls, too: a test split that is not there would otherwise be found after the training."""
+    for given, said in (
+        ("data.test_split=nowhere", "data.test_split is 'nowhere'"),
+        ("data.train_split=nowhere", "data.train_split is 'nowhere'"),
+        ("batch_size=11", "the training split has 10 samples; a step takes batch_size=11 on each of 1 processes"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            run_methods(recipe(clips, tmp_path, given), ["ema"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_neighbors_than_a_step_has_vectors_are_refused(clips, tmp_path):
+    """0.25 s are 12 frames: (4000 - 400) / 320 + 1, rounded down."""
+    row = "{{name: a, quantizer: {{type: smoothed, codebook_size: 8, num_neighbors: {}}}, batch_size: 2}}"
+    assert recipe(clips, tmp_path, f"methods=[{row.format(24)}]")
+    with pytest.raises(RecipeError, match="`methods`, a: `num_neighbors` is 25; a step has at most 24 vectors per pro"):
+        recipe(clips, tmp_path, f"methods=[{row.format(25)}]")
 
 
 def test_numbers_that_make_no_run_are_refused(clips, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.losses_bridle import objective, phase_weights
-from bridle_hf.training import load_recipe
+from bridle_hf.training import RecipeError, load_recipe
 from bridle_hf.training.codebooks import initialize_codebooks_, project
 from bridle_hf.training.phases import KINDS, EncoderPhase, JointPhase, build_schedule
 
@@ -63,11 +63,20 @@ def test_a_phase_cut_short_keeps_its_share_of_warm_up(schedule):
     assert (phase.steps, phase.warmup_steps) == (10, 2)
 
 
-def test_a_phase_without_a_length_is_refused(schedule):
-    with pytest.raises(ValueError, match="`phases.0` is None steps long"):
-        schedule("phases=[{kind: encoder}]")
-    with pytest.raises(ValueError, match="`phases.0` counts in epochs.*examples_per_epoch"):
-        schedule("phases=[{kind: encoder, epochs: 3}]")
+def test_a_phase_without_a_length_is_refused(tiny_recipe):
+    """When the recipe is read, before anything is opened."""
+    with pytest.raises(RecipeError, match="`phases.0` is None steps long"):
+        load_recipe(tiny_recipe, ["output_dir=x", "phases=[{kind: encoder}]"])
+    with pytest.raises(RecipeError, match="`phases.0` counts in epochs.*examples_per_epoch.*override 'phases="):
+        load_recipe(tiny_recipe, ["output_dir=x", "phases=[{kind: encoder, epochs: 3}]"])
+
+
+def test_a_phase_that_many_processes_leave_no_step_is_refused(tiny_recipe):
+    few = ["output_dir=x", "phases=[{kind: encoder, epochs: 1}]", "training.examples_per_epoch=8"]
+    recipe = load_recipe(tiny_recipe, [*few, "training.batch_size=4"])
+    assert recipe.build_tasks(2)[0].steps == 1
+    with pytest.raises(RecipeError, match="`phases.0` is 0 steps long; it takes .* at least one step"):
+        recipe.build_tasks(16)
 
 
 def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine(schedule):

@@ -350,6 +350,7 @@ def test_a_value_of_0_is_a_value(tiny_recipe):
 
 def test_a_recipe_with_nothing_left_to_look_up_is_the_same_recipe(tiny_recipe, tmp_path):
     options = ["output_dir=x", "encoder={steps: 7, learning_rate: 0.5}", "joint.tokenizer_update_every=2"]
+    options.append("training.examples_per_epoch=96")
     recipe = load_recipe(tiny_recipe, [*options, "phases=[{kind: encoder, epochs: 2}, {kind: joint, steps: 3}]"])
     assert (recipe.phases[0].steps, recipe.phases[0].epochs) == (None, 2)
     path = write(tmp_path / "whole.yaml", recipe_to_yaml(recipe))

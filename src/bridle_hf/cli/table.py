@@ -10,8 +10,9 @@ from accelerate import PartialState
 
 from ..evaluation.tables import markdown
 from ..files import FolderError, write_whole
-from ..quantizer_experiments.rows import check_names, measure_methods, run_methods
+from ..quantizer_experiments.rows import measure_methods, run_methods
 from ..quantizer_experiments.table import TableRecipe
+from ..recipe_reader import RecipeError
 from ..training import load_recipe
 from .checks import setting_up
 from .options import add_recipe_options, parse_recipe_options
@@ -35,14 +36,11 @@ def run_table(
     keep_freed_memory()
     with setting_up(parser):
         recipe = load_recipe(given.recipe, given.overrides, recipe_class)
-        check_names(recipe, given.method)
-        if given.split is None:
-            recipe.check()
     if given.split is not None:
         with setting_up(parser):
             results, name = measure_methods(recipe, given.split, given.method), f"results-{quote(given.split, safe='')}"
     else:
-        with setting_up(parser, (FolderError,)):
+        with setting_up(parser, (FolderError, RecipeError)):
             results, name = run_methods(recipe, given.method), "results"
     if PartialState().is_main_process:
         table = markdown([recipe.summary_row(each) for each in results])

@@ -44,7 +44,8 @@ class FinetuneTraining:
         batch_size: clips a process takes in one forward pass.
         learning_rate: peak of the cosine schedule, of the head; warmed up linearly over `warmup_epochs`.
         max_grad_norm: gradients are scaled down to this norm; null never clips.
-        layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all.
+        layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all, and 0
+            a linear probe: the encoder is frozen, and the head and the norm in front of it learn.
         loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50), which clips
             with several labels need.
         balanced: draw clips with replacement, each with a weight of the sum over its labels of 1 / clips with that
@@ -220,6 +221,8 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
     settings = recipe.training
+    if settings.layer_decay == 0:
+        model.bridle.requires_grad_(False)  # no gradient through it, and none of it in the norm that is clipped
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
     arguments = FoldArguments(

@@ -72,18 +72,16 @@ class AutoencodingRecipe(TableRecipe):
     fidelity: bool = False
 
     def __post_init__(self):
-        super().__post_init__()
         size, downsampling = self.data.size, self.model.downsampling
         if size % downsampling:
             raise ValueError(f"`data.size` is {size}; `model.channels` takes multiples of {downsampling}.")
-        for method in self.methods:
-            vectors = self.of(method).batch_size * (size // downsampling) ** 2
-            if (neighbors := method.config(self.quantizer).num_neighbors) > vectors:
-                name = f"`methods`, {method.name}"
-                raise ValueError(f"{name}: `num_neighbors` is {neighbors}; a step has {vectors} vectors per process.")
+        super().__post_init__()
 
-    def check(self) -> None:
-        super().check()
+    def most_vectors(self):
+        return self.batch_size * (self.data.size // self.model.downsampling) ** 2
+
+    def check(self, num_processes: int = 1) -> None:
+        super().check(num_processes)
         if self.fidelity:
             try:
                 Inception()

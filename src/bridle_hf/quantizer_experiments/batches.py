@@ -75,12 +75,7 @@ class Steps:
     def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, num_processes: int, first: int):
         self.num_samples, self.batch_size, self.seed, self.first = num_samples, batch_size, seed, first
         self.rank, self.num_processes = rank, num_processes
-        self.steps_of_epoch = num_samples // (batch_size * num_processes)
-        if self.steps_of_epoch == 0:
-            raise ValueError(
-                f"the training split has {num_samples} samples; a step takes batch_size={batch_size} on each of "
-                f"{num_processes} processes."
-            )
+        self.steps_of_epoch = steps_per_epoch(num_samples, batch_size, num_processes)
 
     def __iter__(self):
         for step in count(self.first):
@@ -90,6 +85,20 @@ class Steps:
             start = (place * self.num_processes + self.rank) * self.batch_size
             seed = seed_from(self.seed, step, self.rank)
             yield [(int(number), seed) for number in order[start : start + self.batch_size]]
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, num_processes: int) -> int:
+    """Steps that a training split of `num_samples` makes.
+
+    Raises:
+        ValueError: not one.
+    """
+    if steps := num_samples // (batch_size * num_processes):
+        return steps
+    raise ValueError(
+        f"the training split has {num_samples} samples; a step takes batch_size={batch_size} on each of "
+        f"{num_processes} processes."
+    )
 
 
 class Seeded(Dataset):

@@ -116,11 +116,15 @@ def run_methods(recipe, names: list[str] | None = None) -> list[dict]:
         The results of all methods that have some, in the order of the recipe.
 
     Raises:
-        RecipeError: a name that the recipe does not have.
+        RecipeError: a name that the recipe does not have, data that cannot be opened, or too few of them.
         FloatingPointError: a loss became NaN or inf.
     """
     check_names(recipe, names)
     accelerator = build_accelerator(recipe.settings, Path(recipe.output_dir))
+    try:
+        recipe.check(accelerator.num_processes)
+    except (ValueError, OSError) as error:
+        raise RecipeError(str(error)) from error
     found = []
     for row in recipe.build_tasks(accelerator.num_processes):
         folder, own = Path(recipe.output_dir) / row.name, row.recipe

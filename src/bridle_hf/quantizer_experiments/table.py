@@ -17,7 +17,7 @@ from ..losses_bridle import LossSum
 from ..quantization_bridle import QuantizerOutput
 from ..recipe_reader import config_keys
 from ..training.arguments import OptimizationArguments
-from .batches import StepBatches
+from .batches import StepBatches, steps_per_epoch
 from .rows import Row
 
 
@@ -144,8 +144,11 @@ class TableRecipe:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`methods` is {names}; it takes at least one, each with a name of its own.")
         for method in self.methods:
-            method.config(self.quantizer)
-            check_lengths(self.of(method), "" if len(self.methods) == 1 else f"`methods`, {method.name}: ")
+            neighbors = method.config(self.quantizer).num_neighbors
+            own, of = self.of(method), f"`methods`, {method.name}: "
+            check_lengths(own, "" if len(self.methods) == 1 else of)
+            if neighbors > (most := own.most_vectors()):
+                raise ValueError(f"{of}`num_neighbors` is {neighbors}; a step has at most {most} vectors per process.")
 
     def of(self, method: Method) -> "TableRecipe":
         """A copy whose only row is a method, with the method's own settings in place of those of the recipe."""
@@ -158,14 +161,16 @@ class TableRecipe:
                 setattr(own, name, value)
         return own
 
-    def check(self) -> None:
+    def check(self, num_processes: int = 1) -> None:
         """Open what a run reads, before it starts.
 
         Raises:
-            ValueError: data that cannot be opened.
+            ValueError: data that cannot be opened, or too few samples for a step of a row.
         """
-        for train in (True, False):
-            self.open_samples(train)
+        num_samples = self.num_samples
+        self.open_samples(train=False)
+        for method in self.methods:
+            steps_per_epoch(num_samples, self.of(method).batch_size, num_processes)
 
     @cached_property
     def num_samples(self) -> int:
@@ -176,8 +181,8 @@ class TableRecipe:
         """Optimizer steps of a run."""
         if self.steps is not None:
             return self.steps
-        steps_per_epoch = self.num_samples // (self.batch_size * num_processes)
-        return max(1, round(self.epochs * steps_per_epoch))
+        steps = self.epochs * steps_per_epoch(self.num_samples, self.batch_size, num_processes)
+        return max(1, round(steps))
 
     def describe(self, method: Method) -> dict:
         """Everything that the results of a method depend on, as JSON values."""
@@ -207,6 +212,10 @@ class TableRecipe:
         if any(self.of(method).steps is None for method in self.methods):
             self.num_samples  # noqa: B018, read once here, so that the copies for the rows carry it
         return [Row(self.of(method), method, num_processes) for method in self.methods]
+
+    def most_vectors(self) -> int:
+        """The most vectors that a quantizer gets in a step of one process."""
+        raise NotImplementedError
 
     def build(self, method: Method) -> torch.nn.Module:
         """The model of a method, drawn from the seed."""

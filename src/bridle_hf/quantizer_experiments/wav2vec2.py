@@ -7,6 +7,7 @@ from functools import cached_property
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
@@ -109,10 +110,16 @@ class Wav2Vec2Recipe(TableRecipe):
     final_share: float = 0.01
     weight_decay: float = 0.0
 
+    def most_vectors(self):
+        return self.batch_size * count_frames(self.config, int(self.data.seconds * RATE))
+
     @cached_property
     def config(self) -> Wav2Vec2Config:
         """As every batch needs it; each model has one of its own."""
-        return Wav2Vec2Config(**self.model)
+        try:
+            return Wav2Vec2Config(**self.model)
+        except StrictDataclassError as error:
+            raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
     @cached_property
     def extractor(self) -> Wav2Vec2FeatureExtractor:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from ..losses_bridle import phase_weights
 from ..modeling_bridle import BridleForPreTraining
+from ..recipe_reader import RecipeError
 from .checkpoints import folder_written_beside
 from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
 from .metrics import code_usage, stage_predictions
@@ -273,7 +274,7 @@ def build_schedule(recipe, num_processes: int = 1) -> list[Phase]:
     """The phases of a `PretrainRecipe` with their places in the run and their lengths in steps.
 
     Raises:
-        ValueError: a phase without a length, or one in epochs where `training.examples_per_epoch` is not known.
+        RecipeError: a phase without a length, or one in epochs where `training.examples_per_epoch` is not known.
     """
     phases, iteration = [], 0
     for index, phase in enumerate(recipe.phases):
@@ -294,7 +295,7 @@ def _lengths(phase: Phase, key: str, training, num_processes: int) -> tuple[int,
         if steps is not None or epochs is None:
             return steps
         if training.examples_per_epoch is None:
-            raise ValueError(f"`{key}` counts in epochs; that takes `training.examples_per_epoch`, or give `steps`.")
+            raise RecipeError(f"`{key}` counts in epochs; that takes `training.examples_per_epoch`, or give `steps`.")
         batch = training.batch_size * training.gradient_accumulation_steps * num_processes
         return round(epochs * training.examples_per_epoch / batch)
 
@@ -303,7 +304,7 @@ def _lengths(phase: Phase, key: str, training, num_processes: int) -> tuple[int,
     if steps is None:
         steps = limit
     if steps is None or steps < 1:
-        raise ValueError(f"`{key}` is {steps} steps long; it takes `steps` or `epochs` that make at least one step.")
+        raise RecipeError(f"`{key}` is {steps} steps long; it takes `steps` or `epochs` that make at least one step.")
     warmup = in_steps(phase.warmup_steps, phase.warmup_epochs)
     warmup = steps // 10 if warmup is None else min(warmup, steps)
     if limit is not None and steps > limit:

@@ -52,6 +52,7 @@ class PretrainRecipe(Sections):
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
         check_channels(self.config())
+        self.build_tasks()  # their lengths
 
     @staticmethod
     def prepare(values: dict) -> dict:
