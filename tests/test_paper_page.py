@@ -24,6 +24,7 @@ COMMANDS = re.findall(r"^\|.*`bridle ((?:pretrain|finetune|autoencoding|wav2vec2
 FINETUNING = {
     "audio/as2m_finetune": (120, 5e-4, "binary_cross_entropy", 8, 4),
     "audio/as20k_finetune": (150, 4e-4, "binary_cross_entropy", 8, 4),
+    "audio/esc50_finetune": (300, 2e-3, "binary_cross_entropy", 8, 1),
     "image/in1k_finetune": (200, 5e-4, "binary_cross_entropy", 32, 4),
     "video/k400_finetune": (75, 7.5e-4, "cross_entropy", 32, 8),
     "audio/as2m_probe": (250, 4e-3, "binary_cross_entropy", 8, 4),
@@ -52,6 +53,9 @@ def test_fine_tuning_and_probes_are_table_5(name):
         assert training.layer_decay == 0 and training.mixup == training.cutmix == training.label_smoothing == 0
         assert not any(recipe.config["classifier_mask_ratio"]) and recipe.config["drop_path_rate"] == 0
         assert not (recipe.data.frequency_mask or recipe.data.time_mask or recipe.data.rand_augment)
+    else:  # masking: 2D for sounds, 1D for images, none for videos
+        masking = {"audio": [0.2, 0.2], "image": [0.2], "video": None}[name.split("/")[0]]
+        assert recipe.config.get("classifier_mask_ratio") == masking and training.max_grad_norm is None
     batches = {int(re.search(r"\| (\d+) \|", rest)[1]) for command, rest in COMMANDS if f" {name} " in command}
     assert batches == {batch * 8 * nodes}
 

@@ -151,7 +151,7 @@ def test_bad_files_are_named(tmp_path):
         ("phases.0.stepps=8", "unknown key `phases.0.stepps`.*did you mean steps"),
         ("phases.0.kind=decoder", "`phases.0.kind` is 'decoder'.*'encoder', 'tokenizer', 'joint'"),
         ("training.batch_size=0", "`batch_size` is 0"),
-        ("training.mixed_precision=fp8", "'fp8'.*'no', 'bf16', 'fp16'"),
+        ("training.mixed_precision=fp8", "'fp8'.*'auto', 'no', 'bf16', 'fp16'"),
         ("model.hidden_size=wide", "`model`.*'hidden_size' expected int"),
         ("model.decoder_type=lstm", "`decoder_type` is 'lstm'.*'swin', 'plain'"),
         ("data.shuffle_buffer=0", "shuffle_buffer must be at least 1, got 0"),

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
@@ -29,7 +29,17 @@ from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
 from ..training.locking import sole_writer
 from ..training.parameters import parameter_groups
-from .folds import CHECKPOINTS, KeptFold, describe_data, finite, folder_names, mean_over_folds, skip_epochs_done
+from ..training.precision import settle
+from .folds import (
+    CHECKPOINTS,
+    KeptFold,
+    begun_with,
+    describe_data,
+    finite,
+    folder_names,
+    mean_over_folds,
+    skip_epochs_done,
+)
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some
 
 logger = logging.getLogger(__name__)
@@ -55,9 +65,9 @@ class FinetuneTraining:
         mixup_alpha: weights are drawn from Beta(alpha, alpha).
         cutmix: share of the batches in which a box of each clip comes from another one instead (images, videos).
         label_smoothing: share of each target that is spread over all classes.
-        mixed_precision: "no" or "bf16".
-        attention: an attention implementation of transformers; null leaves the choice to it. On CPUs in bf16 "eager"
-            trains faster.
+        mixed_precision: "no" or "bf16"; "auto" is bf16 where the processor has matrix units for it.
+        attention: an attention implementation of transformers; null leaves the choice to it, "auto" is the faster of
+            eager and sdpa.
     """
 
     epochs: int = 100
@@ -75,7 +85,7 @@ class FinetuneTraining:
     label_smoothing: float = 0.0
     balanced: bool = False
     clips_per_epoch: int | None = None
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16"] = "no"
     attention: str | None = None
 
     def __post_init__(self):
@@ -148,6 +158,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
         ValueError: for an option that the modality does not have, and for another number of processes than a fold was
             begun with.
     """
+    recipe = replace(recipe, training=settle(recipe.training, begun_with(Path(recipe.output_dir))))
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), recipe.config, **recipe.processor)
     modality = modality_of(processor)
     if recipe.training.cutmix and not modality.has_boxes:

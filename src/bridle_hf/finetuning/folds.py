@@ -138,6 +138,16 @@ class KeptFold:
         write_whole(self.folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
+def begun_with(output_dir: Path) -> dict:
+    """The `training` section of the recipe that the folds of a folder were begun with; {} where there are none."""
+    for path in sorted(output_dir.glob(f"*/{RECORD}")):
+        try:
+            return json.loads(path.read_text())["recipe"]["training"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged; `KeptFold` says so
+    return {}
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether the files of a checkpoint are those of its manifest."""
     try:

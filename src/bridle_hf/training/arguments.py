@@ -14,14 +14,15 @@ class OptimizationArguments:
         masks_per_sample: masks drawn for a clip; they share one tokenization.
         max_steps_per_phase: no phase is longer than this (smoke tests); also the length of a phase that has none.
         examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
-        mixed_precision: "no", "bf16" or "fp16". The quantizer computes in float32 in any case.
+        mixed_precision: "no", "bf16" or "fp16"; "auto" is bf16 where the processor has matrix units for it. The
+            quantizer computes in float32 in any case.
         max_grad_norm: gradients are scaled down to this norm; null never clips.
         skip_bad_steps: how many steps with NaN or inf in batch, loss or gradient a run may leave out; the next one
             stops it.
         logging_steps: a record is written for the first, every so many and the last step of a phase.
         checkpoint_steps, keep_checkpoints: how often a checkpoint is written, and how many of the newest are kept.
-        attention: "eager", "sdpa" or another attention implementation of transformers; null leaves the choice to it.
-            On CPUs in bf16 "eager" trains faster.
+        attention: "eager", "sdpa" or another attention implementation of transformers; null leaves the choice to it,
+            "auto" is the faster of the two.
         gradient_checkpointing: compute activations a second time instead of keeping them.
         compile: compile the model with torch.compile.
         deadline: seconds that a process waits for the others before it gives up.
@@ -33,7 +34,7 @@ class OptimizationArguments:
     masks_per_sample: int = 1
     max_steps_per_phase: int | None = None
     examples_per_epoch: int | None = None
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = 1.0

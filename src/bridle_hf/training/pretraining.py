@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleConfig
@@ -16,6 +17,7 @@ from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .engine import Stop, train
 from .phases import KINDS, LENGTHS, Phase, build_schedule
+from .precision import AUTO, settle
 from .run import Run, build_accelerator
 
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 (of a tuple)
@@ -67,7 +69,8 @@ class PretrainRecipe(Sections):
     def config(self) -> BridleConfig:
         """The model's config; the values are checked by `BridleConfig` itself."""
         try:
-            return BridleConfig(**self.model, attn_implementation=self.training.attention)
+            attention = None if self.training.attention == AUTO else self.training.attention
+            return BridleConfig(**self.model, attn_implementation=attention)
         except (StrictDataclassError, AttributeError, TypeError) as error:  # the latter from transformers' own keys
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
@@ -102,6 +105,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = Pre
     return read_recipe(cls, path, overrides, find_recipe)
 
 
+def _begun_with(recipe: PretrainRecipe) -> dict:
+    """The `training` section of the run that the recipe goes on from; {} where it begins."""
+    if recipe.resume == "never":
+        return {}
+    folders = [Path(recipe.output_dir)] + ([] if recipe.resume == "auto" else [Path(recipe.resume)])
+    written = next((path for folder in folders if (path := folder / "recipe.yaml").is_file()), None)
+    return {} if written is None else yaml.safe_load(written.read_text()).get("training", {})
+
+
 def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) -> bool:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
@@ -122,7 +134,8 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) 
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
             processes that do not know of each other.
     """
-    folder, settings = Path(recipe.output_dir), recipe.training
+    folder, settings = Path(recipe.output_dir), settle(recipe.training, _begun_with(recipe))
+    recipe = replace(recipe, training=settings)
     accelerator = build_accelerator(settings, folder)
     processor = recipe.build_processor()
 
