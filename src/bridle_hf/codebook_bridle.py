@@ -124,7 +124,9 @@ def check_codes(codes, num_codebooks, codebook_size, fewer=False):
     fits = codes.ndim >= 1 and (1 if fewer else num_codebooks) <= codes.shape[-1] <= num_codebooks
     if not fits or codes.is_floating_point() or codes.dtype == torch.bool:
         got, takes = f"{tuple(codes.shape)} {codes.dtype}", f"{'1 to ' if fewer else ''}{num_codebooks}"
-        raise ValueError(f"`codes` is {got}; it takes integers with last dimension {takes}.")
+        some = not fewer and codes.ndim >= 1 and 0 < codes.shape[-1] < num_codebooks
+        why = ", the codes of all codebooks: those of the first alone say something in residual quantizers only"
+        raise ValueError(f"`codes` is {got}; it takes integers with last dimension {takes}{why if some else ''}.")
     if codes.numel() > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
         raise ValueError(f"`codes` is in [{codes.min()}, {codes.max()}]; it takes [0, {codebook_size - 1}].")
 

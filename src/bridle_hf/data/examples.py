@@ -80,10 +80,10 @@ class Examples:
 
 
 class MappedClips(Sequence):
-    """Samples of a table, decoded when they are indexed."""
+    """Samples of a table, decoded when they are indexed; `lengths` are those of the arrays."""
 
-    def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray]):
-        self.table, self.decode = table, decode
+    def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray], lengths: list[int]):
+        self.table, self.decode, self.lengths = table, decode, lengths
 
     def __len__(self) -> int:
         return len(self.table)
@@ -103,7 +103,8 @@ class MappedClips(Sequence):
         return self.decode(self.table[int(row)], views=views)
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
-        return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
+        table = datasets.concatenate_datasets([self.table, other.table])
+        return MappedClips(table, self.decode, self.lengths + other.lengths)
 
 
 def load_examples(
@@ -159,10 +160,12 @@ def load_examples(
 
 
 def _say_what_is_cut(examples: Examples, window: int | None) -> None:
-    """Warn of samples in memory that are longer than the window of a model, which `batch` cuts to their beginning."""
-    if window is None or isinstance(examples.clips, MappedClips):
+    """Warn of samples that are longer than the window of a model, which `batch` cuts to their beginning."""
+    if window is None:
         return
-    longer = [name for name, clip in zip(examples.clip_names, examples.clips, strict=True) if len(clip) > window]
+    mapped = isinstance(examples.clips, MappedClips)
+    lengths = examples.clips.lengths if mapped else map(len, examples.clips)
+    longer = [name for name, length in zip(examples.clip_names, lengths, strict=True) if length > window]
     if longer:
         logger.warning(
             "%d of %d clips are longer than the window of %d frames (data.max_frames, by default the processor's "
@@ -201,8 +204,8 @@ def _read(
     columns = list({data.label_column, data.fold_column, "clip_name"} - {None})
     if not data.in_memory:
         source = open_source(data, processor, dataset)
-        table, decode, about, types = map_clips(source, data, processor, columns)
-        return MappedClips(table, decode), about, types, source.fingerprint
+        table, decode, lengths, about, types = map_clips(source, data, processor, columns)
+        return MappedClips(table, decode, lengths), about, types, source.fingerprint
     source, clips, rows = open_clips(data, processor, dataset), [], []
     if not for_training:
         source.featurize = partial(source.featurize, views=(1, 1))

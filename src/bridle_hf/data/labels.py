@@ -11,11 +11,11 @@ import numpy as np
 
 from .arguments import DataArguments
 from .fields import field_of, select, type_of, values_of
+from .listing import name_some
 from .source import Source, open_source
 
 logger = logging.getLogger(__name__)
 
-NAMED = 20  # classes or clips that a message names at most
 EATEN = "a csv file reads classes called None, NA, nan or null as none, jsonl and parquet files keep them"
 
 
@@ -255,9 +255,3 @@ def describe(found: Labels) -> str:
     counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.int64)
     each = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     return f"{len(labels)} clips, {len(names)} classes: {name_some(each)}"
-
-
-def name_some(names: Sequence[str], between: str = ", ") -> str:
-    """The first of several names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return between.join(names[:NAMED]) + more

@@ -21,7 +21,8 @@ from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
-from ..data.labels import LabelError, name_some
+from ..data.labels import LabelError
+from ..data.listing import name_some
 from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
 from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
