@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +28,7 @@ from filelock import FileLock
 from ..files import sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .fields import field_of, select
+from .media import is_url
 from .modalities import modality_of
 from .source import (
     FILES_AT_ONCE,
@@ -59,7 +60,11 @@ FORMAT = 5  # part of the fingerprint: raise it when the content of a cache chan
 
 def open_clips(data: DataArguments, processor, dataset=None) -> Source:
     """Open the samples of `open_source`; with `data.cache` decoded from the cache, which is written if needed."""
-    source = open_source(data, processor, dataset)
+    return decoded_once(open_source(data, processor, dataset), data, processor)
+
+
+def decoded_once(source: Source, data: DataArguments, processor) -> Source:
+    """The samples of a source; with `data.cache` from the cache, see `open_clips`."""
     if not data.cache:
         return source
     folder, manifest = write_cache(source, data, processor)
@@ -192,13 +197,20 @@ def _state_of_files(source: Source, max_bad_share: float) -> str | None:
     paths = (raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
     with ThreadPoolExecutor() as pool:  # over a network a look at a file takes milliseconds
         for part in iter(lambda: list(islice(paths, FILES_AT_ONCE)), []):
-            digest.update("".join(pool.map(_state_of_file, part)).encode())
+            digest.update("".join(pool.map(state_of_file, part)).encode())
     return digest.hexdigest()
 
 
-def _state_of_file(path: str) -> str:
+def state_of_files(paths: Iterable[str]) -> str:
+    """A fingerprint of the sizes and times of local files, in their order; what is no local file leaves a gap."""
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256("".join(pool.map(state_of_file, paths)).encode()).hexdigest()
+
+
+def state_of_file(path: str) -> str:
+    """Size and time of a file; of one in an archive those of the archive."""
     try:
-        about = os.stat(path)
+        about = os.stat(path.rpartition("::")[2] if is_url(path) else path)
     except (OSError, ValueError):  # an address, or nothing
         return "-\n"
     return f"{about.st_size} {about.st_mtime_ns}\n"
