@@ -10,6 +10,7 @@ from bridle_hf.cli.checks import (
     check_data,
     check_finetuning,
     check_model,
+    check_output,
     check_recipe,
     open_model,
     setting_up,
@@ -66,7 +67,7 @@ def test_other_errors_keep_their_traceback():
         (["data.files=no.wav"], "^data.files='no.wav' matches no readable file in '.*sounds'.$"),
         (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
         (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
-        (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),
+        (["processor.mean=abc"], "^`processor`: mean is 'abc'; it takes a finite number"),
         (["processor.max_length=abc"], "^`processor`: "),
     ],
 )
@@ -99,7 +100,7 @@ def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
         named(label_column="x")
     with pytest.raises(ValueError, match="^data.dataset is 'no/such/set'"):
         named(dataset="no/such/set")
-    with pytest.raises(ValueError, match="^`processor`: could not"):
+    with pytest.raises(ValueError, match="^`processor`: mean is"):
         named(processor={"mean": "abc"})
 
 
@@ -164,3 +165,22 @@ def test_commands_name_their_options_and_not_the_keys_of_recipes(recipe, sounds,
     ]:
         with pytest.raises(ValueError, match=message):
             check_data(DataArguments(**{"dataset": str(sounds)} | data), processor, "--dataset")
+
+
+def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    (sounds / "train.parquet").write_text("rows")
+    for output, message in (
+        (sounds, "--output is .*, a folder; it takes the name of a file"),
+        ("", "--output is '', nothing"),
+        (sounds / "train.parquet", "is there already, in --dataset; it takes the name of a new file"),
+        (sounds / "train.parquet" / "more" / "f.parquet", "the folder of --output is .* is no folder"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            check_output(str(output), str(sounds))
+    (tmp_path / "before.parquet").write_text("rows")
+    for output in (sounds / "new.parquet", tmp_path / "new" / "f.parquet", tmp_path / "before.parquet"):
+        check_output(str(output), str(sounds))
+    check_output(str(tmp_path / "f.parquet"), "org/a_set_of_the_hub")
+    assert (sounds / "train.parquet").read_text() == "rows" and not (tmp_path / "new").exists()

@@ -45,6 +45,23 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
         parser.error(" ".join(str(error).split()))
 
 
+def check_output(path: str, dataset: str = "") -> None:
+    """Check that `--output` names a file that can be written, and none that is there as a part of the dataset.
+
+    Raises:
+        ValueError, FolderError: it does not.
+    """
+    file = Path(path)
+    if not path or file.is_dir():
+        raise ValueError(f"--output is {path!r}, {'a folder' if path else 'nothing'}; it takes the name of a file.")
+    check_writable(file.parent, "the folder of --output")
+    folder = Path(dataset).expanduser()
+    if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
+        )
+
+
 def check_recipe(recipe: PretrainRecipe) -> None:
     """Check the output folder, the processor and the data of a pretraining recipe.
 
