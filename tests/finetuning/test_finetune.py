@@ -260,3 +260,15 @@ def test_commands_say_it_in_one_line(command, recipe, tones, pretrained, tmp_pat
         bridle([command, *given])
     fold = {"finetune": "7", "probe": "'7'"}[command]
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: `folds` names {fold}; the data has [1, 2, 3].")
+
+
+def test_a_pretrained_model_of_nan_is_named(recipe, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "spoilt")
+    weights = load_file(tmp_path / "spoilt" / "model.safetensors")
+    weights["bridle.layers.0.norm1.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match="model is .*spoilt', whose weights hold NaN or inf: bridle.layers.0.norm1.weig"
+    ):
+        finetune(recipe(model=str(tmp_path / "spoilt")))
+    assert not (tmp_path / "run" / "fold-1" / "model.safetensors").exists()

@@ -29,7 +29,7 @@ from ..evaluation.metrics import load_metric
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
 from ..training.locking import sole_writer
-from ..training.parameters import parameter_groups
+from ..training.parameters import check_finite, parameter_groups
 from .folds import CHECKPOINTS, KeptFold, describe_data, finite, folder_names, mean_over_folds, skip_epochs_done
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some
 
@@ -196,11 +196,14 @@ def check_labels(recipe, found):
             raise LabelError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
         if found.folds is None:
             raise LabelError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
-    elif recipe.training.loss == "binary_cross_entropy" and (joined := joined_label(found.label_names)):
-        raise LabelError(
-            f"data.label_column: the parts of {joined!r} are labels of other clips; several labels are a list "
-            "(in jsonl or parquet, say), and if this is one class, its name takes no comma, semicolon or bar."
-        )
+    elif joined := joined_label(found.label_names):
+        parts = f"data.label_column: the parts of {joined!r} are labels of other clips"
+        if recipe.training.loss == "binary_cross_entropy":
+            raise LabelError(
+                f"{parts}; several labels are a list (in jsonl or parquet, say), and if this is one class, its name "
+                "takes no comma, semicolon or bar."
+            )
+        logger.warning("%s; it is taken for a class of its own", parts)
     check_folds(found, recipe.seed, recipe.folds)
 
 
@@ -219,6 +222,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     """
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
+    check_finite(model, f"model is {_model_of(recipe, fold)!r}")
     settings = recipe.training
     train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
