@@ -127,7 +127,7 @@ def test_a_model_of_pictures_is_refused(listener, tmp_path):
     sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
     config = bridle_hf.BridleConfig(modality="image", estimator_num_hidden_layers=1, **sizes)
     bridle_hf.BridleForPreTraining(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="--model is .*, a model of image data; it takes one of audio"):
+    with pytest.raises(ValueError, match="--model is .*, a model of image data; it takes one of sounds"):
         type(listener)(tmp_path)
 
 

@@ -19,7 +19,7 @@ from transformers import AutoFeatureExtractor
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.cli.checks import open_model, setting_up
-from bridle_hf.data import BadClipError, decode_audio
+from bridle_hf.data import MODALITIES, BadClipError, decode_audio
 from bridle_hf.data.extensions import sound_extensions
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
@@ -41,9 +41,9 @@ def open_for_sounds(cls, source, argument):
         ValueError: there is none, or it is one of another modality.
     """
     model = open_model(cls, source, argument).eval()
-    if model.config.modality != "audio":
+    if MODALITIES[model.config.modality].waveform is None:
         raise ValueError(
-            f"{argument} is {str(source)!r}, a model of {model.config.modality} data; it takes one of audio."
+            f"{argument} is {str(source)!r}, a model of {model.config.modality} data; it takes one of sounds."
         )
     return model, AutoFeatureExtractor.from_pretrained(source)
 

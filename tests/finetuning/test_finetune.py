@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
@@ -267,8 +268,6 @@ def test_a_pretrained_model_of_nan_is_named(recipe, pretrained, tmp_path):
     weights = load_file(tmp_path / "spoilt" / "model.safetensors")
     weights["bridle.layers.0.norm1.weight"][0] = float("nan")
     save_file(weights, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError, match="model is .*spoilt', whose weights hold NaN or inf: bridle.layers.0.norm1.weig"
-    ):
+    with pytest.raises(ValueError, match="model is .*spoilt', whose weights hold NaN or inf: bridle.layers.0"):
         finetune(recipe(model=str(tmp_path / "spoilt")))
     assert not (tmp_path / "run" / "fold-1" / "model.safetensors").exists()

@@ -287,36 +287,6 @@ def test_a_fold_of_other_clips_is_not_done(recipe, drawn, tones, tmp_path, caplo
     assert len(list((tmp_path / "run").glob("fold-1.old-*"))) == 3
 
 
-@pytest.mark.parametrize("how", ["memory", "cache", "disk"])
-@pytest.mark.parametrize("kind", ["files", "rows"])
-def test_a_recording_that_was_replaced_under_its_name_is_noticed(recipe, drawn, tones, tmp_path, caplog, how, kind):
-    rows = Dataset.from_parquet(str(tones / "train.parquet"), cache_dir=str(tmp_path)).to_list()
-    folder = tmp_path / "set"
-    folder.mkdir()
-
-    def write():
-        if kind == "rows":
-            return Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-        for number, row in enumerate(rows):
-            path = folder / f"{number}.wav"
-            if not path.exists() or path.read_bytes() != row["audio"]["bytes"]:
-                path.write_bytes(row["audio"]["bytes"])
-        table = [{"file_name": f"{n}.wav", "sound": row["sound"], "fold": row["fold"]} for n, row in enumerate(rows)]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)))
-
-    write()
-    data = {"dataset": str(folder), "in_memory": how != "disk", "cache": how == "cache"}
-    made = recipe(data=data | {"cache_dir": str(tmp_path / "caches")}, epochs=1)
-    finetune(made)
-    batches = len(drawn)
-    finetune(made)
-    assert len(drawn) == batches  # it was done
-    rows[3]["audio"]["bytes"] = rows[4]["audio"]["bytes"]
-    write()
-    finetune(made)
-    assert len(drawn) == 2 * batches and "is of another recipe (data_read.files)" in caplog.text
-
-
 @pytest.mark.parametrize(("loss_alone", "accumulation"), [(False, 1), (True, 1), (False, 2)])
 def test_a_step_that_is_not_finite_changes_nothing(recipe, drawn, monkeypatch, loss_alone, accumulation):
     """The run stops at the step and names the clip; the checkpoints are those of the epochs before."""
