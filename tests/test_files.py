@@ -30,6 +30,17 @@ def test_a_file_replaces_the_one_before(tmp_path, content):
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("content", [None, "mine"])
+def test_a_file_never_replaces_a_folder(tmp_path, content):
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    if content:
+        (folder / "1.wav").write_text(content)
+    with pytest.raises(IsADirectoryError, match="a folder lies where a file is to be written"):
+        write_whole(folder, "text")
+    assert folder.is_dir() and [path.name for path in tmp_path.rglob("*")] == ["sounds"] + ["1.wav"] * bool(content)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_after_an_error_all_is_as_it_was(tmp_path, error):
     write_whole(tmp_path / "file", "before")

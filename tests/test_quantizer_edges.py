@@ -10,7 +10,7 @@ from test_quantizer_contract import KINDS, built
 from torch import nn
 from torch.nn import functional as F
 
-from bridle_hf import GradientQuantizer, ResidualQuantizer, SmoothedQuantizer, VectorQuantizer
+from bridle_hf import GradientQuantizer, ProductQuantizer, ResidualQuantizer, SmoothedQuantizer, VectorQuantizer
 from bridle_hf.codebook_bridle import centred, nearest_codes
 from bridle_hf.learned_quantization_bridle import nearest_directions
 
@@ -231,3 +231,11 @@ def test_smoothed_gradients_are_those_of_float64(edge):
     zero = ~EDGES[edge].any(-1, keepdim=True)
     plain = (exact - vector).detach() / exact.numel()  # of the commitment loss; a zero vector has no direction
     torch.testing.assert_close(gradient, torch.where(zero, plain, expected).float(), atol=1e-5, rtol=2e-3)
+
+
+def test_the_first_codes_of_quantizers_side_by_side_are_no_coarser_vector():
+    quantizer = ProductQuantizer([VectorQuantizer(4, 8), VectorQuantizer(4, 8)])
+    with pytest.raises(ValueError, match="last dimension 2, the codes of all codebooks: .* residual"):
+        quantizer.decode(torch.zeros(3, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="last dimension 2.$"):
+        quantizer.decode(torch.zeros(3, 3, dtype=torch.long))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
+from video_files import write_video
 
 import bridle_hf
 
@@ -38,10 +40,13 @@ def folder(tmp_path_factory):
     bridle_hf.BridleForPreTraining(config).save_pretrained(folder / "model")
     bridle_hf.BridleFeatureExtractor(max_length=64).save_pretrained(folder / "model")
     bridle_hf.BridleForAudioClassification(config).save_pretrained(folder / "classifier")
+    bridle_hf.BridleFeatureExtractor(max_length=32).save_pretrained(folder / "classifier")
     (folder / "clips").mkdir()
     for hertz in TONES:
         soundfile.write(folder / "clips" / f"{hertz}.wav", tone(hertz), 16000)
     (folder / "clips" / "notes.txt").write_text("no sound")
+    (folder / "clips" / "damaged.wav").write_text("no sound")
+    soundfile.write(folder / "clips" / "LOUD.FLAC", 3 * tone(930), 16000)
     soundfile.write(folder / "question.wav", tone(930), 16000)
     soundfile.write(folder / "short.wav", tone(930, 0.01), 16000)
     return folder
@@ -61,10 +66,69 @@ def test_a_sound_has_a_picture_classes_and_neighbours(listener, folder):
 
 
 def test_nothing_and_what_is_no_sound(listener, folder):
+    write_video(folder / "film.mp4", frames=np.zeros((6, 48, 64, 3), np.uint8))
+    Image.new("RGB", (9000, 2000)).save(folder / "picture.png")
     assert listener(None) == ("", None, None, None, None)
-    for name, message in (("short.wav", "at least"), ("clips/notes.txt", "cannot be decoded")):
+    for name, message in (
+        ("short.wav", "at least"),
+        ("clips/notes.txt", "cannot be decoded"),
+        ("film.mp4", "holds no sound, only video"),
+        ("picture.png", "holds no sound, only video"),
+        ("clips", "is no regular file"),
+    ):
         with pytest.raises(gradio.Error, match=message):
             listener(str(folder / name))
+
+
+def test_of_a_long_sound_the_beginning_is_looked_at_and_that_is_said(listener, folder, monkeypatch):
+    window = 0.64 + 0.015  # seconds that 64 frames see
+    for name, seconds, said in (("longer", 0.8, True), ("exact", window, False)):
+        soundfile.write(folder / f"{name}.wav", tone(930, seconds).astype(np.float32), 16000)
+        picture, classes, *_ = listener(str(folder / f"{name}.wav"))
+        assert ("these are its first 0.655 seconds" in picture) == said
+    noise = np.random.default_rng(0).normal(size=16000 * 60) / 9
+    samples = np.concatenate([tone(930, 0.8).astype(np.float32), noise.astype(np.float32)])
+    soundfile.write(folder / "minute.wav", samples, 16000)
+    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 16000)  # no more is decoded
+    assert listener(str(folder / "minute.wav"))[1] == listener(str(folder / "longer.wav"))[1]
+
+
+def test_forms_of_sound(listener, folder):
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(folder / "stereo.ogg", rng.normal(size=(44100, 2)) / 9, 44100)
+    soundfile.write(folder / "slow.mp3", rng.normal(size=8000) / 9, 8000)
+    for name in ("silent.wav", "stereo.ogg", "slow.mp3"):
+        picture, classes, *nearest = listener(str(folder / name))
+        assert "<svg" in picture and sum(classes.values()) == pytest.approx(1) and None not in nearest
+
+
+def test_the_classifier_has_a_window_of_its_own(listener, folder):
+    extractor = bridle_hf.BridleFeatureExtractor(max_length=32)
+    inputs = extractor(tone(930).astype(np.float32), sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        expected = listener.classifier(**inputs).logits.softmax(-1)[0]
+    soundfile.write(folder / "float.wav", tone(930), 16000, subtype="FLOAT")
+    found = list(listener(str(folder / "float.wav"))[1].values())
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sounds_to_compare_with(listener, folder):
+    names = [path.rpartition("/")[2] for path in listener.clips]
+    assert names == sorted(["LOUD.FLAC", *(f"{hertz}.wav" for hertz in TONES)])
+    assert len(listener.features) == len(names)
+    for clips in ("question.wav", "nowhere"):
+        with pytest.raises(ValueError, match="--clips is .*; it takes a folder of sounds"):
+            type(listener)(folder / "model", None, folder / clips)
+
+
+def test_a_model_of_pictures_is_refused(listener, tmp_path):
+    sizes = {"input_size": (16, 16), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = bridle_hf.BridleConfig(modality="image", estimator_num_hidden_layers=1, **sizes)
+    bridle_hf.BridleForPreTraining(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="--model is .*, a model of image data; it takes one of sounds"):
+        type(listener)(tmp_path)
 
 
 def test_models_of_other_kinds_are_refused(listener, folder):

@@ -8,6 +8,7 @@ On a Space the variables BRIDLE_MODEL, BRIDLE_CLASSIFIER and BRIDLE_CLIPS stand 
 """
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -18,14 +19,57 @@ from transformers import AutoFeatureExtractor
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.cli.checks import open_model, setting_up
-from bridle_hf.data import BadClipError, decode_audio
+from bridle_hf.data import MODALITIES, BadClipError, decode_audio
+from bridle_hf.data.extensions import sound_extensions
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
+from bridle_hf.feature_extraction_bridle import window_seconds
 
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
 NEIGHBOURS = 3
+MARGIN = 0.1  # seconds behind the window that are decoded to know whether there are any
 # the figure's colours are those of the page, light or dark
 STYLE = "--ink: var(--body-text-color); --grid: var(--border-color-primary); --faint: var(--background-fill-secondary)"
+
+
+logger = logging.getLogger(__name__)
+
+
+def open_for_sounds(cls, source, argument):
+    """A model and its feature extractor.
+
+    Raises:
+        ValueError: there is none, or it is one of another modality.
+    """
+    model = open_model(cls, source, argument).eval()
+    if MODALITIES[model.config.modality].waveform is None:
+        raise ValueError(
+            f"{argument} is {str(source)!r}, a model of {model.config.modality} data; it takes one of sounds."
+        )
+    return model, AutoFeatureExtractor.from_pretrained(source)
+
+
+def find_sounds(folder):
+    """The sounds below a folder, in the order of their names."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in sound_extensions() and p.is_file())
+
+
+def window_of(extractor):
+    """Seconds of sound that an extractor looks at."""
+    return window_seconds(extractor.sampling_rate, extractor.max_length)
+
+
+def read(path, extractor):
+    """A model's inputs for the beginning of a file, of which no more is decoded, and whether there is more.
+
+    Raises:
+        gradio.Error: it cannot be decoded, or is too short.
+    """
+    rate, seconds = extractor.sampling_rate, window_of(extractor)
+    try:
+        samples = decode_audio(path, rate, part_seconds=seconds + MARGIN)
+        return extractor(samples, sampling_rate=rate, return_tensors="pt"), len(samples) > seconds * rate
+    except (BadClipError, ValueError) as error:
+        raise gradio.Error(str(error)) from error
 
 
 class Listener:
@@ -38,23 +82,20 @@ class Listener:
     """
 
     def __init__(self, model, classifier=None, clips=None):
-        self.model = open_model(BridleForPreTraining, model).eval()
-        self.extractor = AutoFeatureExtractor.from_pretrained(model)
-        self.classifier = classifier and open_model(BridleForAudioClassification, classifier, "--classifier").eval()
-        self.clips = [str(path) for path in sorted(Path(clips).rglob("*")) if path.suffix in SOUNDS] if clips else []
-        self.features = [self.embed(self.read(path)) for path in self.clips]
-
-    def read(self, path):
-        """The model's inputs for the file at `path`.
-
-        Raises:
-            gradio.Error: it cannot be decoded, or is too short.
-        """
-        try:
-            samples = decode_audio(path, self.extractor.sampling_rate)
-            return self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
-        except (BadClipError, ValueError) as error:
-            raise gradio.Error(str(error)) from error
+        self.model, self.extractor = open_for_sounds(BridleForPreTraining, model, "--model")
+        self.classifier = None
+        if classifier:
+            opened = open_for_sounds(BridleForAudioClassification, classifier, "--classifier")
+            self.classifier, self.extractor_of_classifier = opened
+        if clips and not Path(clips).is_dir():
+            raise ValueError(f"--clips is {str(clips)!r}; it takes a folder of sounds.")
+        self.clips, self.features = [], []
+        for path in map(str, find_sounds(clips) if clips else ()):
+            try:
+                self.features.append(self.embed(read(path, self.extractor)[0]))
+                self.clips.append(path)
+            except gradio.Error as error:
+                logger.warning("%s is left out: %s", path, error)
 
     @torch.no_grad()
     def embed(self, inputs):
@@ -62,20 +103,27 @@ class Listener:
         return torch.nn.functional.normalize(self.model.bridle(**inputs).pooler_output[0], dim=-1).numpy()
 
     @torch.no_grad()
-    def draw(self, inputs):
-        """The spectrogram with its codes and a map of the codes of each codebook, as HTML."""
+    def draw(self, inputs, is_cut=False):
+        """The spectrogram with its codes and a map of the codes of each codebook, as HTML; `is_cut` says that it is
+        the beginning of the sound."""
         values, mask = inputs["input_values"], inputs["attention_mask"]
         codes = self.model.tokenizer.encode(values, mask)[0].numpy()
         valid = patch_validity(self.model.bridle, values, mask)[0].numpy()
         grid = self.model.bridle.patch_layer.grid(values)
         figure = plots.codes_over_picture(values[0].numpy(), codes, valid, grid)
-        return f'<div style="{STYLE}">{plots.to_svg(figure, "codes", "The sound and its codes")}</div>'
+        note = (
+            f"<p>The sound is longer: these are its first {window_of(self.extractor):.4g} seconds.</p>"
+            if is_cut
+            else ""
+        )
+        return f'<div style="{STYLE}">{note}{plots.to_svg(figure, "codes", "The sound and its codes")}</div>'
 
     @torch.no_grad()
-    def classes(self, inputs):
-        """Class -> probability; None without a classifier."""
+    def classes(self, path):
+        """Class -> probability, of the classifier's own window; None without a classifier."""
         if self.classifier is None:
             return None
+        inputs, _ = read(path, self.extractor_of_classifier)
         logits, config = self.classifier(**inputs).logits[0], self.classifier.config
         several = config.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if several else logits.softmax(dim=-1)
@@ -89,8 +137,8 @@ class Listener:
     def __call__(self, path):
         if path is None:
             return "", None, *[None] * NEIGHBOURS
-        inputs = self.read(path)
-        return self.draw(inputs), self.classes(inputs), *self.nearest(inputs)
+        inputs, is_cut = read(path, self.extractor)
+        return self.draw(inputs, is_cut), self.classes(path), *self.nearest(inputs)
 
 
 def build(listener):

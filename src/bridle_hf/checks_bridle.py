@@ -1,9 +1,13 @@
 """What the front-ends for sounds, images and videos refuse alike."""
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
 
+MAX_SIDE = 2**14  # pixels of a side of a resized or cropped picture
+TINY = torch.finfo(torch.float32).tiny
 KINDS = ("feature_extractor", "image_processor", "video_processor")
 
 
@@ -15,6 +19,33 @@ def check_kind(settings: dict[str, Any], kind: str) -> None:
     others = [settings[f"{other}_type"] for other in KINDS if f"{other}_type" in settings]
     if others and f"{kind}_type" not in settings:
         raise ValueError(f"The folder holds the settings of a {others[0]}; this class takes those of a {kind}.")
+
+
+def check_number(name: str, value: Any, low: float, high: float, takes: str, whole: bool = False) -> None:
+    """Raise a `ValueError` for a setting that is no number from `low` to `high`, or with `whole` no whole one.
+
+    Args:
+        takes: what the message says that it takes.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (is_number and low <= value <= high and (not whole or value == int(value))):
+        raise ValueError(f"{name} is {value!r}; it takes {takes}.")
+
+
+def check_pixel_settings(processor: Any) -> None:
+    """Raise a `ValueError` for a setting of an image or video processor with which no picture can be made."""
+    for name in ("size", "crop_size"):
+        for side, pixels in dict(getattr(processor, name) or {}).items():
+            if pixels is not None:
+                check_number(f"{name}.{side}", pixels, 1, MAX_SIDE, f"1 to {MAX_SIDE} pixels", whole=True)
+    for name, low in (("image_mean", -math.inf), ("image_std", TINY)):
+        values = getattr(processor, name)
+        values = list(values) if isinstance(values, list | tuple) else [values]
+        if len(values) not in (1, 3):
+            raise ValueError(f"{name} is {values}; it takes one number, or one for each of red, green and blue.")
+        for value in values:
+            check_number(name, value, low, math.inf, "positive numbers" if low > 0 else "finite numbers")
+    check_number("rescale_factor", processor.rescale_factor, TINY, math.inf, "a positive number")
 
 
 def described(value: Any) -> str:

@@ -148,7 +148,9 @@ def check_codes(codes, sizes, fewer=False):
     fits = codes.ndim >= 1 and (1 if fewer else num_codebooks) <= codes.shape[-1] <= num_codebooks
     if not fits or codes.is_floating_point() or codes.dtype == torch.bool:
         got, takes = f"{tuple(codes.shape)} {codes.dtype}", f"{'1 to ' if fewer else ''}{num_codebooks}"
-        raise ValueError(f"`codes` is {got}; it takes integers with last dimension {takes}.")
+        some = not fewer and codes.ndim >= 1 and 0 < codes.shape[-1] < num_codebooks
+        why = ", the codes of all codebooks: those of the first alone say something in residual quantizers only"
+        raise ValueError(f"`codes` is {got}; it takes integers with last dimension {takes}{why if some else ''}.")
     together = len(set(sizes)) == 1  # one look at the values, for which a GPU has to wait, instead of M
     for book, part in enumerate([codes] if together else codes.split(1, dim=-1)):
         if part.numel() > 0 and not 0 <= int(part.min()) <= int(part.max()) < sizes[book]:

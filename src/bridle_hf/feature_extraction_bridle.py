@@ -11,7 +11,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType, logging
 
-from .checks_bridle import check_kind
+from .checks_bridle import TINY, check_kind, check_number
 
 logger = logging.get_logger(__name__)
 
@@ -26,6 +26,7 @@ MAX_CHANNELS = 64  # of a clip whose shorter axis is taken for its channels
 FAR_ABOVE = 4  # times the extractor's own `max_length`: samples given for frames
 LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
 ABSURD = 2.0**31  # nothing peaks beyond, not even int32 samples cast to float: the power of 1e18 is infinite in float32
+MAX_MEL_BINS, MAX_RATE, MAX_FRAMES = 4096, 10_000_000, 10_000_000  # of settings; so many frames are 28 hours
 FRAMES_AT_ONCE = 8192  # 82 s: a filter bank of hours takes no more memory than its result beside that of these frames
 
 
@@ -145,7 +146,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: whether calls return `attention_mask` unless they say otherwise.
 
     Raises:
-        ValueError: `std` is not positive, `max_length` is shorter than one patch or `padding_side` is not "right".
+        ValueError: a number that is not finite or out of its range, such as an `std` that is not positive or a
+            `max_length` shorter than one patch; or `padding_side` is not "right".
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -164,19 +166,19 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         **kwargs,
     ):
         kwargs.pop("feature_size", None)  # written by `to_dict`; always `num_mel_bins`
+        check_number("num_mel_bins", num_mel_bins, 1, MAX_MEL_BINS, f"1 to {MAX_MEL_BINS} filters", whole=True)
+        takes = f"100 Hz or more, a sample a frame of 10 ms, and at most {MAX_RATE}"
+        check_number("sampling_rate", sampling_rate, 100, MAX_RATE, takes, whole=True)
+        check_number("mean", mean, -math.inf, math.inf, "a finite number, the mean of the data's log-mel values")
+        check_number("std", std, TINY, math.inf, "a positive number, the deviation of the data's log-mel values")
+        check_number("padding_value", padding_value, -math.inf, math.inf, "a finite number")
+        check_number("pad_to_multiple_of", pad_to_multiple_of, 1, MAX_FRAMES, "the frames of one patch", whole=True)
         super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        mean, std = float(mean), float(std)
-        if not std > 0:
-            raise ValueError(f"std is {std}; it takes a positive number, the deviation of the data's log-mel values.")
-        if not math.isfinite(mean):
-            raise ValueError(f"mean is {mean}; it takes a finite number, the mean of the data's log-mel values.")
-        if not sampling_rate >= 100:
-            raise ValueError(f"sampling_rate is {sampling_rate}; it takes 100 Hz or more, a sample a frame of 10 ms.")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; clips are only padded on the 'right'.")
         self.num_mel_bins = num_mel_bins
-        self.mean = mean
-        self.std = std
+        self.mean = float(mean)
+        self.std = float(std)
         self.do_normalize = do_normalize
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = self._checked_max_length(max_length)
@@ -330,10 +332,9 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         return [math.ceil(total / self.pad_to_multiple_of) * self.pad_to_multiple_of] * len(lengths)
 
     def _checked_max_length(self, max_length: int) -> int:
-        if max_length < self.pad_to_multiple_of:
-            raise ValueError(
-                f"max_length is {max_length}; it takes at least {self.pad_to_multiple_of} frames, one patch."
-            )
+        least = self.pad_to_multiple_of
+        takes = f"at least {least} frames, one patch, and at most {MAX_FRAMES}"
+        check_number("max_length", max_length, least, MAX_FRAMES, takes, whole=True)
         return max_length
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:

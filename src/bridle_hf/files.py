@@ -32,7 +32,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to; the file takes the place of `path` once the block ends without an error.
 
     After an error nothing is left of it, and `path` is as it was.
+
+    Raises:
+        IsADirectoryError: `path` is a folder, which no file takes the place of.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder lies where a file is to be written", str(path))
     partial = partial_of(path)
     try:
         yield partial
@@ -74,7 +79,7 @@ def partial_of(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Flush the file or folder at `partial_of(path)` to disk and rename it to `path`, whatever was there before.
+    """Flush the file or folder at `partial_of(path)` to disk and rename it to `path`, in place of one of its kind.
 
     A power cut cannot leave a renamed folder of empty files.
     """
@@ -84,7 +89,7 @@ def put_in_place(path: Path) -> None:
         _flush(each)
     retired = path.with_name(f".{path.name}.old")
     remove(retired)
-    if path.is_dir():  # a folder cannot be renamed to one that holds something
+    if partial.is_dir() and path.is_dir():  # a folder cannot be renamed to one that holds something
         os.replace(path, retired)
     os.replace(partial, path)
     _flush(path.parent)
@@ -127,8 +132,8 @@ class FolderError(OSError):
     """A folder that cannot be written to, or that another process writes to."""
 
 
-def check_writable(folder: str | Path) -> None:
-    """Check that a folder can be written to, or made, without making it.
+def check_writable(folder: str | Path, argument: str = "output_dir") -> None:
+    """Check that a folder can be written to, or made, without making it. `argument` names it in the error.
 
     Raises:
         FolderError: it cannot.
@@ -138,7 +143,7 @@ def check_writable(folder: str | Path) -> None:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "may not be written to" if there.is_dir() else "is no folder"
-        raise FolderError(f"output_dir is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
+        raise FolderError(f"{argument} is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
 
 
 class FolderLock:

@@ -8,7 +8,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .checks_bridle import check_depth, check_kind, checked_pixels, described
+from .checks_bridle import check_depth, check_kind, check_pixel_settings, checked_pixels, described
 
 try:  # of all imports of a model's code the Hub lets only guarded ones be missing
     from PIL import Image, ImageOps
@@ -59,6 +59,10 @@ class BridleImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     keep_aspect_ratio = False
     valid_kwargs = BridleImageProcessorKwargs
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        check_pixel_settings(self)
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):

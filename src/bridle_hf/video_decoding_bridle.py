@@ -57,8 +57,8 @@ def read_video(
 ) -> tuple[np.ndarray, VideoFacts]:
     """Decode a video or some of its frames.
 
-    Frame k is what a player shows k / rate seconds after the first, whether it is decoded alone or among all, turned
-    and stretched as the file says. What is transparent lies on white.
+    Frame k is what a player shows k / rate seconds after the first, whether it is decoded alone or among all, turned,
+    mirrored and stretched as the file says. What is transparent lies on white.
 
     Args:
         file: of the video, open for reading and seeking.
@@ -251,7 +251,7 @@ class Picture:
         self.video, self.frame, self.array = video, frame, None
 
     def pixels(self) -> np.ndarray:
-        """uint8 (3, H, W), turned, with square pixels, resized and on white."""
+        """uint8 (3, H, W), turned and mirrored, with square pixels, resized and on white."""
         if self.array is None:
             self.array, self.frame = shown_pixels(self.frame, self.video.aspect, self.video.fit), None
         return self.array
@@ -268,7 +268,18 @@ def shown_pixels(frame, aspect: Fraction | int = 1, fit: Callable | None = None)
         resized = {"height": size[0], "width": size[1], "interpolation": "BICUBIC"}
     clear = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
     pixels = frame.to_ndarray(format="rgba" if clear else "rgb24", **resized)
+    if is_mirrored(frame):
+        pixels = pixels[::-1]  # then turned: where the left and right are exchanged, by half a turn
     return on_white(np.rot90(pixels, turns).transpose(2, 0, 1))
+
+
+def is_mirrored(frame) -> bool:
+    """Whether the display matrix of a frame, [[a, b], [c, d]], mirrors: its rotation is then told by (a, b) alone."""
+    for found in frame.side_data:
+        if found.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(found), np.int32, count=5).astype(np.int64)
+            return bool(a * d < b * c)
+    return False
 
 
 def on_white(pixels: np.ndarray) -> np.ndarray:

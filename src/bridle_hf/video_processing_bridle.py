@@ -13,11 +13,13 @@ from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
-from .checks_bridle import check_depth, check_kind, checked_pixels, described
+from .checks_bridle import check_depth, check_kind, check_number, check_pixel_settings, checked_pixels, described
 from .image_processing_bridle import covering_size
 from .video_decoding_bridle import VideoFacts, read_video, require_av
 
 logger = logging.get_logger(__name__)
+
+MAX_FRAMES = 100_000  # of a clip, and of a stride
 
 
 def clip_indices(total_frames: int, num_frames: int, stride: int | None, position: float = 0.5) -> np.ndarray:
@@ -100,6 +102,13 @@ class BridleVideoProcessor(BaseVideoProcessor):
     keep_aspect_ratio = False
     valid_kwargs = BridleVideoProcessorKwargs
     model_input_names = ["pixel_values"]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        check_pixel_settings(self)
+        for name, low in (("num_frames", 1), ("frame_stride", 0), ("num_clips", 1), ("num_crops", 1)):
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, low, MAX_FRAMES, f"a whole number of {low} to {MAX_FRAMES}", whole=True)
 
     @classmethod
     def from_dict(cls, video_processor_dict, **kwargs):

@@ -1,15 +1,19 @@
 """What a user named and is not there: one line and exit code 2, before any work."""
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.cli.checks import (
     check_data,
     check_finetuning,
     check_model,
+    check_output,
     check_recipe,
     open_model,
     setting_up,
@@ -66,7 +70,7 @@ def test_other_errors_keep_their_traceback():
         (["data.files=no.wav"], "^data.files='no.wav' matches no readable file in '.*sounds'.$"),
         (["data.input_column=x"], "^data.input_column: .* has no column 'x'; its columns are"),
         (["data.exclude={x: [1]}"], "^data.exclude.x: .* has no column 'x'"),
-        (["processor.mean=abc"], "^`processor`: could not convert string to float: 'abc'"),
+        (["processor.mean=abc"], "^`processor`: mean is 'abc'; it takes a finite number"),
         (["processor.max_length=abc"], "^`processor`: "),
     ],
 )
@@ -99,7 +103,7 @@ def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
         named(label_column="x")
     with pytest.raises(ValueError, match="^data.dataset is 'no/such/set'"):
         named(dataset="no/such/set")
-    with pytest.raises(ValueError, match="^`processor`: could not"):
+    with pytest.raises(ValueError, match="^`processor`: mean is"):
         named(processor={"mean": "abc"})
 
 
@@ -164,3 +168,63 @@ def test_commands_name_their_options_and_not_the_keys_of_recipes(recipe, sounds,
     ]:
         with pytest.raises(ValueError, match=message):
             check_data(DataArguments(**{"dataset": str(sounds)} | data), processor, "--dataset")
+
+
+def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    (sounds / "train.parquet").write_text("rows")
+    for output, message in (
+        (sounds, "--output is .*, a folder; it takes the name of a file"),
+        ("", "--output is '', nothing"),
+        (sounds / "train.parquet", "is there already, in --dataset; it takes the name of a new file"),
+        (sounds / "train.parquet" / "more" / "f.parquet", "the folder of --output is .* is no folder"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            check_output(str(output), str(sounds))
+    (tmp_path / "before.parquet").write_text("rows")
+    for output in (sounds / "new.parquet", tmp_path / "new" / "f.parquet", tmp_path / "before.parquet"):
+        check_output(str(output), str(sounds))
+    check_output(str(tmp_path / "f.parquet"), "org/a_set_of_the_hub")
+    assert (sounds / "train.parquet").read_text() == "rows" and not (tmp_path / "new").exists()
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def spoil(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["bridle.layers.0.norm1.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def widen(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "which cannot be read: Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "which cannot be read: "),
+        (lambda folder: (folder / "config.json").write_text("{nope"), "which cannot be read: "),
+        (lambda folder: (folder / "config.json").write_text("[]"), "which cannot be read: "),
+        (lambda folder: (folder / "config.json").write_text('{"hidden_size": 1000000000}'), "is 1000000000; it takes"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "its weights are not those of its config"),
+        (widen, "its weights are not those of its config"),
+        (spoil, "whose weights hold NaN or inf: bridle.layers.0.norm1.weight"),
+    ],
+)
+def test_a_damaged_model_is_named(saved, damage, message):
+    damage(Path("pretrained"))
+    with pytest.raises(ValueError, match=f"(?s)^--model is 'pretrained'.*{message}"):
+        open_model(BridleForPreTraining, "pretrained")
+
+
+def test_no_run_writes_into_the_folder_it_reads(recipe, sounds, tmp_path):
+    with pytest.raises(ValueError, match="output_dir is .*, the folder of data.dataset; it takes another one"):
+        check_recipe(recipe(f"data.dataset={sounds}", f"output_dir={sounds}"))
+    check_recipe(recipe(f"data.dataset={sounds}", f"output_dir={sounds}/runs"))

@@ -1,6 +1,7 @@
 """Commands without the packages that the extras bring, and what `bridle --help` imports."""
 
 import configparser
+import re
 import subprocess
 import sys
 from unittest import mock
@@ -52,11 +53,14 @@ def test_every_module_of_an_extra_is_known(repository):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_explains_itself_without_any_extra(command, hide, capsys):
+    with_all = ended([command, "--help"], capsys, 0).out
     hide(*(module for modules in EXTRAS.values() for module in modules))
     main([command, "--help"])
     said = capsys.readouterr().out
     assert said.startswith(f"usage: bridle {command} [-h]") and f"\n\nbridle {command} " in said.replace("    ", "")
     assert said.endswith(f'is not installed; bridle {command} needs it: pip install "bridle-hf[train]"\n')
+    options = [set(re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.MULTILINE)) for text in (said, with_all)]
+    assert options[0] == options[1] and len(options[0]) > 1
     assert ended(["--help"], capsys, 0).out.startswith("usage: bridle ")
 
 

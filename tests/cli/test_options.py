@@ -1,9 +1,11 @@
 """Options that commands share: the recipe and its overrides, the data."""
 
 import argparse
+import re
 
 import pytest
 
+from bridle_hf.cli import features, measure, probe, replay, report, tokens
 from bridle_hf.cli.options import add_data_options, add_recipe_options, given_data, parse_recipe_options
 from bridle_hf.cli.study import parse_arguments
 
@@ -56,3 +58,53 @@ def test_values_to_leave_out_are_a_mapping(capsys):
         assert f"argument --exclude: invalid mapping value: '{text}'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="data.exclude.fold must be a list"):
         given_data(parser.parse_args([*words, "{fold: 1}"]))
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (features, ["--batch-size", "0"], "--batch-size: '0'; it takes a whole number of at least 1"),
+        (features, ["--batch-size", "2.5"], "--batch-size: '2.5'; it takes a whole number of at least 1"),
+        (features, ["--overlap", "1"], "--overlap: '1'; it takes a number of at least 0 and at most 0.99"),
+        (features, ["--overlap", "nan"], "--overlap: 'nan'; it takes a number"),
+        (features, ["--window-seconds", "0"], "--window-seconds: '0'; it takes a number of at least 0.01"),
+        (features, ["--window-seconds", "1e9"], "--window-seconds: '1e9'; .* at most 3600"),
+        (features, ["--num-workers", "-1"], "--num-workers: '-1'; it takes a whole number of at least 0"),
+        (tokens, ["--batch-size", "-1"], "--batch-size: '-1'; it takes a whole number of at least 1"),
+        (report, ["--clips", "-1"], "--clips: '-1'; it takes a whole number of at least 0"),
+        (probe, ["--label-column", "x", "--seeds", "0", "-1"], "--seeds: '-1'; it takes a whole number"),
+        (probe, ["--label-column", "x", "--batch-size", "0"], "--batch-size: '0'; it takes a whole number"),
+        (measure, ["--num-workers", "-1"], "--num-workers: '-1'; it takes a whole number"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(command, words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--dataset", "x", *([] if command is measure else ["--model", "x"]), *words], "bridle")
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', "takes a list of objects"),
+        ("[1, 2]", "takes a list of objects"),
+        ("[]", "takes a list of objects"),
+        ('[{"a": 1}, {"b": 2}]', "with the same keys"),
+        ("nothing", "--results is '.*', which is no JSON"),
+    ],
+)
+def test_results_of_a_report_are_rows(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report.read_results(str(path))
+    path.write_text('[{"a": 1}, {"a": 2}]')
+    assert report.read_results(str(path)) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"step": 1, "phase": "encoder", "reason": "", "recipe": "Other"}'])
+def test_a_folder_that_no_run_wrote_is_not_replayed(tmp_path, text, capsys):
+    (tmp_path / "rank-0.json").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        replay.main([str(tmp_path)], "bridle replay")
+    assert "is not what a run writes to failure/" in capsys.readouterr().err

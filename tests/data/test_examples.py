@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 from sound_files import RATE, flac, write_parquet
 
 from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
@@ -192,3 +193,28 @@ def test_clips_that_are_cut_to_their_beginning_are_counted(waveforms, extractor,
     caplog.clear()
     load_examples(data, extractor, [short, short])
     assert "longer than the window" not in caplog.text
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_clips_on_disk_that_are_cut_are_counted_without_decoding_them_again(
+    waveforms, extractor, tmp_path, caplog, monkeypatch, cached, again
+):
+    short, long = waveforms[0][: RATE // 2], np.tile(waveforms[1], 4)[: 2 * RATE]
+    for name, waveform in (("a", short), ("b", long), ("c", long), ("d", short)):
+        soundfile.write(tmp_path / f"{name}.wav", waveform, RATE)
+    caches = str(tmp_path / "caches")
+    data = DataArguments(str(tmp_path), max_frames=96, in_memory=False, cache=cached, cache_dir=caches)
+    if again:
+        load_examples(data, extractor)
+        caplog.clear()
+        monkeypatch.setattr("bridle_hf.data.audio.decode_audio", None)
+    load_examples(data, extractor)
+    assert "2 of 4 clips are longer than the window of 96 frames" in caplog.text
+    assert f"The first is {tmp_path / 'b.wav'}" in caplog.text
+
+
+def test_clips_in_hand_that_are_cut_are_counted_where_they_stay_there(waveforms, extractor, caplog):
+    long = np.tile(waveforms[1], 4)[: 2 * RATE]
+    load_examples(DataArguments("", max_frames=96, in_memory=False), extractor, [long, waveforms[0][: RATE // 2]])
+    assert "1 of 2 clips are longer than the window of 96 frames" in caplog.text

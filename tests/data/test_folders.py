@@ -174,9 +174,17 @@ def test_folders_of_splits_are_no_classes(tmp_path, extractor):
 def test_labels_of_folders_in_folders_are_said(tmp_path, extractor, caplog):
     write(tmp_path, [f"{kind}/{who}/1.wav" for kind in ("dog", "rain") for who in ("anna", "bert")])
     assert list(labels(tmp_path, extractor).values()) == ["anna", "bert", "anna", "bert"]
-    assert "the label of a file is its innermost folder (anna, bert); 'anna' is in several folders (dog, rain)" in (
-        caplog.text
-    )
+    said = "its innermost folder (anna, bert); the folders around these (dog, rain) are no labels. Others are said by a"
+    assert said in caplog.text and "metadata.csv with the columns file_name and label" in caplog.text
+
+
+def test_folders_around_those_that_are_labels_are_said_where_no_name_repeats(tmp_path, extractor, caplog):
+    write(tmp_path, ["dog/anna/1.wav", "dog/bert/2.wav", "rain/carl/3.wav"])
+    assert list(labels(tmp_path, extractor).values()) == ["anna", "bert", "carl"]
+    assert "(anna, bert, carl); the folders around these (dog, rain) are no labels" in caplog.text
+    caplog.clear()
+    open_source(DataArguments(str(tmp_path)), extractor)  # without labels
+    assert "no labels" not in caplog.text
 
 
 def test_rows_and_files_of_metadata_that_do_not_meet_are_counted(tmp_path, extractor, caplog):

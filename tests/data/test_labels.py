@@ -265,3 +265,35 @@ def test_the_way_out_of_a_class_called_train_leads_out(tmp_path, waveforms, extr
     data = class_folders(tmp_path / "set", ["dog/0.flac", "rain/1.flac", "train/2.flac"], waveforms)
     data.files = "**/*.flac"
     assert load_examples(data, extractor).label_names == ["dog", "rain", "train"]
+
+
+@pytest.mark.parametrize("text", ['["dog", "rain"]', "['dog']", "[1, 0]", "[]"])
+def test_a_list_as_text_is_no_class(text):
+    with pytest.raises(LabelError, match="'kind' must hold .*, got .* for b, a list as text; a csv file holds none"):
+        encode_labels(["[unknown]", text], None, "kind", ["a", "b"])
+
+
+def test_a_name_in_brackets_is_a_class():
+    assert encode_labels(["[unknown]", "dog"], None, "kind", ["a", "b"])[1] == ["[unknown]", "dog"]
+
+
+def test_lists_without_any_class_are_refused():
+    with pytest.raises(LabelError, match="'kind' is an empty list for all 2 clips"):
+        encode_labels([[], []], None, "kind", ["a", "b"])
+
+
+def test_classes_that_are_nearly_one_are_named(caplog):
+    labels, classes = encode_labels(["dog", "Dog ", "rain", "DOG"], None, "kind", list("abcd"))
+    assert classes == ["DOG", "Dog ", "dog", "rain"] and labels.tolist() == [2, 1, 3, 0]
+    (line,) = caplog.messages
+    assert "classes of 'kind' differ in spaces or capitals alone: 'DOG' and 'Dog ' and 'dog'" in line
+    caplog.clear()
+    encode_labels(["dog", "rain"], None, "kind", ["a", "b"])
+    assert not caplog.messages
+
+
+def test_empty_text_is_no_label(write, extractor, caplog):
+    rows = [{"kind": kind} for kind in ("dog", "", "rain", "dog")]
+    examples = load_examples(write("metadata.jsonl", rows, label_column="kind"), extractor)
+    assert examples.label_names == ["dog", "rain"] and examples.labels.tolist() == [0, 1, 0]
+    assert "1 of the 4 clips" in caplog.text and "'kind' is ''" in caplog.text

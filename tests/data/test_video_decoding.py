@@ -172,6 +172,10 @@ def corners(frame: np.ndarray) -> str:
         ((0, 1, -1, 0), (64, 48), "brwg"),  # a quarter to the right
         ((-1, 0, 0, -1), (48, 64), "wbgr"),
         ((0, -1, 1, 0), (64, 48), "gwrb"),
+        ((-1, 0, 0, 1), (48, 64), "grwb"),  # left and right exchanged
+        ((1, 0, 0, -1), (48, 64), "bwrg"),  # upside down in a mirror
+        ((0, 1, 1, 0), (64, 48), "rbgw"),
+        ((0, -1, -1, 0), (64, 48), "wgbr"),
     ],
 )
 def test_a_turned_video_is_upright(tmp_path, matrix, shape, expected):

@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
@@ -280,3 +281,13 @@ def test_folds_keep_the_precision_that_they_were_begun_with(recipe, tmp_path, mo
     written = load_recipe(tmp_path / "run" / "finetune.yaml", cls=FinetuneRecipe).training
     assert (written.mixed_precision, written.attention) == ("bf16", "eager")
     assert not (tmp_path / "run" / "fold-1.old-1").exists()
+
+
+def test_a_pretrained_model_of_nan_is_named(recipe, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "spoilt")
+    weights = load_file(tmp_path / "spoilt" / "model.safetensors")
+    weights["bridle.layers.0.norm1.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="model is .*spoilt', whose weights hold NaN or inf: bridle.layers.0"):
+        finetune(recipe(model=str(tmp_path / "spoilt")))
+    assert not (tmp_path / "run" / "fold-1" / "model.safetensors").exists()

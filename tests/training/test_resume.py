@@ -5,6 +5,7 @@ import os
 import pkgutil
 import random
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -242,6 +243,29 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_over(tmp_path, tiny_reci
     train(tiny_recipe, *overrides)
     assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1"]
+
+
+def test_a_finished_model_without_its_checkpoints_is_not_overwritten(tmp_path, tiny_recipe, caplog):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 2}]")
+    train(tiny_recipe, *overrides)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    train(tiny_recipe, *overrides, "seed=5")
+    assert f"there is a finished model and no checkpoint: the earlier run was moved to {tmp_path / 'run.old-1'}" in (
+        caplog.text
+    )
+    assert (tmp_path / "run.old-1" / "final" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() != before
+
+
+def test_folders_that_are_called_like_those_of_a_run_stay(tmp_path, tiny_recipe):
+    for name in ("final", "encoder-iter1"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "mine.txt").write_text(name)
+    train(tiny_recipe, f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 2}]")
+    for name in ("final", "encoder-iter1"):
+        assert (tmp_path / "run" / f"{name}.old-1" / "mine.txt").read_text() == name
+        assert (tmp_path / "run" / name / "config.json").is_file()
 
 
 def test_a_run_that_starts_over_stays_behind_its_link(tmp_path, tiny_recipe):

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -19,6 +21,7 @@ from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
 from ..modeling_bridle import BridleForClassification, BridleModel
+from ..training.parameters import check_finite
 from ..training.pretraining import PretrainRecipe
 from ..video_decoding_bridle import require_av
 from ..video_processing_bridle import BridleVideoProcessor
@@ -45,6 +48,29 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
         parser.error(" ".join(str(error).split()))
 
 
+def check_output(path: str, dataset: str = "") -> None:
+    """Check that `--output` names a file that can be written, and none that is there as a part of the dataset.
+
+    Raises:
+        ValueError, FolderError: it does not.
+    """
+    file = Path(path)
+    if not path or file.is_dir():
+        raise ValueError(f"--output is {path!r}, {'a folder' if path else 'nothing'}; it takes the name of a file.")
+    check_writable(file.parent, "the folder of --output")
+    folder = Path(dataset).expanduser()
+    if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
+        )
+
+
+def check_apart(output_dir: str, dataset: str) -> None:
+    """Raise a `ValueError` where a run would write into the folder that it reads, which a new start moves away."""
+    if dataset and Path(dataset).expanduser().resolve() == Path(output_dir).resolve():
+        raise ValueError(f"output_dir is {output_dir!r}, the folder of data.dataset; it takes another one.")
+
+
 def check_recipe(recipe: PretrainRecipe) -> None:
     """Check the output folder, the processor and the data of a pretraining recipe.
 
@@ -53,6 +79,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
     check_writable(recipe.output_dir)
+    check_apart(recipe.output_dir, recipe.data.dataset)
     if recipe.training.tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         logger.warning(
             "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
@@ -73,6 +100,7 @@ def check_finetuning(recipe: Any) -> None:
             refuses.
     """
     check_writable(recipe.output_dir)
+    check_apart(recipe.output_dir, recipe.data.dataset)
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))
@@ -125,37 +153,47 @@ def _option(match: re.Match) -> str:
 
 
 def check_model(source: str, argument: str = "--model") -> None:
-    """Load the config of a saved model from a folder or the Hub.
+    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
     try:
         BridleConfig.from_pretrained(source)
-    except OSError as error:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt"):
+                pass
+    except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
+        if folder.is_dir():
+            raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
+        if not isinstance(error, OSError):
+            raise
         hub = "the Hub cannot be reached" if "connect to" in str(error) else "no such model on the Hub"
         raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
 
 
 def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model") -> PreTrainedModel:
-    """Loads a model whose weights are all there; transformers draws missing ones at random and goes on.
+    """Loads a model whose weights are all there and finite; transformers draws missing ones at random and goes on.
 
     Raises:
-        ValueError: there is no such model, or a part of it has no weights.
+        ValueError: there is no such model, or it is damaged, or a part of it has no weights.
     """
     check_model(source, argument)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a table of all names
     try:
         model, report = cls.from_pretrained(source, output_loading_info=True)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:
         part, takes = _part(cls, missing)
         raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")
+    check_finite(model, f"{argument} is {str(source)!r}")
     return model
 
 

@@ -14,10 +14,12 @@ import sys
 import torch
 
 from ..data import load_processor
-from ..evaluation.features import STREAMED_POOLINGS, write_features
+from ..evaluation.features import STREAMED_POOLINGS, check_layers, write_features
 from ..modeling_bridle import BridleModel
-from .checks import check_data, open_model, setting_up
-from .options import add_data_options, given_data
+from .checks import check_data, check_output, open_model, setting_up
+from .options import add_data_options, given_data, number
+
+MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
 
 
 def main(arguments=None, prog=None):
@@ -27,18 +29,30 @@ def main(arguments=None, prog=None):
     parser.add_argument("--output", default="features.parquet")
     parser.add_argument("--layers", nargs="+", type=int, help="1..depth, 0 for the patch embeddings")
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
-    parser.add_argument("--window-seconds", type=float, help="of long sounds; by default what the model was trained on")
-    parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that the next one sees again")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
+    parser.add_argument(
+        "--window-seconds",
+        type=number(float, 0.01, 3600),
+        help="of long sounds; by default what the model was trained on",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=number(float, 0, MOST_OVERLAP),
+        default=0.5,
+        help="share of a window that the next one sees again",
+    )
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
 
     with setting_up(parser):
+        check_output(given.output, given.dataset)
         model = open_model(BridleModel, given.model)
+        layers = given.layers or (None,)
+        check_layers(model.config, layers)
         unit = model.config.patch_size[0]
         frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
         data = given_data(given, max_frames=frames)
-        processor, layers = load_processor(given.model), given.layers or (None,)
+        processor = load_processor(given.model)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)

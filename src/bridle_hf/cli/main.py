@@ -68,12 +68,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         missing = f'{name} is not installed; bridle {command} needs it: pip install "bridle-hf[{extra}]"\n'
         if {"-h", "--help"} & set(words):
-            sys.stdout.write(f"usage: bridle {command} [-h] ...\n\n{_description(command)}\n\n{missing}")
+            sys.stdout.write(f"{_explained(command).format_help()}\n{missing}")
         else:
             parser.exit(2, f"bridle {command}: error: {missing}")
 
 
-def _description(command: str) -> str:
-    """What the module of a command says about it, without importing it; its options are known only with it."""
-    path = Path(find_spec(COMMANDS[command][0], __package__).origin)
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def _explained(command: str) -> argparse.ArgumentParser:
+    """The options of a command as its source says them, without importing it: what is no plain value there is left
+    out, such as choices."""
+    tree = _source(COMMANDS[command][0])
+    parser = argparse.ArgumentParser(
+        f"bridle {command}",
+        description=ast.get_docstring(tree),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for call in _options(tree):
+        plain = {key.arg: key.value.value for key in call.keywords if isinstance(key.value, ast.Constant)}
+        parser.add_argument(*(name.value for name in call.args), **plain)
+    return parser
+
+
+def _options(tree: ast.AST) -> list[ast.Call]:
+    """The calls of `add_argument` in a module or function, those in functions of the modules beside it first."""
+    shared, own = [], []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and find_spec(f".{node.module}", __package__):
+            names = {name.name for name in node.names}
+            beside = _source(f".{node.module}")
+            functions = [each for each in beside.body if isinstance(each, ast.FunctionDef) and each.name in names]
+            for function in functions:
+                # a function that takes its own options from another module, as that of the tables of quantizers does
+                shared += _options(ast.Module([each for each in beside.body if isinstance(each, ast.ImportFrom)], []))
+                shared += _options(function)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            own.append(node)
+    unique = {call.args[0].value: call for call in shared + own}
+    return list(unique.values())
+
+
+def _source(module: str) -> ast.Module:
+    return ast.parse(Path(find_spec(module, __package__).origin).read_text(encoding="utf-8"))

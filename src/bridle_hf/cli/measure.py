@@ -16,7 +16,7 @@ import numpy as np
 from ..data.source import open_source
 from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .checks import check_data, setting_up
-from .options import add_data_options, given_data
+from .options import add_data_options, given_data, number
 
 
 def window(featurize, example):
@@ -30,7 +30,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--num-mel-bins", type=int, default=128)
     parser.add_argument("--sampling-rate", type=int, default=16000, help="of the recipe's processor, in Hz")
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")
-    parser.add_argument("--num-workers", type=int, default=1, help="threads that decode")
+    parser.add_argument("--num-workers", type=number(int, 0), default=1, help="threads that decode")
     given = parser.parse_args(arguments)
     with setting_up(parser):
         extractor = BridleFeatureExtractor(

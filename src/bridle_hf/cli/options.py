@@ -1,8 +1,9 @@
 """Options that several commands share: the recipe with its overrides, and the data to read."""
 
 import argparse
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -54,6 +55,22 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or 
     parser.add_argument("--split", default="train")
     parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--exclude", type=mapping, default={}, help="column: values to leave out, as '{fold: [1, 2]}'")
+
+
+def number(kind: type[int] | type[float], low: float, high: float | None = None) -> Callable[[str], int | float]:
+    """The `type` of an option that takes a number from `low` on, up to `high` if given."""
+    takes = f"a {'whole ' if kind is int else ''}number of at least {low}" + (f" and at most {high}" if high else "")
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= (math.inf if high is None else high):
+            raise argparse.ArgumentTypeError(f"{text!r}; it takes {takes}")
+        return value
+
+    return parse
 
 
 def mapping(text: str) -> dict:

@@ -22,11 +22,11 @@ from ..configuration_bridle import BridleConfig
 from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
 from ..evaluation.cross_validation import check_folds, check_training, choose_folds, outer_folds
-from ..evaluation.features import POOLINGS, encoder_features
+from ..evaluation.features import POOLINGS, check_layers, encoder_features
 from ..evaluation.probe import linear_probe
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_model, open_model, setting_up
-from .options import add_data_options, given_data
+from .options import add_data_options, given_data, number
 from .process import log_progress
 
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
@@ -43,8 +43,10 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
     parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of random weights and drawn folds")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="of random weights and drawn folds"
+    )
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
     given = parser.parse_args(arguments)
     if not given.model and given.baseline in (None, "random"):
         parser.error(f"--model is missing; it is needed for everything but --baseline {', '.join(MODALITY_OF)}")
@@ -69,6 +71,8 @@ def open_given(given, source, data):
         raise ValueError(
             f"--baseline is {given.baseline!r}; --model is of another modality, and takes {', '.join(takes)}."
         )
+    if source:
+        check_layers(BridleConfig.from_pretrained(source), [given.layer])
     check_data(data, processor, "--dataset")
     return processor, None if given.baseline else open_model(BridleModel, source)
 

@@ -23,7 +23,14 @@ def main(arguments=None, prog=None):
     parser.add_argument("--rank", type=int, default=0, help="the process whose batches are taken")
     given = parser.parse_args(arguments)
     with setting_up(parser):
-        about = json.loads((given.folder / f"rank-{given.rank}.json").read_text())
+        path = given.folder / f"rank-{given.rank}.json"
+        about = json.loads(path.read_text())
+        if (
+            not isinstance(about, dict)
+            or not {"step", "phase", "reason"} <= about.keys()
+            or about.get("recipe") not in RECIPES
+        ):
+            raise ValueError(f"{path} is not what a run writes to failure/.")
     sys.stdout.write(f"step {about['step'] + 1} of {about['phase']}: {about['reason']}\n")
     losses, gradients = replay(given.folder, given.rank, RECIPES[about["recipe"]])
     sys.stdout.writelines(f"{name:>16} {loss:.6g}\n" for name, loss in losses.items())

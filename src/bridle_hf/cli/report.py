@@ -18,8 +18,25 @@ from ..data.source import sound_reader
 from ..evaluation.report import codebook_report
 from ..modeling_bridle import BridleForPreTraining
 from ..training.metrics import read_metrics
-from .checks import check_data, open_model, setting_up
-from .options import add_data_options, given_data
+from .checks import check_data, check_output, open_model, setting_up
+from .options import add_data_options, given_data, number
+
+
+def read_results(path):
+    """The rows of a table.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        rows = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"--results is {path!r}, which is no JSON: {error}.") from error
+    if not (
+        isinstance(rows, list) and rows and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
+    ):
+        raise ValueError(f"--results is {path!r}; it takes a list of objects with the same keys.")
+    return rows
 
 
 def main(arguments=None, prog=None):
@@ -30,7 +47,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--label-column")
     parser.add_argument("--fold-column")
     parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
-    parser.add_argument("--clips", type=int, default=2, help="clips to draw")
+    parser.add_argument("--clips", type=number(int, 0), default=2, help="clips to draw")
     given = parser.parse_args(arguments)
 
     run, source = Path(given.model), given.model
@@ -39,10 +56,11 @@ def main(arguments=None, prog=None):
     elif run.name == "final":
         run = run.parent
     with setting_up(parser):
+        check_output(given.output, given.dataset)
         model = open_model(BridleForPreTraining, source)
         data, processor = given_data(given), load_processor(source)
         check_data(data, processor, "--dataset")
-        results = json.loads(Path(given.results).read_text()) if given.results else ()
+        results = read_results(given.results) if given.results else ()
     with setting_up(parser, LabelError):
         examples = load_examples(data, processor, for_training=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -39,7 +39,7 @@ from ..training import load_recipe
 from ..training.locking import sole_writer
 from ..training.metrics import read_metrics
 from .checks import check_data, check_recipe, setting_up
-from .options import OVERRIDE, add_recipe_options, parse_recipe_options
+from .options import OVERRIDE, add_recipe_options, number, parse_recipe_options
 
 POOLINGS = ("mean", "mean_std")
 
@@ -50,10 +50,10 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--fold-column", default="fold")
     parser.add_argument("--test-split", help="train on the recipe's split and test on this one, instead of on folds")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=number(int, 0), default=[0])
     parser.add_argument("--inductive", action="store_true", help="pretrain for each fold without its clips")
     parser.add_argument("--finetune", metavar="RECIPE", help="of `bridle finetune`; also without pretraining")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--jobs", type=number(int, 1), default=1, help="runs at a time; they share the cores")
     # `--seeds 0 1 key=value` would hand key=value to --seeds, which takes all words that follow.
     words = sys.argv[1:] if arguments is None else arguments
     overrides = [word for word in words if OVERRIDE.match(word)]

@@ -21,8 +21,8 @@ import torch
 from ..data import load_processor
 from ..evaluation.tokens import code_layout, write_codes
 from ..modeling_bridle import BridleTokenizer
-from .checks import check_data, open_model, setting_up
-from .options import add_data_options, given_data
+from .checks import check_data, check_output, open_model, setting_up
+from .options import add_data_options, given_data, number
 
 
 def main(arguments=None, prog=None):
@@ -30,11 +30,12 @@ def main(arguments=None, prog=None):
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
     add_data_options(parser)
     parser.add_argument("--output", default="codes.parquet")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
 
     with setting_up(parser):
+        check_output(given.output, given.dataset)
         tokenizer = open_model(BridleTokenizer, given.model)
         data, processor = given_data(given), load_processor(given.model)
         check_data(data, processor, "--dataset")

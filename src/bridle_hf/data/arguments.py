@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+MOST_WORKERS = 512  # processes: a slip of the finger takes the machine down
+
 
 @dataclass
 class DataArguments:
@@ -89,6 +91,8 @@ class DataArguments:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ValueError(f"data.{key} must be at least {least}, got {value}.")
+        if self.num_workers > MOST_WORKERS:
+            raise ValueError(f"data.num_workers must be at most {MOST_WORKERS}, got {self.num_workers}.")
         for key in ("max_bad_share", "frequency_mask", "time_mask", "erase"):
             value = getattr(self, key)
             if not 0 <= value <= 1:

@@ -179,6 +179,9 @@ def _decode_with_av(content: BinaryIO, reason: str, choose) -> tuple[np.ndarray,
         ) from None
     try:
         with av.open(content) as container:
+            if not container.streams.audio:
+                kinds = sorted({stream.type for stream in container.streams})
+                raise BadClipError(f"holds no sound, only {' and '.join(kinds) or 'nothing'}")
             stream, resampler = container.streams.audio[0], av.AudioResampler(format="fltp")  # changes the format only
             rate = stream.rate
             if stream.channels > 1:
@@ -192,7 +195,7 @@ def _decode_with_av(content: BinaryIO, reason: str, choose) -> tuple[np.ndarray,
             if length == total:  # all of it, whatever length was declared
                 length = MAX_SAMPLES + 1
             return _collect((frame.to_ndarray().mean(axis=0) for frame in frames), start, length), rate
-    except (av.FFmpegError, IndexError, ValueError) as error:  # no audio stream, or no frame in it
+    except (av.FFmpegError, IndexError, ValueError) as error:  # what FFmpeg refuses, or a stream without a frame
         raise BadClipError(f"cannot be decoded: {error}") from error
 
 

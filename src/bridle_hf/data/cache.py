@@ -2,8 +2,8 @@
 
 A cache is a folder of Arrow files, which are twice as fast to read as parquet files, and a manifest that tells damage.
 A row has the columns of the source and a `clip_name`. The column of the media holds `features` (log-mel features or
-pixels as raw bytes) with their `dtype` and `shape`, or the undecoded file. The content does not depend on `exclude`,
-crops or augmentation, so that folds and phases share it.
+pixels as raw bytes) with their `dtype` and `shape`, or the undecoded file with the `shape` of what it decodes to. The
+content does not depend on `exclude`, crops or augmentation, so that folds and phases share it.
 """
 
 import glob
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +28,7 @@ from filelock import FileLock
 from ..files import sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .fields import field_of, select
+from .media import is_url
 from .modalities import modality_of
 from .source import (
     FILES_AT_ONCE,
@@ -47,19 +48,23 @@ CLIP_TYPE = {
     "dtype": datasets.Value("string"),
     "shape": datasets.List(datasets.Value("int32")),
 }
-FILE_TYPE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+FILE_TYPE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string"), "shape": CLIP_TYPE["shape"]}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 MANIFEST = "manifest.json"  # of each file (bytes, time in ns, sha256), and how many examples and shards were read
 SKIPPED = "skipped.json"  # mark -> reason of the samples and shards that could not be used
 PROGRESS = "progress.json"  # of an unfinished cache: what both would say so far
 NAMES_SHOWN = 10  # of the samples that a cache lacks
-FORMAT = 4  # part of the fingerprint: raise it when the content of a cache changes
+FORMAT = 5  # part of the fingerprint: raise it when the content of a cache changes
 
 
 def open_clips(data: DataArguments, processor, dataset=None) -> Source:
     """Open the samples of `open_source`; with `data.cache` decoded from the cache, which is written if needed."""
-    source = open_source(data, processor, dataset)
+    return decoded_once(open_source(data, processor, dataset), data, processor)
+
+
+def decoded_once(source: Source, data: DataArguments, processor) -> Source:
+    """The samples of a source; with `data.cache` from the cache, see `open_clips`."""
     if not data.cache:
         return source
     folder, manifest = write_cache(source, data, processor)
@@ -93,9 +98,10 @@ def open_shuffled(data: DataArguments, processor, dataset=None) -> Source:
 
 def map_clips(
     source: Source, data: DataArguments, processor, columns: list[str]
-) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[dict], dict]:
-    """Return `(table, decode, about, types)`: an indexable table of the samples, `decode(row, rng=None, views=None)`,
-    which turns a row into an array as `Source.featurize` does, and `columns` of each row with the types of all.
+) -> tuple[datasets.Dataset, Callable[..., np.ndarray], list[int], list[dict], dict]:
+    """Return `(table, decode, lengths, about, types)`: an indexable table of the samples, `decode(row, rng=None,
+    views=None)`, which turns a row into an array as `Source.featurize` does, the length of each such array, and
+    `columns` of each row with the types of all.
 
     With `data.cache` the decoded samples are kept on disk, otherwise their files; of a dataset in hand nothing more is
     kept. Each was decoded once, so that no bad one is among them.
@@ -104,16 +110,19 @@ def map_clips(
     if not data.cache:  # a sample is tried where a test will look at it
         source = replace(source, featurize=partial(decode, views=tuple(data.test_views)))
     if source.rows is not None and not data.cache:
-        rows, numbers, about = leave_out(source.rows, data.exclude), [], []
-        for example, _ in source.decode_all(data.num_workers, data.max_bad_share):
+        rows, numbers, lengths, about = leave_out(source.rows, data.exclude), [], [], []
+        for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
             numbers.append(source.behind - 1)
+            lengths.append(len(clip))
             about.append({column: field_of(example, column) for column in columns})
-        return rows.select_columns([source.input_column]).select(numbers), decode, about, rows.features
+        return rows.select_columns([source.input_column]).select(numbers), decode, lengths, about, rows.features
     table = leave_out(_open_table(*write_cache(source, data, processor, decoded=data.cache)), data.exclude)
     decode = _unpack if data.cache else partial(decode_column, data=data, processor=processor)
     decode = partial(decode, column=source.input_column)
     about = [{column: field_of(row, column) for column in columns} for row in select(table, columns).to_list()]
-    return table, decode, about, table.features
+    shape = f"{source.input_column}.shape"
+    shapes = table.select_columns(source.input_column).flatten().select_columns(shape).to_list()
+    return table, decode, [row[shape][0] for row in shapes], about, table.features
 
 
 def _open_table(folder: Path, manifest: dict) -> datasets.Dataset:
@@ -188,13 +197,20 @@ def _state_of_files(source: Source, max_bad_share: float) -> str | None:
     paths = (raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
     with ThreadPoolExecutor() as pool:  # over a network a look at a file takes milliseconds
         for part in iter(lambda: list(islice(paths, FILES_AT_ONCE)), []):
-            digest.update("".join(pool.map(_state_of_file, part)).encode())
+            digest.update("".join(pool.map(state_of_file, part)).encode())
     return digest.hexdigest()
 
 
-def _state_of_file(path: str) -> str:
+def state_of_files(paths: Iterable[str]) -> str:
+    """A fingerprint of the sizes and times of local files, in their order; what is no local file leaves a gap."""
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256("".join(pool.map(state_of_file, paths)).encode()).hexdigest()
+
+
+def state_of_file(path: str) -> str:
+    """Size and time of a file; of one in an archive those of the archive."""
     try:
-        about = os.stat(path)
+        about = os.stat(path.rpartition("::")[2] if is_url(path) else path)
     except (OSError, ValueError):  # an address, or nothing
         return "-\n"
     return f"{about.st_size} {about.st_mtime_ns}\n"
@@ -278,7 +294,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         schema = datasets.Features(named | dict(source.dataset.features) | media).arrow_schema
     rows = (
         {key: value for key, value in example.items() if key != MARK}
-        | {column: _pack(clip) if decoded else _file(source.raw(example))}
+        | {column: _pack(clip) if decoded else _file(source.raw(example)) | {"shape": list(clip.shape)}}
         for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
     )
     files = dict(done["files"])
@@ -335,4 +351,5 @@ def _unpack(
 
 
 def _file(raw: dict | str) -> dict:
-    return raw if isinstance(raw, dict) else {"bytes": None, "path": raw}
+    raw = raw if isinstance(raw, dict) else {"bytes": None, "path": raw}
+    return {key: raw.get(key) for key in ("bytes", "path")}

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from .arguments import DataArguments
-from .cache import map_clips, open_clips
+from .cache import decoded_once, map_clips, state_of_files
 from .fields import field_of
 from .in_hand import hash_arrays
 from .labels import Labels, SplitRows, describe, encode, read_labels
@@ -37,6 +37,7 @@ class Examples:
         clip_names: name of each sample, for reports.
         test_folds: the folds to test on; None for all of them in turn.
         fingerprint: identifies a dataset that the caller built; None for one with a name.
+        state: a fingerprint of the sizes and times of the local files that the samples came from.
         exclude: column -> values of the samples that were left out, also those that stand for no label.
     """
 
@@ -49,6 +50,7 @@ class Examples:
     clip_names: list[str] = field(default_factory=list)
     test_folds: list[str] | None = None
     fingerprint: str | None = None
+    state: str = ""
     exclude: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -80,10 +82,10 @@ class Examples:
 
 
 class MappedClips(Sequence):
-    """Samples of a table, decoded when they are indexed."""
+    """Samples of a table, decoded when they are indexed; `lengths` are those of the arrays."""
 
-    def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray]):
-        self.table, self.decode = table, decode
+    def __init__(self, table: datasets.Dataset, decode: Callable[..., np.ndarray], lengths: list[int]):
+        self.table, self.decode, self.lengths = table, decode, lengths
 
     def __len__(self) -> int:
         return len(self.table)
@@ -103,7 +105,8 @@ class MappedClips(Sequence):
         return self.decode(self.table[int(row)], views=views)
 
     def __add__(self, other: "MappedClips") -> "MappedClips":
-        return MappedClips(datasets.concatenate_datasets([self.table, other.table]), self.decode)
+        table = datasets.concatenate_datasets([self.table, other.table])
+        return MappedClips(table, self.decode, self.lengths + other.lengths)
 
 
 def load_examples(
@@ -138,13 +141,14 @@ def load_examples(
     early, exclude = read_labels(data, processor, parts)
     if early is not None:
         _say(early, data, check)
-    clips, read, marks = None, [], []
+    clips, read, marks, states = None, [], [], []
     for split, part in parts:
         of_split = replace(data, split=split, exclude=exclude)
-        more, rows, types, mark = _read(of_split, processor, part, for_training)
+        more, rows, types, mark, files = _read(of_split, processor, part, for_training)
         clips = more if clips is None else clips + more
         read.append(SplitRows(split, rows, types))
         marks.append(mark)
+        states.append(state_of_files([*files, *(str(row["clip_name"]) for row in rows)]))
     found = encode(data, read)
     if early is None and (data.label_column or found.folds is not None):
         _say(found, data, check)
@@ -153,16 +157,19 @@ def load_examples(
         modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)
     )
     _say_what_is_cut(examples, modality.window(data, processor))
+    examples.state = " ".join(states)
     if dataset is not None:
         examples.fingerprint = " ".join(marks)
     return examples
 
 
 def _say_what_is_cut(examples: Examples, window: int | None) -> None:
-    """Warn of samples in memory that are longer than the window of a model, which `batch` cuts to their beginning."""
-    if window is None or isinstance(examples.clips, MappedClips):
+    """Warn of samples that are longer than the window of a model, which `batch` cuts to their beginning."""
+    if window is None:
         return
-    longer = [name for name, clip in zip(examples.clip_names, examples.clips, strict=True) if len(clip) > window]
+    mapped = isinstance(examples.clips, MappedClips)
+    lengths = examples.clips.lengths if mapped else map(len, examples.clips)
+    longer = [name for name, length in zip(examples.clip_names, lengths, strict=True) if length > window]
     if longer:
         logger.warning(
             "%d of %d clips are longer than the window of %d frames (data.max_frames, by default the processor's "
@@ -196,14 +203,16 @@ def _parts(data: DataArguments, dataset, test_dataset) -> list[tuple[str, Any]]:
 
 def _read(
     data: DataArguments, processor, dataset, for_training: bool
-) -> tuple[Sequence[np.ndarray], list[dict], dict, str]:
-    """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint."""
+) -> tuple[Sequence[np.ndarray], list[dict], dict, str, list[str]]:
+    """The samples of one split; label, fold and name of each; the types of the dataset's columns; its fingerprint; and
+    the files that are its shards."""
+    source = open_source(data, processor, dataset)
+    files = source.files or []
     columns = list({data.label_column, data.fold_column, "clip_name"} - {None})
     if not data.in_memory:
-        source = open_source(data, processor, dataset)
-        table, decode, about, types = map_clips(source, data, processor, columns)
-        return MappedClips(table, decode), about, types, source.fingerprint
-    source, clips, rows = open_clips(data, processor, dataset), [], []
+        table, decode, lengths, about, types = map_clips(source, data, processor, columns)
+        return MappedClips(table, decode, lengths), about, types, source.fingerprint, files
+    source, clips, rows = decoded_once(source, data, processor), [], []
     if not for_training:
         source.featurize = partial(source.featurize, views=(1, 1))
     for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
@@ -211,7 +220,7 @@ def _read(
         rows.append({column: field_of(example, column) for column in columns})
     # a stream in hand has no fingerprint, but all of it is here
     mark = source.fingerprint or hash_arrays(clips) + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-    return clips, rows, source.dataset.features or {}, mark
+    return clips, rows, source.dataset.features or {}, mark, files
 
 
 def balanced_weights(labels):

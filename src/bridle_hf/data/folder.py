@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from .listing import METADATA, Listing, find_splits, folder_word, is_hidden, shown
+from .listing import METADATA, Listing, folder_word, is_hidden, shown
 from .media import open_file
 
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -59,8 +59,9 @@ class MediaFolder:
     splits: dict[str, list[Clip]]
     in_folders: bool
 
-    def table(self, split: str, column: str, feature, left: Listing) -> tuple[datasets.Dataset, str]:
-        """The clips of a split in order, and why they have no column `label` (empty if they have one).
+    def table(self, split: str, column: str, feature, left: Listing) -> tuple[datasets.Dataset, str, int]:
+        """The clips of a split in order, why they have no column `label` (empty if they have one), and how many clips
+        no row of a metadata file names.
 
         Args:
             split: one of `splits`.
@@ -73,7 +74,8 @@ class MediaFolder:
         clips = self.splits[split]
         tables = [clip for clip in clips if clip.is_metadata]
         if tables:
-            return _of_metadata(clips, tables, column, feature, left), f"columns come from {_places(tables)}"
+            table, unnamed = _of_metadata(clips, tables, column, feature, left)
+            return table, f"columns come from {_places(tables)}", unnamed
         labels, why = self.classes()
         columns = {column: pa.array([{"path": clip.path} for clip in clips], type=FILE)}
         features = {column: feature}
@@ -81,7 +83,7 @@ class MediaFolder:
             features["label"] = datasets.ClassLabel(names=labels)
             number = {label: index for index, label in enumerate(labels)}
             columns["label"] = pa.array([number[self.class_of(clip, split)] for clip in clips], type=pa.int64())
-        return _dataset(pa.table(columns), features), why
+        return _dataset(pa.table(columns), features), why, 0
 
     def class_of(self, clip: Clip, split: str) -> str | None:
         """The innermost folder of a clip that is not its split's; None where there is none."""
@@ -114,20 +116,20 @@ class MediaFolder:
             return [], f"all files lie in one folder, {shown(labels)}"
         return sorted(labels), ""
 
-    def crossing(self) -> str:
-        """A warning where folders that are labels stand in several folders, such as dog/indoors and rain/indoors."""
+    def nesting(self) -> str:
+        """A warning where the folders that are labels stand in several folders, such as those of speakers in dog and
+        rain."""
         parents = {}
         for split, clips in self.splits.items():
             for clip in clips:
                 *outer, label = self._class_folders(clip, split) or [None]
                 parents.setdefault(label, set()).update(outer[-1:])
-        several = [label for label, outer in parents.items() if len(outer) > 1]
-        if not several:
+        around = sorted(set().union(*parents.values()))
+        if len(around) < 2:
             return ""
-        label = several[0]
         return (
-            f"the label of a file is its innermost folder ({shown(sorted(parents))}); {label!r} is in several folders "
-            f"({shown(sorted(parents[label]))}), which are no labels"
+            f"the label of a file is its innermost folder ({shown(sorted(parents))}); the folders around these "
+            f"({shown(around)}) are no labels. Others are said by a metadata.csv with the columns file_name and label"
         )
 
 
@@ -161,7 +163,7 @@ def group(clips: list[Clip], one_split: bool, listing: Listing) -> MediaFolder:
     by_name = {}
     for clip in clips:
         by_name.setdefault(clip.name, []).append(clip)
-    splits = find_splits(list(by_name))
+    splits = listing.split(list(by_name), one=False)
     chosen = {split: [clip for name in names for clip in by_name[name]] for split, names in splits.items()}
     in_folders = any(
         folder_word(split)(folder)
@@ -170,8 +172,6 @@ def group(clips: list[Clip], one_split: bool, listing: Listing) -> MediaFolder:
         for name in names
         for folder in name.split("/")[:-1]
     )
-    if missing := by_name.keys() - {name for names in splits.values() for name in names}:
-        listing.unread[f"of no split, since names of others speak of one ({', '.join(splits)})"] = sorted(missing)
     return MediaFolder({split: found for split, found in chosen.items() if found}, in_folders)
 
 
@@ -179,8 +179,11 @@ def _places(clips: Iterable[Clip]) -> str:
     return shown(clip.place for clip in clips)
 
 
-def _of_metadata(clips: list[Clip], tables: list[Clip], column: str, feature, left: Listing) -> datasets.Dataset:
-    """The rows of metadata files, whose columns `file_name` and `NAME_file_name` become columns of media."""
+def _of_metadata(
+    clips: list[Clip], tables: list[Clip], column: str, feature, left: Listing
+) -> tuple[datasets.Dataset, int]:
+    """The rows of metadata files, whose columns `file_name` and `NAME_file_name` become columns of media; and how many
+    clips they do not name."""
     parts, features, named = [], {}, set()
     for table in tables:
         rows = _read_metadata(table)
@@ -208,7 +211,7 @@ def _of_metadata(clips: list[Clip], tables: list[Clip], column: str, feature, le
     try:
         merged = pa.concat_tables(parts, promote_options="permissive")
         types = {name: kind for name, kind in features.items() if name in merged.column_names}
-        return _dataset(merged, types)
+        return _dataset(merged, types), len(unnamed)
     except pa.ArrowException as error:
         raise ValueError(f"{_places(tables)} differ in the types of a column: {error}") from error
 

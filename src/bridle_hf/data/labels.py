@@ -1,5 +1,6 @@
 """Labels and folds of a set: read before the first clip is decoded, and checked."""
 
+import ast
 import logging
 import os
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ import numpy as np
 
 from .arguments import DataArguments
 from .fields import field_of, select, type_of, values_of
+from .listing import name_some
 from .source import Source, open_source
 
 logger = logging.getLogger(__name__)
 
-NAMED = 20  # classes or clips that a message names at most
 EATEN = "a csv file reads classes called None, NA, nan or null as none, jsonl and parquet files keep them"
 
 
@@ -48,7 +49,8 @@ class SplitRows:
 def read_labels(
     data: DataArguments, processor, parts: Sequence[tuple[str, Any]]
 ) -> tuple[Labels | None, dict[str, list]]:
-    """Read labels and folds without the clips, and leave out those without a label: None, NaN, or -1 among integers.
+    """Read labels and folds without the clips, and leave out those without a label: None, NaN, empty text, or -1 among
+    integers.
 
     Args:
         data: what to read and how.
@@ -117,7 +119,7 @@ def _labelled(rows: list[dict], column: str, types: dict, description: str) -> t
     if not without:
         return rows, []
     missing = list({str(value): value for value in values if is_missing(value)}.values())
-    said = " or ".join(str(value) for value in missing)
+    said = " or ".join(repr(value) if value == "" else str(value) for value in missing)
     if len(without) == len(rows):
         raise LabelError(
             f"data.label_column: none of the {len(rows)} clips of {description} has a label, {column!r} is {said}; "
@@ -134,7 +136,7 @@ def _labelled(rows: list[dict], column: str, types: dict, description: str) -> t
 def is_missing(value) -> bool:
     """Whether a label stands for none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and (value == -1 or value != value))
+    return value is None or value == "" or (number and (value == -1 or value != value))
 
 
 def encode(data: DataArguments, parts: Sequence[SplitRows]) -> Labels:
@@ -188,6 +190,12 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
     for row, value in enumerate(lists):
         if not isinstance(value, list) or not all(isinstance(label, int | str) for label in value):
             refuse(row)
+        if any(_is_list_as_text(label) for label in value):
+            refuse(row, ", a list as text; a csv file holds none, jsonl and parquet files do")
+    if not any(lists):
+        raise LabelError(
+            f"data.label_column: {column!r} is an empty list for all {len(lists)} clips; it takes classes."
+        )
     feature = getattr(feature, "feature", feature)
     if isinstance(feature, datasets.ClassLabel):
         for row, value in enumerate(lists):
@@ -204,6 +212,7 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
             row = next(row for row, value in enumerate(lists) if any(isinstance(label, str) for label in value))
             refuse(row, " and integers for others; it takes one of both for all")
         classes = sorted(found)
+        _say_what_is_alike(column, classes)
         index, classes = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
     if not several:
         return np.array([index[label] for (label,) in lists], dtype=np.int64), classes
@@ -222,6 +231,26 @@ def _plain(value):
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_list_as_text(label: int | str) -> bool:
+    """Whether a label is what a list of labels looks like when it is written as text."""
+    if not (isinstance(label, str) and label.startswith("[") and label.endswith("]")):
+        return False
+    try:
+        return isinstance(ast.literal_eval(label), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # a name in brackets
+        return False
+
+
+def _say_what_is_alike(column: str, classes: list) -> None:
+    """Warn of classes whose names differ in spaces and capitals alone: most often they are one."""
+    alike = {}
+    for label in classes:
+        alike.setdefault("".join(str(label).split()).casefold(), []).append(label)
+    if several := [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]:
+        said = name_some(several)
+        logger.warning("data.label_column: classes of %r differ in spaces or capitals alone: %s", column, said)
 
 
 def _are_flags(lists: list[list]) -> bool:
@@ -255,9 +284,3 @@ def describe(found: Labels) -> str:
     counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.int64)
     each = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     return f"{len(labels)} clips, {len(names)} classes: {name_some(each)}"
-
-
-def name_some(names: Sequence[str], between: str = ", ") -> str:
-    """The first of several names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return between.join(names[:NAMED]) + more

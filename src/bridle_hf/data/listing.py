@@ -18,7 +18,7 @@ OF_THE_LIBRARY = {*CARDS, "config.json", "dataset_info.json", "dataset_infos.jso
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 TABLES |= {".csv": "csv", ".tsv": "tsv", ".tar": "webdataset", ".tgz": "webdataset"}
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
-SHOWN, SHOWN_TYPES = 3, 5  # names of a message for each reason; types of files
+SHOWN, SHOWN_TYPES = 3, 5  # names of a message about files for each reason; types of files
 SHARD = re.compile(r"data/(?P<split>[^/]*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 
@@ -29,8 +29,9 @@ class Listing:
     Attributes:
         folder: its absolute path.
         names: of the files, relative and in the order of their text.
-        left: reason -> names of what is left out.
-        unread: the same of what is no file of its own, or a clip that was found and is not read.
+        left: reason -> names of files and folders that are left out before it is known what they are.
+        unread: the same of what is no file of its own, or a file that could be read and is not.
+        unsplit: whether files are not read since they are of no split.
         state: a fingerprint of names, sizes and times of the files.
     """
 
@@ -38,10 +39,32 @@ class Listing:
     names: list[str] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
     unread: dict[str, list[str]] = field(default_factory=dict)
+    unsplit: bool = False
     state: str = ""
 
     def leave(self, reason: str, *names: str) -> None:
         self.left.setdefault(reason, []).extend(names)
+
+    def split(self, names: list[str], one: bool) -> dict[str, list[str]]:
+        """Split -> the names of it among those that can be read, see `find_splits`; with `one`, all are `train`."""
+        splits = {"train": names} if one else find_splits(names)
+        if missing := sorted(set(names).difference(*splits.values())):
+            self.unread[f"of no split, since names of others speak of one ({', '.join(splits)})"] = missing
+            self.unsplit = True
+        return splits
+
+    def said(self, others: list[str]) -> str:
+        """What is left out and why: `others`, which are of other types, by extension, then what was noted here."""
+        types = {}
+        for name in others:
+            types.setdefault(os.path.splitext(name)[1].lower() or "without an extension", []).append(name)
+        kinds = sorted(types, key=lambda kind: -len(types[kind]))
+        parts = [f"{len(types[kind])} {kind} ({shown(types[kind])})" for kind in kinds[:SHOWN_TYPES]]
+        if more := sum(len(types[kind]) for kind in kinds[SHOWN_TYPES:]):
+            parts.append(f"{more} of {len(kinds) - SHOWN_TYPES} other types")
+        reasons = [*self.left.items(), *self.unread.items()]
+        parts += [f"{len(names)} {reason} ({shown(names)})" for reason, names in reasons]
+        return "; ".join(parts) + ("; data.files='**' reads all as split train" if self.unsplit else "")
 
 
 def is_hidden(name: str) -> bool:
@@ -162,20 +185,13 @@ def folder_word(split: str):
     return FOLDER_WORD[split].fullmatch
 
 
-def shown(names: Iterable[str]) -> str:
-    """The first of some names, for a message of one line."""
+def name_some(names: Iterable, most: int = 20, between: str = ", ") -> str:
+    """The first of several names, and how many more there are; in a name no line ends and nothing is invisible."""
     names = [repr(str(name))[1:-1] for name in names]
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
-def left_out(listing: Listing, others: list[str]) -> str:
-    """What is left out and why: `others`, which are of other types, by extension, and what `listing` says."""
-    types = {}
-    for name in others:
-        types.setdefault(os.path.splitext(name)[1].lower() or "without an extension", []).append(name)
-    kinds = sorted(types, key=lambda kind: -len(types[kind]))
-    parts = [f"{len(types[kind])} {kind} ({shown(types[kind])})" for kind in kinds[:SHOWN_TYPES]]
-    if more := sum(len(types[kind]) for kind in kinds[SHOWN_TYPES:]):
-        parts.append(f"{more} of {len(kinds) - SHOWN_TYPES} other types")
-    reasons = [*listing.left.items(), *listing.unread.items()]
-    return "; ".join(parts + [f"{len(names)} {reason} ({shown(names)})" for reason, names in reasons])
+def shown(names: Iterable) -> str:
+    """`name_some` of files, of which a message may speak for several reasons."""
+    return name_some(names, SHOWN)

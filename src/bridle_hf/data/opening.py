@@ -28,9 +28,7 @@ from .listing import (
     METADATA,
     OF_THE_LIBRARY,
     Listing,
-    find_splits,
     is_hidden,
-    left_out,
     list_folder,
     matching,
     shown,
@@ -107,7 +105,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
     try:
         builder = datasets.load_dataset_builder(path, data.name, data_files=data.files)
     except NOTHING_TO_READ as error:
-        there = left_out(listing, names)
+        there = listing.said(names)
         raise ValueError(
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "
             f"be read" + (f"; it holds {there}." if there else ".")
@@ -138,14 +136,14 @@ def _open_media(data: DataArguments, modality: Modality, listing: Listing, names
     folder = group(clips, data.files is not None, listing)
     _check_split(data.split, folder.splits)
     feature = modality.column_type(decode=False)
-    table, why = folder.table(data.split, modality.name, feature, listing)
+    table, why, unnamed = folder.table(data.split, modality.name, feature, listing)
     known = {clip.name for clip in clips}.union(*listing.left.values())
     others = [name for name in names if name not in known]
     numbers = {name: counted(found) for name, found in folder.splits.items()}
-    numbers[data.split] -= sum(len(names) for why, names in listing.unread.items() if why.startswith("of no row"))
+    numbers[data.split] -= unnamed
     _say_what_is_read(data, listing, counted(clips), numbers, others)
-    if not why and (crossing := folder.crossing()):
-        _say(logging.WARNING, f"{data.dataset}: {crossing}")
+    if data.label_column == "label" and not why and (nesting := folder.nesting()):
+        _say(logging.WARNING, f"{data.dataset}: {nesting}.")
     more = ""
     if kinds := sorted({os.path.splitext(name)[1] for name in others if table_kind(name)}):
         more = f" It is read as a folder of {modality.name} files; data.files='**/*{kinds[0]}' reads its tables."
@@ -169,9 +167,7 @@ def _open_tables(data: DataArguments, modality: Modality, listing: Listing, name
         raise ValueError(
             f"data.dataset is {data.dataset!r}; '::' in the path of a table is a chain of URLs: rename it."
         )
-    splits = {"train": chosen} if data.files is not None else find_splits(chosen)
-    if missing := set(chosen) - {name for found in splits.values() for name in found}:
-        listing.unread[f"of no split, since names of others speak of one ({', '.join(splits)})"] = sorted(missing)
+    splits = listing.split(chosen, one=data.files is not None)
     _check_split(data.split, splits)
     others = sorted(set(names) - set(chosen))
     _say_what_is_read(data, listing, len(chosen), {name: len(found) for name, found in splits.items()}, others)
@@ -189,7 +185,7 @@ def _open_tables(data: DataArguments, modality: Modality, listing: Listing, name
         return datasets.load_dataset_builder("csv" if kind == "tsv" else kind, data_files=lists, **options)
 
     opened = _open_builder(load(paths), data, modality, load)
-    if said := left_out(listing, others):
+    if said := listing.said(others):
         opened.others = f" Left out of the folder: {said}."
     return opened
 
@@ -302,11 +298,9 @@ def _say_what_is_read(data: DataArguments, listing: Listing, usable: int, splits
         splits: split -> number of its files.
         others: files of other types.
     """
-    found, left = usable + len(others) + sum(map(len, listing.left.values())), left_out(listing, others)
+    found, left = usable + len(others) + sum(map(len, listing.left.values())), listing.said(others)
     more = ", ".join(f"{split} has {count}" for split, count in splits.items() if split != data.split)
     text = f"{data.dataset}: {splits[data.split]} of {found} files are read (split {data.split}{more and f'; {more}'})"
-    if any(reason.startswith("of no split") for reason in listing.unread):
-        left += "; data.files='**' reads all as split train"
     _say(logging.WARNING if left else logging.INFO, text + (f"; left out: {left}" if left else ""))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from ..data.labels import LabelError, Labels, name_some
+from ..data.labels import LabelError, Labels
+from ..data.listing import name_some
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def check_folds(found: Labels, seed: int = 0, wanted: Sequence | None = None) ->
     for what, classes in lacks.items():
         if classes:
             each = [f"fold {fold}: {name_some(missing)}" for fold, missing in classes.items()]
-            logger.warning("%s of some folds has no clip of a class. %s", what, name_some(each, "; "))
+            logger.warning("%s of some folds has no clip of a class. %s", what, name_some(each, between="; "))
 
 
 def check_training(labels: np.ndarray, folds: np.ndarray, tested: Sequence) -> None:

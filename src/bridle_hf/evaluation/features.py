@@ -90,7 +90,7 @@ def check_layers(config, layers):
     depth = config.num_hidden_layers
     for layer in layers:
         if layer is not None and not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
+            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings.")
 
 
 def patch_validity(model, values, attention_mask):

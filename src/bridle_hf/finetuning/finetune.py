@@ -21,14 +21,15 @@ from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
-from ..data.labels import LabelError, name_some
+from ..data.labels import LabelError
+from ..data.listing import name_some
 from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
 from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
 from ..recipe_reader import config_keys, recipe_to_yaml
 from ..training.locking import sole_writer
-from ..training.parameters import parameter_groups
+from ..training.parameters import check_finite, parameter_groups
 from ..training.precision import settle
 from .folds import (
     CHECKPOINTS,
@@ -208,11 +209,14 @@ def check_labels(recipe, found):
             raise LabelError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
         if found.folds is None:
             raise LabelError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
-    elif recipe.training.loss == "binary_cross_entropy" and (joined := joined_label(found.label_names)):
-        raise LabelError(
-            f"data.label_column: the parts of {joined!r} are labels of other clips; several labels are a list "
-            "(in jsonl or parquet, say), and if this is one class, its name takes no comma, semicolon or bar."
-        )
+    elif joined := joined_label(found.label_names):
+        parts = f"data.label_column: the parts of {joined!r} are labels of other clips"
+        if recipe.training.loss == "binary_cross_entropy":
+            raise LabelError(
+                f"{parts}; several labels are a list (in jsonl or parquet, say), and if this is one class, its name "
+                "takes no comma, semicolon or bar."
+            )
+        logger.warning("%s; it is taken for a class of its own", parts)
     check_folds(found, recipe.seed, recipe.folds)
 
 
@@ -231,6 +235,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     """
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
+    check_finite(model, f"model is {_model_of(recipe, fold)!r}")
     settings = recipe.training
     if settings.layer_decay == 0:
         model.bridle.requires_grad_(False)  # no gradient through it, and none of it in the norm that is clipped

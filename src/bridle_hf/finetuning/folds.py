@@ -185,7 +185,8 @@ def describe(recipe, model: str) -> dict:
 
 
 def describe_data(examples, folds: np.ndarray) -> dict:
-    """What was read, as JSON values: scores follow from it as from the recipe, and a folder may hold other clips now.
+    """What was read, as JSON values: scores follow from it as from the recipe, and a folder may hold other clips now,
+    also under the same names.
 
     Args:
         examples: `Examples`.
@@ -194,7 +195,9 @@ def describe_data(examples, folds: np.ndarray) -> dict:
     found = hashlib.sha256(np.ascontiguousarray(examples.labels).data)
     for name, fold in zip(examples.clip_names, folds.tolist(), strict=True):
         found.update(f"{PurePath(name).name}\0{fold}\0".encode(errors="surrogatepass"))  # their folder may have moved
-    return {"clips": len(examples), "classes": list(examples.label_names), "sha256": found.hexdigest()}
+    return {"clips": len(examples), "classes": list(examples.label_names), "sha256": found.hexdigest()} | {
+        "files": examples.state
+    }
 
 
 def digest(model: str) -> str:

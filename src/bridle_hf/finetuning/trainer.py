@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..data.labels import name_some
+from ..data.listing import name_some
 from ..data.mixing import cutmix, mixup
 from ..data.pixels import drawn_from
 

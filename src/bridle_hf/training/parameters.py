@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 from torch import nn
 
 
@@ -10,6 +11,14 @@ def layer_id(name: str, num_layers: int) -> int:
     if match := re.match(r"bridle\.layers\.(\d+)\.", name):
         return int(match[1]) + 1
     return 0 if name.startswith("bridle.embeddings.") else num_layers + 1
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise a `ValueError` where weights of a model hold NaN or inf. `source` is where they come from."""
+    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"{source}, whose weights hold NaN or inf: {bad[0]}{more}.")
 
 
 def parameter_groups(

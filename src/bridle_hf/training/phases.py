@@ -13,6 +13,7 @@ A new kind of phase is a class here, with its own settings, in `KINDS`; and its 
 those there do not do.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from accelerate import Accelerator
 
+from ..files import set_aside
 from ..losses_bridle import phase_weights
 from ..modeling_bridle import BridleForPreTraining
 from ..recipe_reader import RecipeError
@@ -29,6 +31,8 @@ from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
 from .metrics import code_usage, stage_predictions
 from .seeds import seed_from
 from .task import Task, cosine
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("bridle", "decoder", "tokenizer")
 
@@ -166,7 +170,10 @@ class Phase(Task):
         targets |= {"final": model} if self.is_last else {}
         processor = self.recipe.build_processor()
         for name, part in targets.items():
-            with folder_written_beside(folder / name, accelerator) as beside:
+            target = folder / name
+            if accelerator.is_main_process and target.exists() and not (target / "config.json").is_file():
+                logger.warning("%s is not of this run; it was moved to %s", target, set_aside(target))
+            with folder_written_beside(target, accelerator) as beside:
                 if accelerator.is_main_process:
                     part.save_pretrained(beside)
                     processor.save_pretrained(beside)

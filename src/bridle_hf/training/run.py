@@ -121,6 +121,8 @@ class Run:
             self.start_over("resume=never")
         elif list_checkpoints(checkpoints):
             self.start_over("no checkpoint is whole")
+        elif self.tasks[-1].is_exported(self.folder):
+            self.start_over("there is a finished model and no checkpoint")
         return checkpoint
 
     def start_over(self, reason: str) -> None:
