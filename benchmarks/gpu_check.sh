@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # What one GPU makes of this package, in about ten minutes: its tests, its speed beside peers, a real run and its probe.
 #
-#   benchmarks/gpu_check.sh [--small] [--output DIR] [--data DIR] [PART ...]
+#   benchmarks/gpu_check.sh [--small] [--output DIR] [--data DIR] [--labels COLUMN] [PART ...]
 #
 # Parts, in this order and all by default; each has a limit of its own, and writes to DIR as it goes:
 #   tests     pytest -m gpu: golden vectors, every phase, modality and quantizer, attention, runs, fine-tuning, a pipeline
 #   steps     ViT-B of each modality, each phase, batches of 64 and 256: speed, memory, host waits   (benchmarks/gpu.py)
 #   peers     AST, ViTMAE, VideoMAE and vector-quantize-pytorch beside ours; fbank on the device
 #   compiled  the same steps with torch.compile; and the tests of compiled steps
-#   train     ESC-50 from --data (a folder as on the Hub): recipe audio/esc10_tiny, then linear probes of its encoders
+#   train     audio/esc10_tiny on all of ESC-50, from --data, a folder as on the Hub; then linear probes of its encoders.
+#             Other sets have other --labels (target). Without --data: audio/demo on synthesized sounds
 # --small is a trial of all parts at tiny sizes, for machines without a GPU; its figures mean nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-small='' data='' output=runs/gpu_check parts=()
+small='' data='' labels='' output=runs/gpu_check parts=()
 while (($#)); do
     case $1 in
         --small) small=--small ;;
         --output) output=$2; shift ;;
         --data) data=$2; shift ;;
+        --labels) labels=$2; shift ;;
         tests | steps | peers | compiled | train) parts+=("$1") ;;
         *) echo "gpu_check.sh: $1 is no option and no part; see the head of $0" >&2; exit 2 ;;
     esac
@@ -63,15 +65,17 @@ if wanted compiled; then
     [[ $small ]] || tests compiled-tests 80 "gpu and slow"
 fi
 if wanted train; then
-    steps=() set=(data.dataset="${data:-synthetic}" data.exclude={} output_dir="$output/train" training.attention=null)
-    [[ $small || -z $data ]] && set=(output_dir="$output/train")
-    recipe=audio/esc10_tiny && [[ $small || -z $data ]] && recipe=audio/demo
-    [[ $small ]] && steps=(training.max_steps_per_phase=2)
-    run train 300 python3 -m bridle_hf.cli pretrain "$recipe" "${set[@]}" "${steps[@]}"
-    for iteration in 1 2; do
-        labelled=(--dataset "${data:-$output/train/synthetic}" --fold-column fold)
-        run "probe-$iteration" 120 python3 -m bridle_hf.cli probe --model "$output/train/encoder-iter$iteration" \
-            "${labelled[@]}" --label-column "$([[ $data ]] && echo target || echo label)" --pooling mean_std
+    set=(output_dir="$output/train" training.tracker=null) recipe=audio/demo
+    if [[ $data ]]; then
+        [[ $small ]] || recipe=audio/esc10_tiny set+=(data.exclude={})
+        set+=(data.dataset="$data")
+    fi
+    [[ $small ]] && set+=(training.max_steps_per_phase=2 training.batch_size=2)
+    labels=${labels:-$([[ $data ]] && echo target || echo label)}
+    run train 300 python3 -m bridle_hf.cli pretrain "$recipe" "${set[@]}"
+    for iteration in $([[ $small ]] && echo 2 || echo 1 2); do
+        run "probe-$iteration" 300 python3 -m bridle_hf.cli probe --model "$output/train/encoder-iter$iteration" \
+            --dataset "${data:-$output/train/synthetic}" --label-column "$labels" --fold-column fold --pooling mean_std
     done
 fi
 exit $failed

@@ -9,7 +9,9 @@ from vector_quantize_pytorch import ResidualVQ
 from bridle_hf import ResidualQuantizer
 
 
-def build(vectors: int, dim: int, stages: int, codes: int, device: str) -> tuple[ResidualQuantizer, torch.Tensor]:
+def build(
+    vectors: int, dim: int, stages: int, codes: int, device: str = "cpu"
+) -> tuple[ResidualQuantizer, torch.Tensor]:
     """A quantizer whose codes come from the vectors (n, d) that it is measured with."""
     z = random(vectors, dim)
     quantizer = ResidualQuantizer(dim, stages, codes, codebook_init="sample")
