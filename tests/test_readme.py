@@ -158,11 +158,21 @@ def test_command_can_be_given_as_written(command, monkeypatch, capsys):
 
 
 def test_the_table_of_recipes_is_complete_and_links_lead_somewhere():
-    readme = (ROOT / "README.md").read_text()
-    rows = "".join(re.findall(r"^\| `.*", readme, re.MULTILINE))
+    table = (ROOT / "docs" / "recipes.md").read_text().partition("## The recipes")[2].partition("\n## ")[0]
+    rows = "".join(re.findall(r"^\| `.*", table, re.MULTILINE))
     assert set(re.findall(r"`(\w+/\w+)`", rows)) == set(recipe_names())
-    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
-        assert (ROOT / path).exists(), path
+    for page in PAGES:
+        text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+            target = folder / path if path else ROOT / page
+            assert target.exists(), f"{page}: {path}"
+            assert not anchor or anchor in anchors(target), f"{page}: {path}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 MODEL = {
@@ -236,8 +246,9 @@ def write(folder: Path, **splits: list[dict]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_front_pages_commands_run_as_written(workplace):
-    """One after the other, each with what those before it have left."""
-    chosen = [line for line in commands(["README.md"]) if not line.startswith(tuple(ELSEWHERE))]
+    """Those of the pages that lead one through, one after the other, each with what those before it have left."""
+    pages = ["README.md", "docs/guide.md", "docs/results.md"]
+    chosen = [line for line in commands(pages) if not line.startswith(tuple(ELSEWHERE))]
     assert len(chosen) > 15
     paths = os.environ | {"PYTHONPATH": str(workplace / "src"), "ACCELERATE_USE_CPU": "true"}
     for command in chosen:

@@ -97,23 +97,23 @@ def test_deepspeed_is_refused():
 
 
 def launcher(name: str) -> tuple[list[str], int]:
-    """The command at the head of a config, or the README's, on at most two CPU processes; and how many these are."""
+    """The command at the head of a config, or the guide's, on at most two CPU processes; and how many these are."""
     port = str(unused_port())
-    if name == "README.md":
+    if name == "guide.md":
         return ["-m", "torch.distributed.run", "--master_port", port, "--nproc_per_node", "2"], 2
     processes = min(EXPECTED[name][0], 2)
     sizes = ["--num_processes", str(processes), "--num_machines", "1", "--main_process_port", port]
     return ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / name), *sizes], processes
 
 
-def test_the_readme_starts_two_processes(repository):
+def test_the_guide_starts_two_processes(repository):
     command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/pretrain.py --recipe"
-    assert command in " ".join((repository / "README.md").read_text().split())
+    assert command in " ".join((repository / "docs" / "guide.md").read_text().split())
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts on a machine without an accelerator")
-@pytest.mark.parametrize("name", [*EXPECTED, "README.md"])
+@pytest.mark.parametrize("name", [*EXPECTED, "guide.md"])
 def test_a_run_is_launched(tmp_path, tiny_recipe, repository, name):
     """On CPUs Accelerate does not shard: all of them are DDP here, or one process."""
     command, processes = launcher(name)
