@@ -143,9 +143,7 @@ def test_position_size_is_checked(size):
 @pytest.mark.parametrize(("modality", "made"), [("image", 3), ("video", 3), ("audio", 1)])
 def test_a_recipe_takes_the_channels_that_processors_make(tmp_path, modality, made):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"output_dir: x\ndata: {{dataset: x}}\nphases: [{{kind: encoder}}]\nmodel: {{modality: {modality}}}"
-    )
+    recipe.write_text(f"output_dir: x\ndata: {{dataset: x}}\nphases: [{{steps: 1}}]\nmodel: {{modality: {modality}}}")
     assert load_recipe(recipe, [f"model.num_channels={made}"]).config().num_channels == made
     for number in {1, 3, 4} - {made}:
         with pytest.raises(RecipeError, match=f"`num_channels` is {number}; {modality} data takes {made}"):

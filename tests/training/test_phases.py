@@ -65,7 +65,7 @@ def test_a_phase_cut_short_keeps_its_share_of_warm_up(schedule):
 
 def test_a_phase_without_a_length_is_refused(tiny_recipe):
     """When the recipe is read, before anything is opened."""
-    with pytest.raises(RecipeError, match="`phases.0` is None steps long"):
+    with pytest.raises(RecipeError, match="`phases.0` has no length"):
         load_recipe(tiny_recipe, ["output_dir=x", "phases=[{kind: encoder}]"])
     with pytest.raises(RecipeError, match="`phases.0` counts in epochs.*examples_per_epoch.*override 'phases="):
         load_recipe(tiny_recipe, ["output_dir=x", "phases=[{kind: encoder, epochs: 3}]"])
@@ -75,7 +75,7 @@ def test_a_phase_that_many_processes_leave_no_step_is_refused(tiny_recipe):
     few = ["output_dir=x", "phases=[{kind: encoder, epochs: 1}]", "training.examples_per_epoch=8"]
     recipe = load_recipe(tiny_recipe, [*few, "training.batch_size=4"])
     assert recipe.build_tasks(2)[0].steps == 1
-    with pytest.raises(RecipeError, match="`phases.0` is 0 steps long; it takes .* at least one step"):
+    with pytest.raises(RecipeError, match="`phases.0` has 0 steps; it takes .* at least one step"):
         recipe.build_tasks(16)
 
 

@@ -311,7 +311,8 @@ def _lengths(phase: Phase, key: str, training, num_processes: int) -> tuple[int,
     if steps is None:
         steps = limit
     if steps is None or steps < 1:
-        raise RecipeError(f"`{key}` is {steps} steps long; it takes `steps` or `epochs` that make at least one step.")
+        has = "no length" if steps is None else f"{steps} steps"
+        raise RecipeError(f"`{key}` has {has}; it takes `steps` or `epochs` that make at least one step.")
     warmup = in_steps(phase.warmup_steps, phase.warmup_epochs)
     warmup = steps // 10 if warmup is None else min(warmup, steps)
     if limit is not None and steps > limit:
