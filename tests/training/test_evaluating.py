@@ -182,7 +182,7 @@ def test_how_often_unless_it_is_said(train, tmp_path, caplog):
 def test_a_set_in_hand_is_evaluated_on(tiny_recipe, tmp_path):
     rng = np.random.default_rng(0)
     given = Dataset.from_dict({"audio": [rng.normal(size=12000).tolist() for _ in range(12)], "kind": ["a", "b"] * 6})
-    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 1}]", "data.dataset=")
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 1}]", "data.dataset=''")
     settings = ("evaluate.label_column=kind", "evaluate.input_column=audio")
     with_labels = load_recipe(tiny_recipe, [*overrides, *settings])
     pretrain(with_labels, [rng.normal(size=12000) for _ in range(8)], evaluate_dataset=given)
@@ -255,18 +255,25 @@ def train_and_say(recipe, said, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluate.fold_column=label"], "`evaluate`: .*fold"),
-        (["evaluate.label_column=fold", "evaluate.exclude={fold: [1, 2, 3, 4]}"], "all clips are of one class"),
-        (["evaluate.label_column=label"], "the largest class has 2 clips, too few to draw 5 folds"),
-        (["evaluate.min_seconds=9"], "24 clips read so far could not be used, more than evaluate.max_bad_share"),
+        (
+            ["evaluate.fold_column=label", "evaluate.exclude={label: [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}"],
+            "all clips outside of fold [01] are of one class, '[01]', and nothing can be learned",
+        ),
+        (
+            ["evaluate.fold_column=fold", "evaluate.exclude={label: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}"],
+            "^`evaluate`: evaluate.label_column: all clips are of one class, '0'",
+        ),
+        ([], "the largest class has 2 clips, too few to draw 5 folds; .* by evaluate.fold_column or evaluate.test_spl"),
+        (
+            ["evaluate.fold_column=fold", "evaluate.min_seconds=9"],
+            "clips read so far could not be used, more than evaluate.max_bad_share=0.05 allows",
+        ),
     ],
 )
 def test_labels_and_clips_that_do_not_do_end_the_run_before_it_begins(tiny_recipe, tmp_path, overrides, message):
     """In one sentence, and in both processes alike."""
     said, errors, folder = tmp_path / "said", tmp_path / "errors", tmp_path / "run"
     overrides = (f"output_dir={folder}", "training.deadline=60", "evaluate.label_column=label", *overrides)
-    if "min_seconds" not in overrides[-1] and "label" not in overrides[-1]:
-        overrides = (*overrides, "evaluate.fold_column=fold")
     join(fork(train_and_say, tiny_recipe, said, *overrides, errors=errors, ranks=2), errors)
     one, other = said.read_text().splitlines()
     assert one == other and re.search(message, one), one

@@ -91,7 +91,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
     clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
     upcoming = None
     if first == 0:
-        run.evaluate(task, 0, model)
+        clock.leave_out(run.evaluate(task, 0, model))
     for number in range(first, task.steps):
         for group in optimizer.param_groups:
             group["lr"] = task.learning_rate_at(number)
