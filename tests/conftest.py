@@ -70,6 +70,7 @@ END_TO_END = (
     "tests/test_tokenizer.py::test_a_compiled_encode_looks_at_no_codebook",
     "tests/training/test_bad_clips.py",
     "tests/training/test_compile.py",
+    "tests/training/test_evaluating.py",
     "tests/training/test_failures.py",
     "tests/training/test_host.py",
     "tests/training/test_in_hand.py",

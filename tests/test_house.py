@@ -48,8 +48,9 @@ FLOORS = [
     },
     {"demo_data"},
     {"data"},
+    {"evaluation"},
     {"training"},
-    {"evaluation", "quantizer_experiments"},
+    {"quantizer_experiments"},
     {"finetuning"},
     {"hub"},
     {"public"},  # the names that `import bridle_hf` gives

@@ -138,6 +138,8 @@ def _type_of(cls: type, key: str) -> Any:
     hint = cls
     for name in key.split("."):
         hint = typing.get_type_hints(hint).get(name) if is_dataclass(hint) else None
+        sections = [each for each in typing.get_args(hint) if is_dataclass(each)]  # of one that may be left out
+        hint = sections[0] if len(sections) == 1 else hint
     return hint
 
 

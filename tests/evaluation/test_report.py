@@ -264,9 +264,26 @@ def test_odd_records_are_not_drawn():
     good["codebooks"] = {"ecu": [0.5], "residual": [0.2]}
     odd = [{"note": "by hand"}, 123, None, ["loss"], {"phase": "x", "loss": 1}, {"codebooks": {}}]
     assert len(plots.loss_curves([good, *odd])) == 1 and len(plots.codebook_curves([*odd, good])) == 2
-    assert plots.loss_curves(odd) == plots.codebook_curves(odd) == []
+    assert plots.loss_curves(odd) == plots.codebook_curves(odd) == plots.evaluation_curves(odd) == []
 
 
 def test_plain_text_among_the_parts_of_a_page_is_escaped(tmp_path):
     write_page(tmp_path / "page.html", "title", "", ["<script>alert(1)</script>"])
     assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+def test_what_was_measured_in_training_is_drawn():
+    """A figure a kind of measure, a line a measure, a dashed line where the second of the phases that train begins."""
+    measured = {"knn": 0.2, "linear": 0.4, "rankme": 9.0, "std": 0.5}
+    places = [(0, 0, 0), (0, 10, 10), (0, 20, 20), (2, 5, 30), (2, 10, 35)]
+    records = [
+        {"phase_index": phase, "step": step, "total_step": total, "evaluate": measured} for phase, step, total in places
+    ]
+    accuracy, rank, deviation = plots.evaluation_curves([*records, {"phase_index": 2, "step": 10, "total_step": 35}])
+    lines = {line.get_label(): line.get_xydata().tolist() for line in accuracy.axes[0].lines}
+    assert lines["nearest neighbours"] == [[total, 0.2] for *_, total in places]
+    assert lines["linear probe"] == [[total, 0.4] for *_, total in places]
+    for figure in (accuracy, rank, deviation):
+        assert [25, 25] in [list(line.get_xdata()) for line in figure.axes[0].lines]
+    unlabelled = [record | {"evaluate": {"rankme": 9.0, "std": 0.5}} for record in records]
+    assert len(plots.evaluation_curves(unlabelled)) == 2

@@ -15,6 +15,7 @@ from bridle_hf.data.modalities import processor_keys
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining
 from bridle_hf.training import PretrainRecipe
 from bridle_hf.training.arguments import OptimizationArguments
+from bridle_hf.training.evaluating import EvaluateArguments
 from bridle_hf.training.phases import EncoderPhase, JointPhase, Phase, TokenizerPhase
 
 # the heading of each table and whose keys are in it
@@ -25,6 +26,7 @@ SECTIONS = {
     "`tokenizer`": TokenizerPhase,
     "`joint`": JointPhase,
     "`training`": OptimizationArguments,
+    "`evaluate`": EvaluateArguments,
     "Data": DataArguments,
     "Model": BridleConfig,
     "`model.quantizer_config`": BridleQuantizerConfig,
@@ -50,6 +52,8 @@ def defaults(cls):
     if issubclass(cls, Phase) and cls is not Phase:
         common = {f.name: f.default for f in dataclasses.fields(Phase)}
         inherited = {f.name for f in dataclasses.fields(cls) if common.get(f.name, ()) == f.default} | {"kind"}
+    if cls is EvaluateArguments:
+        inherited = {f.name for f in dataclasses.fields(DataArguments)}
     return {
         f.name: None if f.default is dataclasses.MISSING else f.default
         for f in dataclasses.fields(cls)

@@ -21,6 +21,7 @@ from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
 from ..modeling_bridle import BridleForClassification, BridleModel
+from ..training.evaluating import of_section
 from ..training.parameters import check_finite
 from ..training.pretraining import PretrainRecipe
 from ..video_decoding_bridle import require_av
@@ -72,7 +73,7 @@ def check_apart(output_dir: str, dataset: str) -> None:
 
 
 def check_recipe(recipe: PretrainRecipe) -> None:
-    """Check the output folder, the processor and the data of a pretraining recipe.
+    """Check the output folder, the processor, the data and the set to evaluate on of a pretraining recipe.
 
     Raises:
         FolderError: `output_dir` cannot be written to.
@@ -88,6 +89,11 @@ def check_recipe(recipe: PretrainRecipe) -> None:
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
+    if recipe.evaluate is not None and recipe.evaluate.dataset != "synthetic":
+        try:
+            check_data(recipe.evaluate, processor, "evaluate.dataset")
+        except ValueError as error:
+            raise ValueError(of_section(str(error))) from error
 
 
 def check_finetuning(recipe: Any) -> None:

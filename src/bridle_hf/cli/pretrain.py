@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..files import FolderError
 from ..recipe_reader import RecipeError
 from ..training import load_recipe, pretrain
+from ..training.evaluating import EvaluationError
 from .checks import check_recipe, setting_up
 from .options import add_recipe_options, parse_recipe_options
 from .process import keep_freed_memory, log_progress, stop_signals
@@ -28,5 +29,5 @@ def main(arguments=None, prog=None):
         check_recipe(recipe)
     disable_progress_bar()  # of saving small files; the loop has its own
     keep_freed_memory()
-    with setting_up(parser, (FolderError, RecipeError)):
+    with setting_up(parser, (FolderError, RecipeError, EvaluationError)):
         pretrain(recipe, stop=stop_signals())

@@ -21,7 +21,7 @@ import torch
 from ..configuration_bridle import BridleConfig
 from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
-from ..evaluation.cross_validation import check_folds, check_training, choose_folds, outer_folds
+from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import POOLINGS, check_layers, encoder_features
 from ..evaluation.probe import linear_probe
 from ..modeling_bridle import BridleModel
@@ -89,16 +89,6 @@ def features_of(given, source, model, examples, seed):
     return encoder_features(model, examples, which[:1], which[1:], given.batch_size)[which]
 
 
-def check_labels(found, wanted, seed):
-    """Raise a `LabelError` where a probe cannot take these labels or folds."""
-    if found.labels.ndim > 1:
-        raise LabelError("data.label_column: clips have several labels; a probe takes one class a clip.")
-    check_folds(found, seed, wanted)
-    folds = outer_folds(found.labels, found.folds, seed)
-    names = np.array(found.label_names)
-    check_training(names[found.labels], folds, choose_folds(wanted, folds, found.test_folds))
-
-
 def main(arguments=None, prog=None):
     parser, given = parse_arguments(arguments, prog)
     log_progress()
@@ -117,7 +107,7 @@ def main(arguments=None, prog=None):
         with setting_up(parser):
             processor, model = open_given(given, source, data)
         with setting_up(parser, LabelError):
-            check = partial(check_labels, wanted=test_folds, seed=seeds[0])
+            check = partial(check_probe, wanted=test_folds, seed=seeds[0])
             examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:
             features = features_of(given, source, model, examples, seed)

@@ -58,11 +58,21 @@ class Examples:
 
     def batch(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
         """The model's inputs for some samples, without augmentation. `options` are those of the collator."""
-        if isinstance(self.clips, MappedClips):
-            clips = [self.clips.tested(row, options.get("views", (1, 1))) for row in rows]
-        else:
-            clips = [self.clips[row] for row in rows]
-        return self.collate.plain(clips, **options)
+        return self.collate.plain([self.clip(row, options.get("views", (1, 1))) for row in rows], **options)
+
+    def clip(self, row: int, views: tuple[int, int] = (1, 1)) -> np.ndarray:
+        """A sample, decoded for `batch`."""
+        return self.clips.tested(row, views) if isinstance(self.clips, MappedClips) else self.clips[row]
+
+    def choose(self, rows: Sequence[int]) -> "Examples":
+        """Some of the samples, decoded for `batch` and held in memory."""
+        return replace(
+            self,
+            clips=[self.clip(row) for row in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            folds=None if self.folds is None else self.folds[rows],
+            clip_names=[self.clip_names[row] for row in rows],
+        )
 
     def labels_of(self, row: int) -> list[str]:
         """The names of the labels of a sample."""

@@ -99,3 +99,17 @@ def check_training(labels: np.ndarray, folds: np.ndarray, tested: Sequence) -> N
                 f"folds: all clips outside of fold {fold!r} are of one class, {rest.tolist()[0]!r}, and nothing can be "
                 "learned; test other folds."
             )
+
+
+def check_probe(found: Labels, seed: int = 0, wanted: Sequence | None = None) -> None:
+    """`check_folds`, for probes: these take one class a clip, and two at least to learn from.
+
+    Raises:
+        LabelError: a probe cannot take these labels or folds.
+    """
+    if found.labels.ndim > 1:
+        raise LabelError("data.label_column: clips have several labels; a probe takes one class a clip.")
+    check_folds(found, seed, wanted)
+    folds = outer_folds(found.labels, found.folds, seed)
+    names = np.array(found.label_names)
+    check_training(names[found.labels], folds, choose_folds(wanted, folds, found.test_folds))

@@ -54,7 +54,7 @@ def pool(hidden_states, valid, pooling, has_cls):
 
 
 @torch.no_grad()
-def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_size=32):
+def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_size=32, description="features"):
     """Pooled features of a frozen encoder; the model runs once for all layers and poolings.
 
     Args:
@@ -64,6 +64,7 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
             i-th layer, negative numbers count from the end.
         poolings: of `POOLINGS`.
         batch_size (`int`): clips at a time.
+        description (`str`): of the progress bar; none without.
 
     Returns:
         dict (layer, pooling) -> float32 array (n, features).
@@ -75,7 +76,7 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
     check_layers(model.config, layers)
     has_cls = bool(model.config.use_cls_token)
     found = {(layer, pooling): [] for layer in layers for pooling in poolings}
-    for values, mask in batches(examples, batch_size, model.device, "features"):
+    for values, mask in batches(examples, batch_size, model.device, description):
         hidden = any(layer is not None for layer in layers)
         output = run(model, values, mask, output_hidden_states=hidden)
         valid = patch_validity(model, values, mask)

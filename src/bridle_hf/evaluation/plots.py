@@ -40,6 +40,13 @@ STYLE = {
     "lines.linewidth": 1.5,
 }
 
+# titles of the curves of `evaluation_curves`, and the measures in each
+EVALUATED = {
+    "accuracy": {"knn": "nearest neighbours", "linear": "linear probe"},
+    "RankMe": {"rankme": "RankMe"},
+    "spread of the features": {"std": "spread"},
+}
+
 
 def to_svg(figure, name, description):
     """A figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures.
@@ -119,6 +126,39 @@ def codebook_curves(records):
             axis.plot(steps, line, color=SERIES[stage % len(SERIES)], label=f"codebook {stage + 1}")
         axis.set(title=title, xlabel="step of the run")
         legend_above(axis, ncols=2)
+        figures.append(figure)
+    return figures
+
+
+@matplotlib.rc_context(STYLE)
+def evaluation_curves(records):
+    """What was measured of the encoder while it trained, over the steps of the whole run: a figure each for accuracies,
+    RankMe and the spread of the features.
+
+    Args:
+        records: of metrics.jsonl; those without `evaluate` are passed over.
+    """
+    records = _telling(records, "total_step", "evaluate")
+    begun = sorted({record["total_step"] - record["step"] for record in records if record.get("step")})
+    figures = []
+    for title, names in EVALUATED.items():
+        lines = {
+            label: [(r["total_step"], r["evaluate"][key]) for r in records if key in r["evaluate"]]
+            for key, label in names.items()
+        }
+        if not any(lines.values()):
+            continue
+        figure, axis = panel(4.2, 2.6)
+        for number, (label, points) in enumerate(lines.items()):
+            if points:
+                axis.plot(*zip(*points, strict=True), color=SERIES[number], marker="o", markersize=3, label=label)
+        for step in begun[1:]:
+            axis.axvline(step, color=GRID, linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.set(title=title, xlabel="step of the run")
+        if len(names) > 1:
+            legend_above(axis, ncols=2)
+        else:
+            axis.set_ylim(bottom=0)
         figures.append(figure)
     return figures
 

@@ -64,6 +64,8 @@ def _choose_c(x, y, folds, grid, seed):
 
     Splits that would train on one class are left out; where that leaves none, the one in the middle is taken.
     """
+    if len(grid) == 1:
+        return grid[0]
     if len(np.unique(folds)) > 2:
         # Folds often keep the clips of one recording together, and an inner split has to respect that, too.
         splits = [(folds != fold, folds == fold) for fold in np.unique(folds)]

@@ -111,6 +111,13 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         if curves := plots.codebook_curves(records):
             caption = "The codebooks in training: a batch holds far fewer patches than the table below is made of."
             parts += [figure("codebooks", curves, caption)]
+        if curves := plots.evaluation_curves(records):
+            caption = (
+                "The frozen encoder while it trained, from random weights on. A dashed line is where a later phase "
+                "that trains it begins. RankMe counts the directions in use, and the spread is 0 where all features "
+                "are one."
+            )
+            parts += [heading("Features while it trained"), figure("evaluation", curves, caption)]
     parts += [
         heading(
             "Use of the codebooks",

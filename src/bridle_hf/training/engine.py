@@ -90,6 +90,8 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
     bar = tqdm(total=task.steps, initial=first, desc=task.name, disable=not accelerator.is_main_process)
     clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
     upcoming = None
+    if first == 0:
+        clock.leave_out(run.evaluate(task, 0, model))
     for number in range(first, task.steps):
         for group in optimizer.param_groups:
             group["lr"] = task.learning_rate_at(number)
@@ -120,10 +122,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
         logs = done == 1 or done % settings.logging_steps == 0 or done == task.steps
         if status.reason is None and logs:
             record = {
-                "phase": task.name,
-                "phase_index": task.index,
-                "step": done,
-                "total_step": sum(earlier.steps for earlier in run.tasks[: task.index]) + done,
+                **run.place(task, done),
                 "loss": status.loss,
                 "losses": mean_losses(result.losses, accelerator),
                 **task.measure(bare, result.output, step.batches[-1], accelerator),
@@ -135,8 +134,9 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
                 **clock.read(run.samples_per_step, done),
             }
             run.log(record)
-            bar.set_postfix(loss=f"{status.loss:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{status.loss:.3f}", **run.shown, refresh=False)
         del result  # its logits would stay through the next step
+        clock.leave_out(run.evaluate(task, done, model))
         if due or status.stop:
             checkpoint = run.save(task, done, model, optimizer, position, clock.minutes)
         if status.stop:
@@ -330,6 +330,11 @@ class Clock:
     @property
     def minutes(self) -> float:
         return self.earlier + (time.perf_counter() - self.begun) / 60
+
+    def leave_out(self, seconds: float) -> None:
+        """Count these seconds to no step."""
+        now, *others = self.last
+        self.last = (now + seconds, *others)
 
     def read(self, samples_per_step: int, step: int) -> dict[str, float]:
         now = (time.perf_counter(), self.loader.waited, step)

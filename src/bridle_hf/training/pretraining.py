@@ -16,6 +16,7 @@ from ..recipe_reader import config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .engine import Stop, train
+from .evaluating import EvaluateArguments, Evaluation
 from .phases import KINDS, LENGTHS, Phase, build_schedule
 from .precision import AUTO, settle
 from .run import Run, build_accelerator
@@ -35,6 +36,8 @@ class PretrainRecipe(Sections):
         model: keyword arguments of `BridleConfig`.
         processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
             `model.input_size`.
+        evaluate: what to measure of the encoder while it trains; None for nothing. In a recipe file a section without
+            a `dataset` is laid over `data`.
         phases: the schedule, in order. In a recipe file an entry is laid over the section of its kind: `encoder`,
             `tokenizer`, `joint`.
     """
@@ -46,6 +49,7 @@ class PretrainRecipe(Sections):
     model: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
     processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
     training: OptimizationArguments = field(default_factory=OptimizationArguments)
+    evaluate: EvaluateArguments | None = None
     phases: list[AnyPhase] = field(default_factory=list)
 
     def __post_init__(self):
@@ -58,12 +62,16 @@ class PretrainRecipe(Sections):
 
     @staticmethod
     def prepare(values: dict) -> dict:
-        """Lays each entry of `phases` over the section of its kind. Sections come first, to be checked first."""
+        """Lays each entry of `phases` over the section of its kind, and `evaluate` over `data`. Sections of phases come
+        first, to be checked first."""
         sections = {kind: values[kind] for kind in KINDS if kind in values}
         entries = values.get("phases")
         if isinstance(entries, list):
             entries = [_laid_over(sections, entry) for entry in entries]
             values = values | {"phases": entries}
+        evaluate, data = values.get("evaluate"), values.get("data")
+        if isinstance(evaluate, dict) and isinstance(data, dict) and not evaluate.get("dataset"):
+            values = values | {"evaluate": data | evaluate}
         return sections | values
 
     def config(self) -> BridleConfig:
@@ -84,10 +92,14 @@ class PretrainRecipe(Sections):
 
     def open_data(self) -> DataArguments:
         """The data; a dataset named `synthetic` is written to `output_dir`/synthetic first, by one of the processes."""
-        if self.data.dataset != "synthetic":
-            return self.data
+        return self.written(self.data)
+
+    def written(self, data: DataArguments) -> DataArguments:
+        """The arguments of a set that is there: `synthetic` is written first, see `open_data`."""
+        if data.dataset != "synthetic":
+            return data
         folder = MODALITIES[self.config().modality].write_demo_set(Path(self.output_dir) / "synthetic")
-        return replace(self.data, dataset=str(folder))
+        return replace(data, dataset=str(folder))
 
 
 def _laid_over(sections: dict, entry: Any) -> Any:
@@ -114,13 +126,14 @@ def _begun_with(recipe: PretrainRecipe) -> dict:
     return {} if written is None else yaml.safe_load(written.read_text()).get("training", {})
 
 
-def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) -> bool:
+def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, stop: Stop | None = None) -> bool:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
     Args:
         recipe: what to do.
         dataset: a dataset in hand instead of `recipe.data.dataset`, in every process the same: a `datasets.Dataset` or
             `IterableDataset`, a dictionary of them by split, or a list of arrays; see `data.in_hand.take_in_hand`.
+        evaluate_dataset: likewise, instead of `recipe.evaluate.dataset`; where neither is given it is `dataset`.
         stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
             after the step at hand and a checkpoint. The commands pass one that listens to SIGTERM and SIGINT.
 
@@ -130,6 +143,7 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) 
     Raises:
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
         RuntimeError: another process ended or hangs, or too many samples cannot be used.
+        EvaluationError: a set that cannot be evaluated on.
         OSError: a checkpoint could not be written; those before it are intact.
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
             processes that do not know of each other.
@@ -151,5 +165,13 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, stop: Stop | None = None) 
             deadline=settings.deadline,
         )
 
+    evaluation = None
+    if recipe.evaluate is not None:
+        if evaluate_dataset is None and not recipe.evaluate.dataset:
+            evaluate_dataset = dataset
+        evaluation = Evaluation(recipe, accelerator, evaluate_dataset)
     tasks = recipe.build_tasks(accelerator.num_processes)
-    return train(Run(accelerator, folder, tasks, settings, open_batches, recipe, recipe.seed, recipe.resume), stop)
+    run = Run(
+        accelerator, folder, tasks, settings, open_batches, recipe, recipe.seed, recipe.resume, evaluation=evaluation
+    )
+    return train(run, stop)

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from .checkpoints import (
     save_checkpoint,
     set_random_state_,
 )
+from .evaluating import Evaluation
 from .locking import take_lock
 from .metrics import MetricsFile, flat
 from .seeds import seed_from
@@ -77,6 +79,7 @@ class Run:
         recipe: what the run follows from, a dataclass that `recipe_to_yaml` takes; with `output_dir`.
         seed: of everything random.
         resume: "auto" goes on from the newest good checkpoint in `folder`, "never" starts over; or a checkpoint.
+        evaluation: what is measured while it trains; None for nothing.
     """
 
     def __init__(
@@ -89,9 +92,11 @@ class Run:
         recipe: Any,
         seed: int = 0,
         resume: str = "auto",
+        evaluation: Evaluation | None = None,
     ):
         self.accelerator, self.folder, self.tasks, self.settings = accelerator, Path(folder), tasks, settings
         self.open_batches, self.recipe, self.seed, self.resume = open_batches, recipe, seed, resume
+        self.evaluation = evaluation
         self.metrics, self.lock = MetricsFile(self.folder / "metrics.jsonl"), FolderLock(self.folder / ".lock")
         self.data_seed, self.steps_skipped = seed, 0
         self.stopped, self.asked_to_stop = False, lambda: False
@@ -139,6 +144,8 @@ class Run:
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Open data and output folder, and restore data position, random generators and metrics.jsonl."""
         accelerator = self.accelerator
+        if self.evaluation is not None:  # first, since reading the data may write a cache for hours
+            self.evaluation.begin(checkpoint, self.samples_per_step)
         if checkpoint is None:
             self.loader = self.open_data()
         else:
@@ -280,6 +287,8 @@ class Run:
                 "skipped: %d clips (%s) and %d steps; %s has all names",
                 len(names), shown, self.steps_skipped, self.metrics.path,
             )  # fmt: skip
+        if self.evaluation is not None and self.evaluation.seconds:
+            logger.info("the evaluations took %.0f seconds", self.evaluation.seconds)
         self.accelerator.end_training()
 
     def skipped(self) -> dict:
@@ -294,6 +303,33 @@ class Run:
             record = {"skipped": new} if new else {}
         self.skips = skips
         return {"clips_skipped": len(self.skipped_names), **record}
+
+    def place(self, task: Task, step: int) -> dict:
+        """What a record says of the place after `step` steps of a task."""
+        before = sum(earlier.steps for earlier in self.tasks[: task.index])
+        return {"phase": task.name, "phase_index": task.index, "step": step, "total_step": before + step}
+
+    def evaluate(self, task: Task, step: int, model) -> float:
+        """Evaluates and logs a record of it, if that is due after `step` steps. Every process calls it.
+
+        Args:
+            model: as prepared by the accelerator.
+
+        Returns:
+            The seconds that it took.
+        """
+        if self.evaluation is None or not self.evaluation.is_due(task, step):
+            return 0.0
+        begun, place = time.perf_counter(), self.place(task, step)
+        measured = self.evaluation.take(model, place)
+        if measured is not None:
+            self.log(place | {"evaluate": measured})
+        return time.perf_counter() - begun
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The latest measures, for the progress bar."""
+        return {} if self.evaluation is None else self.evaluation.shown
 
     def log(self, record: dict) -> None:
         """Write one record to metrics.jsonl and to the trackers."""
