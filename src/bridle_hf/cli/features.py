@@ -13,11 +13,12 @@ import sys
 
 import torch
 
+from ..clip_features_bridle import check_layers, check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..modeling_bridle import BridleModel
 from .checks import check_data, open_model, setting_up
-from .options import add_data_options, given_data
+from .options import add_data_options, add_pad_short, given_data, padded_short
 
 
 def main(arguments=None, prog=None):
@@ -29,6 +30,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
     parser.add_argument("--window-seconds", type=float, help="of long sounds; by default what the model was trained on")
     parser.add_argument("--overlap", type=float, default=0.5, help="share of a window that the next one sees again")
+    add_pad_short(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int, default=2, help="threads that decode")
     given = parser.parse_args(arguments)
@@ -38,7 +40,9 @@ def main(arguments=None, prog=None):
         unit = model.config.patch_size[0]
         frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
         data = given_data(given, max_frames=frames)
-        processor, layers = load_processor(given.model), given.layers or (None,)
+        processor, layers = load_processor(given.model, **padded_short(given, model.config)), given.layers or (None,)
+        check_layers(model.config, layers)
+        check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)

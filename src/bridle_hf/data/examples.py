@@ -38,6 +38,7 @@ class Examples:
         test_folds: the folds to test on; None for all of them in turn.
         fingerprint: identifies a dataset that the caller built; None for one with a name.
         exclude: column -> values of the samples that were left out, also those that stand for no label.
+        window: frames of the windows in which whole sounds are tested; None where samples are what `batch` gives.
     """
 
     modality: Modality
@@ -50,6 +51,7 @@ class Examples:
     test_folds: list[str] | None = None
     fingerprint: str | None = None
     exclude: dict[str, list] = field(default_factory=dict)
+    window: int | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -61,6 +63,10 @@ class Examples:
         else:
             clips = [self.clips[row] for row in rows]
         return self.collate.plain(clips, **options)
+
+    def whole(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
+        """As `batch`; where there is a `window`, sounds are not cut to it but padded to the longest."""
+        return self.batch(rows, **options) if self.window is None else self.batch(rows, whole=True)
 
     def labels_of(self, row: int) -> list[str]:
         """The names of the labels of a sample."""
@@ -152,7 +158,11 @@ def load_examples(
     examples = Examples(
         modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)
     )
-    _say_what_is_cut(examples, modality.window(data, processor))
+    window = modality.window(data, processor)
+    if data.test_windows == "all":
+        examples.window = window
+    else:
+        _say_what_is_cut(examples, window)
     if dataset is not None:
         examples.fingerprint = " ".join(marks)
     return examples
@@ -166,7 +176,8 @@ def _say_what_is_cut(examples: Examples, window: int | None) -> None:
     if longer:
         logger.warning(
             "%d of %d clips are longer than the window of %d frames (data.max_frames, by default the processor's "
-            "max_length): what follows it is not looked at in tests, probes and predictions. The first is %s.",
+            "max_length), and data.test_windows is 'first': tests, probes and predictions do not look at the rest. The "
+            "first is %s.",
             len(longer), len(examples.clips), window, longer[0],
         )  # fmt: skip
 
