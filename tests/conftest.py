@@ -44,6 +44,7 @@ END_TO_END = (
     "tests/demo_data/",
     "tests/evaluation/test_browser.py",
     "tests/evaluation/test_in_hand.py",
+    "tests/evaluation/test_long_clips.py",
     "tests/evaluation/test_probe.py",
     "tests/evaluation/test_report.py",
     "tests/evaluation/test_scripts.py",

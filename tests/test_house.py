@@ -37,7 +37,7 @@ FLOORS = [
         "video_decoding_bridle",
     },
     {"quantization_bridle", "layers_bridle"},
-    {"fixed_quantization_bridle", "learned_quantization_bridle", "swin_bridle"},
+    {"clip_features_bridle", "fixed_quantization_bridle", "learned_quantization_bridle", "swin_bridle"},
     {"configuration_bridle"},
     {
         "modeling_bridle",

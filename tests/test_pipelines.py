@@ -98,7 +98,11 @@ def test_features_of_a_sound_are_the_encoder_s(encoder, clip):
     assert extract({"array": clip, "sampling_rate": 16000}, pool=True) == expected.pooler_output.tolist()
     whole = np.tile(clip, 3)
     several = extract([clip, whole], batch_size=2, return_tensors=True)
-    assert [each.shape[1] for each in several] == [7, 9]
+    assert [each.shape[1] for each in several] == [7, 15]  # the second in two windows
+    first = extract([clip, whole], batch_size=2, return_tensors=True, windows="first")
+    assert [each.shape[1] for each in first] == [7, 9]
+    with pytest.raises(ValueError, match="windows is 'last'; it takes 'all' or 'first'"):
+        extract(clip, windows="last")
     torch.testing.assert_close(several[0], got, atol=1e-5, rtol=1e-4)
 
 

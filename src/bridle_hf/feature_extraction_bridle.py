@@ -142,6 +142,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             -6.6268077 and 5.358466 (table 5). `measure_mean_std` measures them.
         do_normalize: False leaves the log-mel values as they are.
         pad_to_multiple_of: frames of one patch. Padded lengths are multiples of it, and shorter clips are refused.
+        pad_short: take clips shorter than a patch, too, padded; otherwise they are refused.
         padding_value: what fills padded frames.
         return_attention_mask: whether calls return `attention_mask` unless they say otherwise.
 
@@ -163,6 +164,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         pad_to_multiple_of: int = 16,
         padding_value: float = 0.0,
         return_attention_mask: bool = True,
+        pad_short: bool = False,
         **kwargs,
     ):
         kwargs.pop("feature_size", None)  # written by `to_dict`; always `num_mel_bins`
@@ -183,6 +185,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = self._checked_max_length(max_length)
         self.return_attention_mask = return_attention_mask
+        self.pad_short = pad_short
 
     @classmethod
     def from_dict(cls, feature_extractor_dict, **kwargs):
@@ -284,11 +287,11 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         clip = as_waveform(raw_clip, name)
         frames = frame_count(len(clip), self.sampling_rate)
         window, hop = _window_and_hop(self.sampling_rate)
-        if frames < self.pad_to_multiple_of:
+        if frames < self.pad_to_multiple_of and not self.pad_short:
             raise ValueError(
                 f"{name} has {len(clip)} samples; a clip takes at least "
                 f"{window + (self.pad_to_multiple_of - 1) * hop} samples at {self.sampling_rate} Hz, the "
-                f"{self.pad_to_multiple_of} frames of one patch."
+                f"{self.pad_to_multiple_of} frames of one patch; an extractor with pad_short=True pads it."
             )
         low, high = (bound.item() for bound in clip.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -303,6 +306,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
                 f"raw_speech has a clip of floats that peaks above {LOUD:.0f}; floats are taken to be in [-1, 1]: pass "
                 "int16 samples as int16, or divide them by 32768."
             )
+        if frames == 0:  # less than one window of 25 ms
+            clip = torch.nn.functional.pad(clip, (0, window - len(clip)))
         clip = clip - clip.mean()  # reference code; only rounding differs, each window loses its own mean too
         if max_frames is not None and frames > max_frames:
             clip = clip[: window + (max_frames - 1) * hop]

@@ -14,6 +14,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .clip_features_bridle import extract_features
 from .codebook_bridle import to_default_
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
@@ -138,6 +139,8 @@ class BridleModel(BridlePreTrainedModel):
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm = norm if use_final_norm else nn.Identity()
         self.post_init()
+
+    extract_features = extract_features
 
     @property
     def patch_layer(self) -> BridlePatchEmbeddings:

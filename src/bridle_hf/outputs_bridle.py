@@ -48,3 +48,17 @@ class BridleForPreTrainingOutput(ModelOutput):
     quantizer_stats: dict | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class BridleFeaturesOutput(ModelOutput):
+    """
+    Args:
+        features (`torch.FloatTensor` of shape (B, d), or (B, T, d) of frames): with several layers (B, L, ...).
+        times (`torch.FloatTensor` of shape (T,)): of the frames of sounds, the seconds at which each begins.
+        frame_mask (`torch.LongTensor` of shape (B, T)): of frames, 0 for padding.
+    """
+
+    features: torch.FloatTensor | None = None
+    times: torch.FloatTensor | None = None
+    frame_mask: torch.LongTensor | None = None

@@ -1,4 +1,4 @@
-"""Feature-extraction pipelines for sounds and videos; for images transformers has one of its own."""
+"""Pipelines for features of sounds and videos and for classes of long sounds; for images transformers has its own."""
 
 import os
 from collections.abc import Mapping
@@ -6,10 +6,13 @@ from numbers import Real
 from urllib.request import urlopen
 
 import torch
-from transformers import Pipeline
+from transformers import AudioClassificationPipeline, Pipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.audio_utils import ffmpeg_read
 
-from .feature_extraction_bridle import as_waveform, can_resample
+from .clip_features_bridle import clip_logits, clip_tokens
+from .feature_extraction_bridle import as_waveform, can_resample, frame_count
+from .losses_bridle import masked_mean
 
 try:  # of all imports of a model's code the Hub lets only guarded ones be missing
     import soxr
@@ -35,15 +38,16 @@ class BridleFeatureExtractionPipeline(Pipeline):
         return {}, {}, {name: value for name, value in given.items() if value is not None}
 
     def _forward(self, model_inputs):
-        mask = model_inputs.get("attention_mask")
-        values = model_inputs[self.model.main_input_name]
-        output = self.model(**model_inputs)
-        prefix = int(self.model.config.use_cls_token)
-        real = torch.ones(output.last_hidden_state.shape[:2], dtype=torch.bool, device=values.device)
-        valid = self.model.patch_layer.real_patches(values, mask)
+        values, mask = model_inputs[self.model.main_input_name], model_inputs.get("attention_mask")
+        config = self.model.config
+        window = config.input_size[0] if config.modality == "audio" else None
+        tokens, valid, _ = clip_tokens(self.model, values, mask, window=window, batch_size=len(values))
+        hidden, prefix = tokens[:, 0], int(config.use_cls_token)
+        pooled = hidden[:, 0] if config.pooling == "cls" else masked_mean(hidden[:, prefix:], valid)
+        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=values.device)
         if valid is not None:
             real[:, prefix:] = valid
-        return {"hidden": output.last_hidden_state, "real": real, "pooled": output.pooler_output}
+        return {"hidden": hidden, "real": real, "pooled": pooled}
 
     def postprocess(self, model_outputs, pool=False, return_tensors=False):
         features = model_outputs["pooled"]
@@ -52,19 +56,20 @@ class BridleFeatureExtractionPipeline(Pipeline):
         return features if return_tensors else features.tolist()
 
 
-class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
-    """Takes one clip, or a list of clips, each of them one of
+class BridleAudioInputs:
+    """What our pipelines for sounds take: one clip, or a list of clips, each of them one of
 
     - samples at the extractor's rate: an array or tensor (samples,), or with channels before or after the samples;
     - `{"raw" or "array", "sampling_rate"}`, or `{"bytes"}` or `{"path"}` of a file, as `datasets` gives them;
     - an `AudioDecoder` of torchcodec, or another object with its `get_all_samples()`;
     - a path or URL, or the bytes of a file, read by the program `ffmpeg` as in transformers' audio pipelines.
 
-    Channels are averaged. Samples of another rate are resampled by soxr, and refused where that is not installed.
+    Channels are averaged. Samples of another rate are resampled by soxr, and refused where that is not installed. A
+    clip that is longer than the model's input goes through it in windows; with `windows="first"` the rest is left out.
 
     Raises:
         ValueError: the feature extractor has another number of mel bins than the model; a dict without samples and rate
-            or a file, a list of numbers, or what the extractor refuses.
+            or a file, a list of numbers, or what the extractor refuses; `windows` is neither "all" nor "first".
     """
 
     _load_feature_extractor = True
@@ -78,13 +83,22 @@ class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
                 "input_size."
             )
 
-    def preprocess(self, inputs):
+    def _sanitize_parameters(self, windows=None, **kwargs):
+        if windows not in (None, "all", "first"):
+            raise ValueError(f"windows is {windows!r}; it takes 'all' or 'first'.")
+        before, run, after = super()._sanitize_parameters(**kwargs)
+        return before | ({"windows": windows} if windows else {}), run, after
+
+    def preprocess(self, inputs, windows="all"):
         samples, rate = self.samples_of(inputs)
         samples, wanted = as_waveform(samples, "inputs", mix=True), self.feature_extractor.sampling_rate
         if soxr is not None and rate != wanted and can_resample(len(samples), rate, wanted):
             samples, rate = soxr.resample(samples.detach().cpu().numpy(), rate, wanted), wanted
         # the extractor refuses another rate
-        return self.feature_extractor(samples, sampling_rate=rate, return_tensors="pt").to(self.dtype)
+        settings = {"sampling_rate": rate, "return_tensors": "pt"}
+        if windows == "all" and frame_count(len(samples), wanted) > self.feature_extractor.max_length:
+            settings |= {"padding": "longest", "truncation": False}
+        return self.feature_extractor(samples, **settings).to(self.dtype)
 
     def samples_of(self, inputs):
         """Samples, with or without channels, and their rate."""
@@ -114,6 +128,26 @@ class BridleAudioFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
         return inputs, rate
 
 
+class BridleAudioFeatureExtractionPipeline(BridleAudioInputs, BridleFeatureExtractionPipeline):
+    __doc__ = f"{BridleFeatureExtractionPipeline.__doc__}\n    {BridleAudioInputs.__doc__}"
+
+
+class BridleAudioClassificationPipeline(BridleAudioInputs, AudioClassificationPipeline):
+    __doc__ = f"""The labels of one clip or a list of them, as transformers' pipeline `audio-classification` gives them.
+
+    Of a long clip, the logits of its windows are averaged, each weighted by its patches in time; transformers' own
+    looks at the first window alone. {BridleAudioInputs.__doc__}"""
+
+    def _forward(self, model_inputs):
+        values, mask = model_inputs["input_values"], model_inputs.get("attention_mask")
+        window, unit = self.model.config.input_size[0], self.model.config.patch_size[0]
+
+        def classify(values, mask):
+            return self.model(values, attention_mask=mask).logits
+
+        return SequenceClassifierOutput(logits=clip_logits(classify, values, mask, window, unit, len(values)))
+
+
 class BridleVideoFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
     """Takes the path or URL of a video, to sample frames from, or frames (T, H, W, 3) or (T, 3, H, W) as they are."""
 
@@ -126,6 +160,7 @@ class BridleVideoFeatureExtractionPipeline(BridleFeatureExtractionPipeline):
 
 
 __all__ = [
+    "BridleAudioClassificationPipeline",
     "BridleAudioFeatureExtractionPipeline",
     "BridleFeatureExtractionPipeline",
     "BridleVideoFeatureExtractionPipeline",

@@ -55,7 +55,11 @@ from .modeling_bridle import (
     BridleModel,
     BridleTokenizer,
 )
-from .pipeline_bridle import BridleAudioFeatureExtractionPipeline, BridleVideoFeatureExtractionPipeline
+from .pipeline_bridle import (
+    BridleAudioClassificationPipeline,
+    BridleAudioFeatureExtractionPipeline,
+    BridleVideoFeatureExtractionPipeline,
+)
 from .quantization_bridle import (
     ProductQuantizer,
     QuantizerOutput,
@@ -114,3 +118,8 @@ for task, pipeline_class in {
     "video-feature-extraction": BridleVideoFeatureExtractionPipeline,
 }.items():
     PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel)
+PIPELINE_REGISTRY.register_pipeline(
+    "long-audio-classification",
+    pipeline_class=BridleAudioClassificationPipeline,
+    pt_model=AutoModelForAudioClassification,
+)

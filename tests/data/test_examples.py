@@ -187,7 +187,7 @@ def test_files_of_the_cache_of_long_clips_hold_fewer(parquet_folder, extractor, 
 
 def test_clips_that_are_cut_to_their_beginning_are_counted(waveforms, extractor, caplog):
     short, long = waveforms[0][: RATE // 2], np.tile(waveforms[1], 4)[: 2 * RATE]
-    data = DataArguments("", max_frames=96)  # 0.96 s
+    data = DataArguments("", max_frames=96, test_windows="first")  # 0.96 s
     load_examples(data, extractor, [short, long, short])
     assert "1 of 3 clips are longer than the window of 96 frames" in caplog.text
     caplog.clear()
@@ -204,7 +204,8 @@ def test_clips_on_disk_that_are_cut_are_counted_without_decoding_them_again(
     for name, waveform in (("a", short), ("b", long), ("c", long), ("d", short)):
         soundfile.write(tmp_path / f"{name}.wav", waveform, RATE)
     caches = str(tmp_path / "caches")
-    data = DataArguments(str(tmp_path), max_frames=96, in_memory=False, cache=cached, cache_dir=caches)
+    data = DataArguments(str(tmp_path), max_frames=96, test_windows="first", in_memory=False, cache=cached)
+    data.cache_dir = caches
     if again:
         load_examples(data, extractor)
         caplog.clear()
@@ -216,5 +217,6 @@ def test_clips_on_disk_that_are_cut_are_counted_without_decoding_them_again(
 
 def test_clips_in_hand_that_are_cut_are_counted_where_they_stay_there(waveforms, extractor, caplog):
     long = np.tile(waveforms[1], 4)[: 2 * RATE]
-    load_examples(DataArguments("", max_frames=96, in_memory=False), extractor, [long, waveforms[0][: RATE // 2]])
+    data = DataArguments("", max_frames=96, test_windows="first", in_memory=False)
+    load_examples(data, extractor, [long, waveforms[0][: RATE // 2]])
     assert "1 of 2 clips are longer than the window of 96 frames" in caplog.text

@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel, BridleTokenizer
+from bridle_hf.clip_features_bridle import POOLINGS, window_starts
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.evaluation import windows
 from bridle_hf.evaluation.features import encoder_features, overlap_mean, write_features
 from bridle_hf.evaluation.tokens import code_layout, write_codes
-from bridle_hf.evaluation.windows import window_starts, write_parquet
+from bridle_hf.evaluation.windows import write_parquet
 
 RATE, WINDOW, UNIT = 16000, 48, 16
 
@@ -67,7 +68,7 @@ def test_overlaps_are_averaged_by_hand():
     assert overlap_mean(parts).tolist() == [[[1.0], [3.0], [6.0], [8.0]]]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_short_clips_have_the_features_of_the_probe(tones, pretrained, extractor, tmp_path, pooling):
     model, data = BridleModel.from_pretrained(pretrained), DataArguments(dataset=str(tones), label_column="sound")
     assert write_features(tmp_path / "f.parquet", model, data, extractor, (None, 1), pooling, batch_size=5) == 24
@@ -79,6 +80,18 @@ def test_short_clips_have_the_features_of_the_probe(tones, pretrained, extractor
     assert [row["sound"] for row in rows] == ["low", "high"] * 12
     for column, layer in (("last", None), ("layer_1", 1)):
         np.testing.assert_allclose([row[column] for row in rows], expected[layer, pooling], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_long_clips_have_the_features_of_the_probe(long_sounds, pretrained, extractor, tmp_path, pooling):
+    model, data = BridleModel.from_pretrained(pretrained), DataArguments(dataset=str(long_sounds), min_seconds=0)
+    write_features(tmp_path / "f.parquet", model, data, extractor, (None, 1), pooling, overlap=0, batch_size=2)
+    examples = load_examples(data, extractor)
+    assert examples.window == WINDOW
+    expected = encoder_features(model, examples, (None, 1), (pooling,), batch_size=2)
+    for column, layer in (("last", None), ("layer_1", 1)):
+        got = [row[column] for row in read(tmp_path / "f.parquet")]
+        np.testing.assert_allclose(got, expected[layer, pooling], atol=2e-5)
 
 
 def test_frames_of_a_long_sound_are_the_mean_over_its_windows(long_sounds, pretrained, extractor, tmp_path):
@@ -135,7 +148,7 @@ def test_times_at_a_rate_of_no_whole_milliseconds(long_sounds, pretrained, extra
     ("keys", "message"),
     [
         ({"layers": (9,)}, r"got 9; the model has layers 1\.\.2"),
-        ({"pooling": "mean_std"}, "'mean_std'; it takes one of mean, cls, frames"),
+        ({"pooling": "max"}, "'max'; it takes one of mean, mean_std, cls, bands, bands_std, frames, frame_bands"),
         ({"overlap": 1.0}, "overlap: got 1.0"),
     ],
 )

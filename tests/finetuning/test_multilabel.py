@@ -121,7 +121,7 @@ def draw_and_show(made, folder):
         patch.setattr(
             FoldTrainer, "train", lambda self, **o: warm_up.append(self.args.warmup_steps) or train(self, **o)
         )
-        patch.setattr(Examples, "batch", lambda self, rows: tested.append(rows) or batch(self, rows))
+        patch.setattr(Examples, "batch", lambda self, rows, **o: tested.append(rows) or batch(self, rows, **o))
         finetune(made)
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps([steps, warm_up, tested]))
 

@@ -120,7 +120,9 @@ def test_logits_of_several_views_are_averaged(tmp_path):
     class Views:
         """Two rows a clip; the second stands for a view one brighter."""
 
-        def batch(self, rows, views):
+        window = None
+
+        def whole(self, rows, views):
             assert views == (2, 1)
             return {"pixel_values": np.array([[float(row + view)] for row in rows for view in range(2)])}
 

@@ -13,11 +13,12 @@ import sys
 
 import torch
 
+from ..clip_features_bridle import check_layers, check_poolings
 from ..data import load_processor
-from ..evaluation.features import STREAMED_POOLINGS, check_layers, write_features
+from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_output, open_model, setting_up
-from .options import add_data_options, given_data, number
+from .options import add_data_options, add_pad_short, given_data, number, padded_short
 
 MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
 
@@ -40,6 +41,7 @@ def main(arguments=None, prog=None):
         default=0.5,
         help="share of a window that the next one sees again",
     )
+    add_pad_short(parser)
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
@@ -52,7 +54,8 @@ def main(arguments=None, prog=None):
         unit = model.config.patch_size[0]
         frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
         data = given_data(given, max_frames=frames)
-        processor = load_processor(given.model)
+        processor = load_processor(given.model, **padded_short(given, model.config))
+        check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
+from ..data.modalities import MODALITIES
 
 OVERRIDE = re.compile(r"[\w.]+=")
 
@@ -73,6 +75,25 @@ def number(kind: type[int] | type[float], low: float, high: float | None = None)
     return parse
 
 
+def add_pad_short(parser: argparse.ArgumentParser) -> None:
+    """Add `--pad-short`, which `given_data` and `padded_short` read."""
+    parser.add_argument("--pad-short", action="store_true", help="take sounds shorter than a patch, too, padded")
+
+
+def padded_short(given: Any, model: BridleConfig | str) -> dict[str, bool]:
+    """Settings of the processor of a model, or of its folder, that follow from `--pad-short`.
+
+    Raises:
+        ValueError: it is given for pictures or videos.
+    """
+    if not given.pad_short:
+        return {}
+    config = BridleConfig.from_pretrained(model) if isinstance(model, str) else model
+    if MODALITIES[config.modality].waveform is None:
+        raise ValueError(f"--pad-short is given; the model takes {config.modality} data, none of it too short.")
+    return {"pad_short": True}
+
+
 def mapping(text: str) -> dict:
     """A YAML mapping of a command line.
 
@@ -96,4 +117,6 @@ def given_data(given: Any, **more) -> DataArguments:
         more: further fields.
     """
     named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
+    if getattr(given, "pad_short", False):
+        named["min_seconds"] = 0.0
     return DataArguments(**named, **more)

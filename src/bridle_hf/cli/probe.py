@@ -18,15 +18,16 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..clip_features_bridle import POOLINGS, check_layers, check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
 from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
-from ..evaluation.features import POOLINGS, check_layers, encoder_features
+from ..evaluation.features import encoder_features
 from ..evaluation.probe import linear_probe
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_model, open_model, setting_up
-from .options import add_data_options, given_data, number
+from .options import add_data_options, add_pad_short, given_data, number, padded_short
 from .process import log_progress
 
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
@@ -43,6 +44,10 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
     parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
+    parser.add_argument(
+        "--test-windows", choices=("all", "first"), default="all", help="of sounds longer than the model's window"
+    )
+    add_pad_short(parser)
     parser.add_argument(
         "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="of random weights and drawn folds"
     )
@@ -63,17 +68,20 @@ def open_given(given, source, data):
     """
     if source:
         check_model(source)
-        processor = load_processor(source)
+        processor = load_processor(source, **padded_short(given, source))
     else:
-        processor = build_processor(BridleConfig(modality=MODALITY_OF[given.baseline]))
+        config = BridleConfig(modality=MODALITY_OF[given.baseline])
+        processor = build_processor(config, **padded_short(given, config))
     takes = "random", *modality_of(processor).baselines
     if given.baseline not in (None, *takes):
         raise ValueError(
             f"--baseline is {given.baseline!r}; --model is of another modality, and takes {', '.join(takes)}."
         )
-    if source:
-        check_layers(BridleConfig.from_pretrained(source), [given.layer])
     check_data(data, processor, "--dataset")
+    if given.baseline in (None, "random"):
+        config = BridleConfig.from_pretrained(source)
+        check_poolings(config, [given.pooling])
+        check_layers(config, [given.layer])
     return processor, None if given.baseline else open_model(BridleModel, source)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..clip_features_bridle import poolings_of
 from ..configuration_bridle import BridleConfig
 from ..data import LabelError, load_examples
 from ..evaluation.baselines import baseline_features
@@ -40,8 +41,6 @@ from ..training.locking import sole_writer
 from ..training.metrics import read_metrics
 from .checks import check_data, check_recipe, setting_up
 from .options import OVERRIDE, add_recipe_options, number, parse_recipe_options
-
-POOLINGS = ("mean", "mean_std")
 
 
 def parse_arguments(arguments, prog):
@@ -153,8 +152,9 @@ def encoder_rows(runs, examples):
         models = {"random weights": BridleModel(BridleConfig.from_pretrained(exported[0]))}
         models |= {f"iteration {number}": BridleModel.from_pretrained(p) for number, p in enumerate(exported, start=1)}
         for name, model in models.items():
-            features = encoder_features(model, examples, poolings=POOLINGS)
-            for pooling in POOLINGS:
+            poolings = [name for name in poolings_of(model.config) if name != "cls"]  # which pretraining leaves alone
+            features = encoder_features(model, examples, poolings=poolings)
+            for pooling in poolings:
                 x = features[None, pooling]
                 probe = linear_probe(x, examples.labels, examples.folds, test_folds=run["test_folds"])
                 results[name, pooling, run["seed"]].append(probe)

@@ -35,7 +35,10 @@ class DataArguments:
 
     Audio:
         min_seconds: a shorter clip counts as undecodable: a truncated wav file decodes without any error.
-        max_frames: frames a clip is padded or cropped to; by default the feature extractor's `max_length`.
+        max_frames: frames a clip is padded or cropped to, and of a window of a longer one; by default the feature
+            extractor's `max_length`.
+        test_windows: "all" windows of a longer clip count in probes and tests, the mean of their frames and of their
+            logits; or the "first" alone.
         roll: roll each training clip in time by a random number of frames.
         gain: scale each training clip's waveform by 0.5 + Beta(10, 10).
         frequency_mask: widest SpecAugment frequency mask, as a share of the mel bins (0 turns it off).
@@ -74,6 +77,7 @@ class DataArguments:
     max_bad_share: float = 0.05
     min_seconds: float = 0.2
     max_frames: int | None = None
+    test_windows: Literal["all", "first"] = "all"
     roll: bool = True
     gain: bool = True
     frequency_mask: float = 0.0

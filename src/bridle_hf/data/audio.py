@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, count
+from math import ceil
 from typing import BinaryIO
 
 import datasets
@@ -239,6 +240,8 @@ def audio_waveform(raw, processor) -> np.ndarray:
 def audio_cache_key(data: DataArguments, processor) -> dict:
     """`Modality.cache_key` of audio."""
     settings = {key: value for key, value in processor.to_dict().items() if key not in PADDING_KEYS}
+    if not settings["pad_short"]:  # caches of before it was an option stay good
+        del settings["pad_short"]
     return settings | {"min_seconds": data.min_seconds}
 
 
@@ -278,6 +281,7 @@ class AudioCollator:
     def __init__(self, data: DataArguments, feature_extractor):
         self.data = data
         self.max_frames = window_frames(data, feature_extractor)
+        self.unit = feature_extractor.pad_to_multiple_of
         self.sampling_rate = feature_extractor.sampling_rate
         normalized = feature_extractor.do_normalize
         self.mean = feature_extractor.mean if normalized else 0.0
@@ -292,10 +296,13 @@ class AudioCollator:
             spec_augment(values, lengths, rng, frequency_mask=data.frequency_mask, time_mask=data.time_mask)
         return {"input_values": values, "attention_mask": frame_mask(lengths, self.max_frames)}
 
-    def plain(self, clips: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch without augmentation, cropped from the beginning."""
-        values, lengths = pad_features(clips, self.max_frames)
-        return {"input_values": values, "attention_mask": frame_mask(lengths, self.max_frames)}
+    def plain(self, clips: list[np.ndarray], whole: bool = False) -> dict[str, np.ndarray]:
+        """A batch without augmentation, cropped from the beginning; or `whole`, padded to the longest clip."""
+        frames = self.max_frames
+        if whole and (longest := max(map(len, clips))) > frames:
+            frames = ceil(longest / self.unit) * self.unit
+        values, lengths = pad_features(clips, frames)
+        return {"input_values": values, "attention_mask": frame_mask(lengths, frames)}
 
 
 def audio_sizes(config: BridleConfig) -> dict:

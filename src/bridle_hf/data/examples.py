@@ -39,6 +39,7 @@ class Examples:
         fingerprint: identifies a dataset that the caller built; None for one with a name.
         state: a fingerprint of the sizes and times of the local files that the samples came from.
         exclude: column -> values of the samples that were left out, also those that stand for no label.
+        window: frames of the windows in which whole sounds are tested; None where samples are what `batch` gives.
     """
 
     modality: Modality
@@ -52,6 +53,7 @@ class Examples:
     fingerprint: str | None = None
     state: str = ""
     exclude: dict[str, list] = field(default_factory=dict)
+    window: int | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -73,6 +75,10 @@ class Examples:
             folds=None if self.folds is None else self.folds[rows],
             clip_names=[self.clip_names[row] for row in rows],
         )
+
+    def whole(self, rows: Sequence[int], **options) -> dict[str, np.ndarray]:
+        """As `batch`; where there is a `window`, sounds are not cut to it but padded to the longest."""
+        return self.batch(rows, **options) if self.window is None else self.batch(rows, whole=True)
 
     def labels_of(self, row: int) -> list[str]:
         """The names of the labels of a sample."""
@@ -166,7 +172,11 @@ def load_examples(
     examples = Examples(
         modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)
     )
-    _say_what_is_cut(examples, modality.window(data, processor))
+    window = modality.window(data, processor)
+    if data.test_windows == "all":
+        examples.window = window
+    else:
+        _say_what_is_cut(examples, window)
     examples.state = " ".join(states)
     if dataset is not None:
         examples.fingerprint = " ".join(marks)
@@ -183,7 +193,8 @@ def _say_what_is_cut(examples: Examples, window: int | None) -> None:
     if longer:
         logger.warning(
             "%d of %d clips are longer than the window of %d frames (data.max_frames, by default the processor's "
-            "max_length): what follows it is not looked at in tests, probes and predictions. The first is %s.",
+            "max_length), and data.test_windows is 'first': tests, probes and predictions do not look at the rest. The "
+            "first is %s.",
             len(longer), len(examples.clips), window, longer[0],
         )  # fmt: skip
 

@@ -13,6 +13,6 @@ def baseline_features(examples, describe: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def _inputs(examples) -> Iterable[np.ndarray]:
-    for values, mask in batches(examples, batch_size=64):
+    for values, mask in batches(examples, batch_size=64, whole=True):
         for row, inputs in enumerate(values.double().numpy()):
             yield inputs if mask is None else inputs[mask[row].bool().numpy()]

@@ -6,56 +6,33 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..clip_features_bridle import FRAME_POOLINGS, POOLINGS, check_layers, check_poolings, clip_tokens, pool
 from ..data.modalities import MODALITIES
-from ..modeling_bridle import run
 from .windows import frame_starts, run_windows, write_parquet
 
-POOLINGS = ("mean", "mean_std", "cls")
-STREAMED_POOLINGS = ("mean", "cls", "frames")
+STREAMED_POOLINGS = (*POOLINGS, *FRAME_POOLINGS)
 
 
-def batches(examples, batch_size, device="cpu", description=None):
-    """Examples in their order, on `device`: the model's input (B, ...), and `attention_mask` (B, T) or None."""
+def batches(examples, batch_size, device="cpu", description=None, whole=False):
+    """Examples in their order, on `device`: the model's input (B, ...), and `attention_mask` (B, T) or None.
+
+    With `whole`, long sounds come as a whole, see `Examples.whole`.
+    """
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc=description, leave=False, disable=None if description else True):
-        batch = examples.batch(range(start, min(start + batch_size, len(examples))))
+        rows = range(start, min(start + batch_size, len(examples)))
+        batch = examples.whole(rows) if whole else examples.batch(rows)
         batch = {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
         mask = batch.pop("attention_mask", None)
         (values,) = batch.values()
         yield values, mask
 
 
-def pool(hidden_states, valid, pooling, has_cls):
-    """Pool the tokens of a layer to one vector per clip.
-
-    Args:
-        hidden_states: (B, prefix + N, D), prefix 1 with a CLS token and 0 without.
-        valid: (B, N), true where a patch is no padding.
-        pooling (`str`): "mean" over valid patches; "mean_std", mean and standard deviation over them; "cls".
-        has_cls (`bool`): whether the first token is a CLS token.
-
-    Returns:
-        float32 tensor (B, D), or (B, 2 D) for "mean_std".
-    """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling: got {pooling!r}; it takes one of {', '.join(POOLINGS)}")
-    if pooling == "cls":
-        if not has_cls:
-            raise ValueError("pooling: got 'cls', but the model has no CLS token; take 'mean' or 'mean_std'")
-        return hidden_states[:, 0].float()
-    patches = hidden_states[:, int(has_cls) :].float()  # (B, N, D)
-    weight = valid.float()[..., None]  # (B, N, 1)
-    weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1)
-    mean = (weight * patches).sum(dim=1)  # (B, D)
-    if pooling == "mean":
-        return mean
-    variance = (weight * (patches - mean[:, None]).square()).sum(dim=1)
-    return torch.cat([mean, variance.sqrt()], dim=-1)  # (B, 2 D)
-
-
 @torch.no_grad()
 def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_size=32, description="features"):
     """Pooled features of a frozen encoder; the model runs once for all layers and poolings.
+
+    Sounds that are longer than `examples.window` go through it in windows, and each of their frames counts once.
 
     Args:
         model: `BridleModel`. It is put in evaluation mode.
@@ -74,24 +51,15 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
     """
     model.eval()
     check_layers(model.config, layers)
-    has_cls = bool(model.config.use_cls_token)
+    check_poolings(model.config, poolings)
     found = {(layer, pooling): [] for layer in layers for pooling in poolings}
-    for values, mask in batches(examples, batch_size, model.device, description):
-        hidden = any(layer is not None for layer in layers)
-        output = run(model, values, mask, output_hidden_states=hidden)
-        valid = patch_validity(model, values, mask)
-        for (layer, pooling), rows in found.items():
-            tokens = output.last_hidden_state if layer is None else output.hidden_states[layer]
-            rows.append(pool(tokens, valid, pooling, has_cls).cpu().numpy())
+    for values, mask in batches(examples, batch_size, model.device, description, whole=True):
+        tokens, valid, grid = clip_tokens(model, values, mask, layers, examples.window, batch_size=batch_size)
+        for number, layer in enumerate(layers):
+            for pooling in poolings:
+                rows = pool(tokens[:, number], valid, pooling, model.config.use_cls_token, grid)
+                found[layer, pooling].append(rows.cpu().numpy())
     return {key: np.concatenate(rows) for key, rows in found.items()}
-
-
-def check_layers(config, layers):
-    """Raise a `ValueError` for a layer that the model does not have."""
-    depth = config.num_hidden_layers
-    for layer in layers:
-        if layer is not None and not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings.")
 
 
 def patch_validity(model, values, attention_mask):
@@ -110,10 +78,10 @@ def write_features(
     """Embed every clip that `data` names and stream the features to a parquet file.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
-    vector, or with `pooling="frames"` a vector a patch in time, with `start` beside it, the seconds at which each
-    begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and patches that
-    several windows see get the mean of what they make of them. A column of the dataset that is called like one of these
-    is written with the prefix `dataset_`.
+    vector, or with `pooling="frames"` and "frame_bands" a vector a patch in time, with `start` beside it, the seconds
+    at which each begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and
+    patches that several windows see get the mean of what they make of them. A column of the dataset that is called like
+    one of these is written with the prefix `dataset_`.
 
     Args:
         path: of the file.
@@ -121,8 +89,8 @@ def write_features(
         data: `DataArguments`.
         processor: the model's front-end.
         layers: as for `encoder_features`.
-        pooling (`str`): "mean" over all patches; "cls", the mean over windows; "frames", the mean over the patches that
-            share their place in time.
+        pooling (`str`): of `STREAMED_POOLINGS`, see `BridleModel.extract_features`; "cls" is the mean over windows,
+            weighted by their patches in time.
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
@@ -135,38 +103,42 @@ def write_features(
     """
     config = model.eval().config
     check_layers(config, layers)
-    if pooling not in STREAMED_POOLINGS:
-        raise ValueError(f"pooling: got {pooling!r}; it takes one of {', '.join(STREAMED_POOLINGS)}")
-    if pooling == "cls" and not config.use_cls_token:
-        raise ValueError("pooling: got 'cls', but the model has no CLS token; take 'mean' or 'frames'")
+    check_poolings(config, [pooling], STREAMED_POOLINGS)
     modality, prefix, unit = MODALITIES[config.modality], int(config.use_cls_token), config.patch_size[0]
     names = ["last" if layer is None else f"layer_{layer}" for layer in layers]
+    bandless = pooling in ("mean", "frames")
 
     def embed(values, mask):
-        output = run(model, values, mask, output_hidden_states=any(layer is not None for layer in layers))
-        tokens = [output.last_hidden_state if i is None else output.hidden_states[i] for i in layers]
-        tokens = torch.stack(tokens, dim=1).float()  # (B, layers, prefix + N, D)
+        tokens, _, grid = clip_tokens(model, values, mask, layers)  # (B, layers, prefix + N, D)
+        tokens = tokens.float()
         if pooling == "cls":
             return tokens[:, :, :1].cpu().numpy()
-        grid = model.patch_layer.grid(values)
         in_time = grid[0] if modality.has_time else 1
-        return tokens[:, :, prefix:].unflatten(2, (in_time, -1)).mean(dim=3).cpu().numpy()  # (B, layers, T, D)
+        patches = tokens[:, :, prefix:].unflatten(2, (in_time, -1))  # (B, layers, T, F, D)
+        return (patches.mean(dim=3) if bandless else patches.flatten(3)).cpu().numpy()  # (B, layers, T, D or F * D)
 
-    timed = pooling == "frames" and modality.hop_seconds is not None
+    timed = pooling in FRAME_POOLINGS and modality.hop_seconds is not None
     ours = [*names, *["start"] * timed]
 
     def rows():
         parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset, ours)
         for example, windows in parts:
             if pooling == "cls":
-                merged = np.mean([part for *_, part in windows], axis=0)  # (layers, 1, D)
+                chosen = np.average([x[:, 0] for *_, x in windows], axis=0, weights=[n or 1 for _, n, _ in windows])
             else:
-                merged = overlap_mean(windows)  # (layers, T, D)
-            times = {"start": frame_starts(merged.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
-            chosen = merged if pooling == "frames" else merged.mean(axis=1)
-            yield example | times | dict(zip(names, chosen, strict=True))
+                chosen = overlap_mean(windows)  # (layers, T, D or F * D)
+            times = {"start": frame_starts(chosen.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
+            if pooling not in ("cls", *FRAME_POOLINGS):
+                chosen = pool_frames(chosen, pooling, config.hidden_size)
+            yield example | times | dict(zip(names, chosen.astype(np.float32), strict=True))
 
     return write_parquet(path, rows())
+
+
+def pool_frames(frames, pooling, width):
+    """A vector a layer, as `pool` makes it, of the frames (layers, T, D or F * D) of a clip; `width` is D."""
+    tokens = torch.from_numpy(frames).unflatten(2, (-1, width)).flatten(1, 2)  # (layers, T * F, D)
+    return pool(tokens, None, pooling, False, frames.shape[1:2]).numpy()
 
 
 def overlap_mean(windows):

@@ -8,12 +8,12 @@ import torch
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .cross_validation import check_training, outer_folds
 
 MANY = 4000  # training rows of which a quarter, held out once, chooses C well enough
+PORTION = 8192  # rows that are looked at together
 C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -38,14 +38,51 @@ def _rotate(train, test):
     """Standardise by the training rows, and keep their span only: fewer features where some repeat others.
 
     The logistic loss with an L2 penalty does not change under rotation, and the weights lie in the span of the
-    training rows, so this changes the cost of a fit and not its result.
+    training rows, so this changes the cost of a fit and not its result. The directions are eigenvectors of the smaller
+    of two matrices of products, of features or of rows, in float64: beside the rows and the result, memory holds the
+    square of that number. Directions with less than 1e-12 of the largest variance are left out as rounding.
     """
-    scaler = StandardScaler().fit(train)
-    train, test = scaler.transform(train), scaler.transform(test)
-    _, singular_values, directions = np.linalg.svd(train, full_matrices=False)
-    rank = max(1, (singular_values > 1e-10 * singular_values[0]).sum())
-    basis = directions[:rank].T  # (d, rank)
-    return train @ basis, test @ basis
+    rows, width = train.shape
+    mean = train.mean(axis=0, dtype=np.float64)
+    products = np.zeros((width, width)) if width <= rows else None
+    squares = np.zeros(width)
+    for part in _portions(train):
+        centred = part - mean
+        squares += np.square(centred).sum(axis=0)
+        if products is not None:
+            products += centred.T @ centred
+    variance, rounding = squares / rows, np.finfo(np.float64).eps * rows
+    constant = variance <= rounding * variance + np.square(rounding * mean)  # as in scikit-learn's StandardScaler
+    scale = np.where(constant, 1.0, np.sqrt(variance))
+    if products is not None:
+        basis, _ = _directions(products / np.outer(scale, scale))
+    else:
+        standard = (train - mean) / scale
+        basis, values = _directions(standard @ standard.T)
+        basis = standard.T @ (basis / np.sqrt(values))  # (d, rank)
+    basis = basis / scale[:, None]
+
+    def turned(x):
+        found, start = np.empty((len(x), basis.shape[1])), 0
+        for part in _portions(x):
+            found[start : start + len(part)] = (part - mean) @ basis
+            start += len(part)
+        return found
+
+    return turned(train), turned(test)
+
+
+def _directions(products):
+    """Orthonormal eigenvectors (n, rank) of a symmetric matrix (n, n), and their eigenvalues, without the null ones."""
+    values, vectors = np.linalg.eigh(products)
+    kept = values > 1e-12 * values[-1]
+    kept[-1] = True  # of features that say nothing, too
+    return vectors[:, kept], np.maximum(values[kept], np.finfo(np.float64).tiny)
+
+
+def _portions(x):
+    """The rows in float64, some at a time."""
+    return (x[start : start + PORTION].astype(np.float64) for start in range(0, len(x), PORTION))
 
 
 def _scores(x, y, train, test, grid):
@@ -102,7 +139,7 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
         ValueError: if features are not a finite matrix with one row a label, labels not one class an example, or test
             folds none of the folds.
     """
-    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    x, y = np.asarray(features), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(f"features: got shape {x.shape} for {len(y)} labels; it takes (number of labels, d)")
     if y.ndim != 1:

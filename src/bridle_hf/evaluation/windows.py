@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..clip_features_bridle import window_starts
 from ..data.cache import in_portions, open_clips
 from ..data.modalities import modality_of
 from ..data.source import MARK
@@ -21,23 +22,6 @@ from ..files import whole_file
 logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
-
-
-def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int]:
-    """Where windows over a clip begin, in frames: at multiples of `unit`, the last one reaching the clip's end.
-
-    Args:
-        length: of the clip, size: of a window; in frames.
-        overlap: share of a window that the next one sees again, in [0, 1).
-        unit: frames of one patch, so that all windows have one grid.
-    """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap: got {overlap}; it takes a share in [0, 1).")
-    if length <= size:
-        return [0]
-    hop = max(unit, int(size * (1 - overlap)) // unit * unit)
-    last = math.ceil((length - size) / unit) * unit
-    return [*range(0, last, hop), last]
 
 
 def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None, ours=()):

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..clip_features_bridle import clip_logits
 from ..data.listing import name_some
 from ..data.mixing import cutmix, mixup
 from ..data.pixels import drawn_from
@@ -126,7 +127,8 @@ class TrainingBatches:
 
 
 def predict(trainer, examples, rows, views=(1, 1)):
-    """Logits (rows, classes) of clips as they are; with several views of a video, the mean of their logits.
+    """Logits (rows, classes) of clips as they are: with several views of a video, or windows of a long sound
+    (`clip_logits`), the mean of their logits.
 
     Each process takes its share of the clips, batch by batch, and gets the logits of all.
     """
@@ -140,9 +142,18 @@ def predict(trainer, examples, rows, views=(1, 1)):
         prefetch_factor=1 if workers else None,  # the views of a batch of videos are a gigabyte
         pin_memory=arguments.dataloader_pin_memory,
     )
+
+    def classify(values, mask):
+        batch = {"input_values": values, "attention_mask": mask}
+        return trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)[1]
+
     logits = []
     for batch in trainer.accelerator.prepare(loader):
-        _, scores, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+        if examples.window is None:
+            _, scores, _ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+        else:
+            values, unit = batch["input_values"], trainer.model.config.patch_size[0]
+            scores = clip_logits(classify, values, batch["attention_mask"], examples.window, unit, len(values))
         scores = scores.float().unflatten(0, (-1, prod(views))).mean(dim=1)  # (B, classes)
         logits.append(trainer.accelerator.gather_for_metrics(scores).cpu().numpy())
     return np.concatenate(logits)
@@ -151,7 +162,7 @@ def predict(trainer, examples, rows, views=(1, 1)):
 def plain_batch(examples, views, rows):
     """Collate row numbers to a batch without augmentation; see `VideoCollator.plain` for `views`."""
     options = {} if tuple(views) == (1, 1) else {"views": views}
-    return {name: torch.as_tensor(value) for name, value in examples.batch(rows, **options).items()}
+    return {name: torch.as_tensor(value) for name, value in examples.whole(rows, **options).items()}
 
 
 def cross_entropy(outputs, labels, num_items_in_batch=None):
