@@ -53,11 +53,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
     check_writable(recipe.output_dir)
-    if recipe.training.tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        logger.warning(
-            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
-            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
-        )
+    _say_what_tracks_nothing(recipe.training.tracker)
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
@@ -73,9 +69,18 @@ def check_finetuning(recipe: Any) -> None:
             refuses.
     """
     check_writable(recipe.output_dir)
+    _say_what_tracks_nothing(recipe.training.tracker)
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))
+
+
+def _say_what_tracks_nothing(tracker: str | None) -> None:
+    if tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        logger.warning(
+            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
+            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
+        )
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:
