@@ -28,6 +28,7 @@ from ..training.locking import sole_writer
 from ..training.parameters import parameter_groups
 from .folds import CHECKPOINTS, KeptFold, describe_data, finite, folder_names, mean_over_folds, skip_epochs_done
 from .recipe import FinetuneRecipe, FinetuneTraining
+from .tables import write_fold_tables, write_tables
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some, targets
 from .validation import Curves, Stopping, best_record, hold_out
 
@@ -52,7 +53,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
     Returns:
         dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
         first measure and `per_fold_MEASURE` of the others; `epochs` that the weights are of, with
-        `training.validation_share`; `from_scratch`, `seed`. Also written to results.json.
+        `training.validation_share`; `from_scratch`, `seed`. Also written to results.json; tables of the classes and the
+        clips, to the files that `tables` names.
 
     Raises:
         LabelError: for labels or folds that cannot be used, before the first clip is decoded.
@@ -101,6 +103,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         folder = Path(recipe.output_dir)
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        tested = {fold: (folder / names[fold], np.flatnonzero(folds == fold)) for fold in scores}
+        write_tables(folder, tested, examples, results)
     return results
 
 
@@ -155,6 +159,7 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     if missing := [name for name, value in scores.items() if np.isnan(value)]:
         logger.warning("fold %s has no %s: no class has both clips with it and without", fold, ", ".join(missing))
     if trainer.args.should_save:
+        write_fold_tables(kept.folder, logits, examples, test_rows)
         kept.finish(scores, epoch)
     return scores, epoch
 

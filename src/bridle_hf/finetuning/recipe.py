@@ -96,7 +96,8 @@ class FinetuneRecipe:
     Attributes:
         model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
         output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores; see
-            `folder_names`), results.json and finetune.yaml, this recipe with nothing left to look up.
+            `folder_names`), results.json, the tables of docs/finetuning.md, and finetune.yaml, this
+            recipe with nothing left to look up.
         data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
             as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
