@@ -52,9 +52,9 @@ def finetune(recipe, dataset=None, test_dataset=None):
 
     Returns:
         dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
-        first measure and `per_fold_MEASURE` of the others; `epochs` that the weights are of, with
-        `training.validation_share`; `from_scratch`, `seed`. Also written to results.json; tables of the classes and the
-        clips, to the files that `tables` names.
+        first measure and `per_fold_MEASURE` of the others; with `training.validation_share` the `epochs` that the
+        weights are of, and with `final` its `final_epochs`; `from_scratch`, `seed`. Also written to results.json, and
+        tables of the classes and the clips to the files that `tables` names.
 
     Raises:
         LabelError: for labels or folds that cannot be used, before the first clip is decoded.
@@ -69,6 +69,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
     if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
+    if recipe.final and test_dataset is not None:
+        raise ValueError("`final` is true; with a test_dataset it takes false, since its fold has all training clips.")
     examples = load_examples(recipe.data, processor, dataset, test_dataset, partial(check_labels, recipe))
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     names, read = folder_names(np.unique(folds).tolist()), describe_data(examples, folds)
@@ -84,9 +86,10 @@ def finetune(recipe, dataset=None, test_dataset=None):
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
             examples = load_examples(recipe.data, processor, dataset, test_dataset)
-        with sole_writer(kept.lock, PartialState(cpu=not torch.accelerator.is_available()).is_main_process):
+        with sole_writer(kept.lock, _is_main_process()):
             scores[fold], epochs[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
+    final_epochs = finetune_final(recipe, examples, processor, read, list(epochs.values())) if recipe.final else None
     measures = list(next(iter(scores.values())))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
     main, *others = measures
@@ -96,10 +99,11 @@ def finetune(recipe, dataset=None, test_dataset=None):
         "per_fold": per_fold[main],
         **{f"per_fold_{name}": per_fold[name] for name in others},
         **({"epochs": list(epochs.values())} if recipe.training.validation_share else {}),
+        **({"final_epochs": final_epochs} if recipe.final else {}),
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
-    if PartialState(cpu=not torch.accelerator.is_available()).is_main_process:
+    if _is_main_process():
         folder = Path(recipe.output_dir)
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -164,8 +168,39 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     return scores, epoch
 
 
-def train_classifier(recipe, fold, examples, train_rows, held_out, kept):
+def finetune_final(recipe, examples, processor, read, epochs):
+    """Trains a classifier on all clips and saves it to final/.
+
+    It takes as many epochs as those of the folds on average. The learning rate follows the cosine over the epochs of
+    the recipe, as it did in the folds.
+
+    Args:
+        read: see `describe_data`.
+        epochs: those that the weights of the folds are of.
+
+    Returns:
+        int: the epochs.
+    """
+    number = round(np.mean(epochs))
+    kept = KeptFold(
+        Path(recipe.output_dir) / "final", None, recipe, recipe.model, read | {"epochs": number}, examples.fingerprint
+    )
+    if kept.scores() is None:
+        with sole_writer(kept.lock, _is_main_process()):
+            rows = list(range(len(examples)))
+            trainer, _ = train_classifier(recipe, None, examples, rows, [], kept, number)
+            if trainer.args.should_save:
+                trainer.model.save_pretrained(kept.folder)
+                processor.save_pretrained(kept.folder)
+                kept.finish({}, number)
+        logger.info("%s: trained on all %d clips for %d epochs", kept.folder, len(rows), number)
+    return number
+
+
+def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_epoch=None):
     """Trains on some clips, from the last checkpoint of `kept` where there is one, and measures those held out.
+
+    It ends after `last_epoch`, if that is given and comes before the last one of the recipe.
 
     Returns:
         FoldTrainer: with the model, of the last epoch or the best one.
@@ -224,7 +259,11 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept):
         sampler,
         examples.clip_names,
         measure,
-        callbacks=[Sealing(kept), Curves(kept.folder, settings.tracker), Stopping(settings)],
+        callbacks=[
+            Sealing(kept),
+            Curves(kept.folder, settings.tracker),
+            Stopping(settings, last_epoch and last_epoch * steps_per_epoch),
+        ],
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -240,7 +279,7 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept):
         skip_epochs_done(checkpoint, sampler, settings.epochs * steps_per_epoch)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     step = trainer.state.global_step
-    if settings.keep == "best":
+    if settings.keep == "best" and held_out:
         step = best_record(trainer.state.log_history)["step"]
         trainer.load_weights(kept.folder / f"checkpoint-{step}")
     if held_out:
@@ -315,6 +354,10 @@ def score(logits, labels):
         "top_5_accuracy": top["top_k_accuracy"],
         "mean_average_precision": precision,
     }
+
+
+def _is_main_process():
+    return PartialState(cpu=not torch.accelerator.is_available()).is_main_process
 
 
 def _model_of(recipe, fold):

@@ -1,6 +1,6 @@
 """Files of a fine-tuned fold, from which an interrupted run of the same recipe resumes.
 
-fold-K/
+fold-K/, final/ (the latter without scores and tables)
     checkpoint-STEP/   Trainer's, from the end of an epoch, and manifest.json; removed when the fold is done
     metrics.jsonl      the curves, a record an epoch
     logits.npy, *.csv  what it says of the test clips
@@ -64,7 +64,7 @@ class KeptFold:
 
     Args:
         folder: fold-K/ in the recipe's `output_dir`.
-        fold: the value of the fold.
+        fold: the value of the fold; None for final/.
         recipe: the `FinetuneRecipe`.
         model: the pretrained model that it names for this fold.
         data: what was read, see `describe_data`.
@@ -186,7 +186,7 @@ def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> N
 def describe(recipe, model: str) -> dict:
     """What the scores of a fold follow from, as JSON values: not where files lie, how they are read, or other folds."""
     described = json.loads(json.dumps(asdict(recipe)))
-    for key in ("output_dir", "folds"):
+    for key in ("output_dir", "folds", "final"):
         del described[key]
     for key in ("cache_dir", "in_memory", "num_workers"):
         del described["data"][key]

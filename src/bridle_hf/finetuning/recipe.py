@@ -103,6 +103,8 @@ class FinetuneRecipe:
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
             with `training.layer_decay` null: random weights have no layers that should change slowly.
         folds: test folds to run; null is all of them.
+        final: train another classifier on all labelled clips after the folds, in final/, the one to use. It takes the
+            epochs whose weights the folds kept, on average.
         seed: of weights, order, augmentation and drawn folds.
         config: what to change in the model's config, such as `drop_path_rate` or `classifier_mask_ratio`.
         processor: what to change in the settings of its processor, such as `mean` or `frame_stride`.
@@ -113,6 +115,7 @@ class FinetuneRecipe:
     data: DataArguments
     from_scratch: bool = False
     folds: list[int | str] | None = None
+    final: bool = False
     seed: int = 0
     config: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
     processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
@@ -121,5 +124,13 @@ class FinetuneRecipe:
     def __post_init__(self):
         if "{fold}" in self.model and not self.folds:
             raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
+        if self.final and "{fold}" in self.model:
+            raise ValueError(
+                "`final` is true; with {fold} in `model` it takes false, since no model has seen all folds."
+            )
+        if self.final and self.data.test_split:
+            raise ValueError(
+                "`final` is true; with `data.test_split` it takes false, since its fold has all training clips."
+            )
         if not self.data.label_column:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")

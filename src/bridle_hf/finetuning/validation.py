@@ -70,7 +70,7 @@ class Stopping(TrainerCallback):
         self.settings, self.last_step = settings, last_step
 
     def on_step_end(self, args, state, control, **_):
-        if self.last_step is not None and state.global_step >= self.last_step:
+        if self.last_step is not None and self.last_step <= state.global_step < state.max_steps:
             self.stop(control)
 
     def on_evaluate(self, args, state, control, **_):
