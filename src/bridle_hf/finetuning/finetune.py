@@ -315,6 +315,8 @@ def build_classifier(recipe, source, label_names):
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     names = {"id2label": dict(enumerate(label_names)), "label2id": {n: label for label, n in enumerate(label_names)}}
     if recipe.from_scratch or before in (None, label_names):
+        if before and not recipe.from_scratch:
+            logger.info("model %s is a classifier of these classes; its head is kept", source)
         config.update(names)
         return classifier(config) if recipe.from_scratch else classifier.from_pretrained(source, config=config)
     logger.warning(
