@@ -18,6 +18,7 @@ from ..data.modalities import load_processor
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
+from ..finetuning.lora import require_peft
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.pretraining import PretrainRecipe
 from ..video_decoding_bridle import require_av
@@ -65,11 +66,14 @@ def check_finetuning(recipe: Any) -> None:
 
     Raises:
         FolderError: `output_dir` cannot be written to.
+        ModuleNotFoundError: `training.lora_rank` without peft.
         ValueError: there is no such model, a setting that its processor does not take, or data that `check_data`
             refuses.
     """
     check_writable(recipe.output_dir)
     _say_what_tracks_nothing(recipe.training.tracker)
+    if recipe.training.lora_rank:
+        require_peft()
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))

@@ -27,6 +27,7 @@ from ..recipe_reader import recipe_to_yaml
 from ..training.locking import sole_writer
 from ..training.parameters import parameter_groups
 from .folds import CHECKPOINTS, KeptFold, describe_data, finite, folder_names, mean_over_folds, skip_epochs_done
+from .lora import ADAPTER, add_adapters, require_peft
 from .recipe import FinetuneRecipe, FinetuneTraining
 from .tables import write_fold_tables, write_tables
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some, targets
@@ -60,6 +61,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
         LabelError: for labels or folds that cannot be used, before the first clip is decoded.
         FloatingPointError: the loss or the gradient of a step is NaN or inf.
         FolderError: for a fold's folder that another run writes to.
+        ModuleNotFoundError: `training.lora_rank` without peft.
         ValueError: for an option that the modality does not have, and for another number of processes than a fold was
             begun with.
     """
@@ -69,6 +71,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
     if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
+    if recipe.training.lora_rank:
+        require_peft()
     if recipe.final and test_dataset is not None:
         raise ValueError("`final` is true; with a test_dataset it takes false, since its fold has all training clips.")
     examples = load_examples(recipe.data, processor, dataset, test_dataset, partial(check_labels, recipe))
@@ -209,6 +213,8 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_ep
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
     settings = recipe.training
+    if settings.lora_rank:
+        model = add_adapters(model, settings)
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
     arguments = FoldArguments(
         output_dir=str(kept.folder),
@@ -228,6 +234,7 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_ep
         logging_nan_inf_filter=False,  # `FoldTrainer` looks itself
         report_to="none",
         remove_unused_columns=False,
+        label_names=["labels"],  # Trainer does not find them in a peft model
         dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.num_workers,
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
@@ -282,6 +289,10 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_ep
     if settings.keep == "best" and held_out:
         step = best_record(trainer.state.log_history)["step"]
         trainer.load_weights(kept.folder / f"checkpoint-{step}")
+    if settings.lora_rank:
+        if arguments.should_save:
+            model.save_pretrained(kept.folder / ADAPTER)
+        trainer.model = model.merge_and_unload()
     if held_out:
         logger.info("fold %s: the weights of epoch %d are kept", fold, step // steps_per_epoch)
     return trainer, step // steps_per_epoch

@@ -9,6 +9,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import processor_keys
 from ..recipe_reader import config_keys
+from .lora import TARGETS
 
 
 @dataclass
@@ -39,6 +40,12 @@ class FinetuneTraining:
         patience: measurements without a better one after which training stops; null never stops early.
         keep: the weights that are tested and saved: those of the "last" epoch, as in the paper, or of the "best" one on
             the validation share (highest accuracy, or mean average precision; of equals the lowest loss).
+        lora_rank: rank of the LoRA matrices that learn in place of those of the encoder, with peft; null trains the
+            encoder itself. The head is trained as a whole in any case.
+        lora_alpha: their product is scaled by alpha / rank; null is twice the rank.
+        lora_dropout: dropout before them.
+        lora_target_modules: which matrices of each layer get them; null is all: attention.qkv, attention.proj, mlp.fc1
+            and mlp.fc2.
         tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard"; null for none.
     """
 
@@ -63,6 +70,10 @@ class FinetuneTraining:
     eval_epochs: int = 1
     patience: int | None = None
     keep: Literal["last", "best"] = "last"
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = None
     tracker: str | None = None
 
     def __post_init__(self):
@@ -73,13 +84,20 @@ class FinetuneTraining:
             raise ValueError(
                 f"`clips_per_epoch` is {self.clips_per_epoch}; it takes a number of at least 1, with balanced=true."
             )
-        for name in ("mixup", "cutmix", "label_smoothing"):
+        for name in ("mixup", "cutmix", "label_smoothing", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a share between 0 and 1.")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` is {self.validation_share}; it takes a share of at least 0, below 1.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"`patience` is {self.patience}; it takes a whole number of at least 1, or null.")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"`lora_rank` is {self.lora_rank}; it takes a whole number of at least 1, or null.")
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if getattr(self, name) and self.lora_rank is None:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a `lora_rank`, such as 8.")
+        if unknown := set(self.lora_target_modules or ()) - set(TARGETS):
+            raise ValueError(f"`lora_target_modules` has {sorted(unknown)}; it takes some of {', '.join(TARGETS)}.")
         if self.tracker is not None and self.tracker not in LoggerType.list():
             raise ValueError(f"`tracker` is {self.tracker!r}; it takes null or one of {', '.join(LoggerType.list())}.")
         for name, unused in (("patience", None), ("keep", "last")):
@@ -124,6 +142,8 @@ class FinetuneRecipe:
     def __post_init__(self):
         if "{fold}" in self.model and not self.folds:
             raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
+        if self.from_scratch and self.training.lora_rank:
+            raise ValueError("`from_scratch` is true; with `training.lora_rank` it takes false.")
         if self.final and "{fold}" in self.model:
             raise ValueError(
                 "`final` is true; with {fold} in `model` it takes false, since no model has seen all folds."
