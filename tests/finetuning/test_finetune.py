@@ -196,9 +196,13 @@ def test_folds_and_labels_are_checked_before_a_clip_is_decoded(recipe, tones, tm
     refused("the largest class has 3 clips, too few to draw 5 folds", labelled(lambda _, n: f"{n // 3}"), data=drawn)
     refused("'cross_entropy'; clips with several labels take binary", rows.map(lambda row: {"sound": [row["sound"]]}))
     both = labelled(lambda sound, number: "high,low" if number == 5 else sound)
-    for name in ("high,low", "high; low", "['high', 'low']"):
+    for name, why in {
+        "high,low": "several labels are a list",
+        "high; low": "several labels are a list",
+        "['high', 'low']": "a list as text; a csv file holds none",
+    }.items():
         joined = both.map(lambda row, name=name: {"sound": name if "," in row["sound"] else row["sound"]})
-        refused("several labels are a list", joined, training={"loss": "binary_cross_entropy"})
+        refused(why, joined, training={"loss": "binary_cross_entropy"})
 
 
 def test_commas_in_the_names_of_single_classes_are_no_separators():
@@ -229,6 +233,35 @@ def test_a_classifier_goes_on_with_its_head_for_the_same_classes_alone(recipe, t
         assert not any((row == old).all() for row in other.classifier.weight for old in head.weight)
         assert torch.equal(other.bridle.embeddings.patch_embeddings.projection.weight,
                            same.bridle.embeddings.patch_embeddings.projection.weight)  # fmt: skip
+
+
+def test_a_fine_tuned_model_is_fine_tuned_further(recipe, tones, tone, tmp_path, caplog):
+    """To the same classes it goes on with its head; to others with one drawn anew, which is learned."""
+    caplog.set_level("INFO")
+    finetune(recipe(folds=[1], training={"epochs": 2}))
+    fold, first = tmp_path / "run" / "fold-1", tmp_path / "first"
+    fold.rename(first)
+    before = load_file(first / "model.safetensors")
+    standing = {"epochs": 1, "learning_rate": 1e-9, "layer_decay": None}
+    finetune(recipe(folds=[1], model=str(first), training=standing))
+    after = load_file(fold / "model.safetensors")
+    assert before.keys() == after.keys() and "is a classifier of these classes; its head is kept" in caplog.text
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+
+    rows = Dataset.from_parquet(str(tones / "train.parquet"))
+    names = {"low": ["bear", "cow"], "high": ["bird", "bat"]}
+    (tmp_path / "animals").mkdir()
+    others = rows.map(lambda row, number: {"sound": names[row["sound"]][number // 2 % 2]}, with_indices=True)
+    others.to_parquet(tmp_path / "animals" / "train.parquet")
+    data = {"dataset": str(tmp_path / "animals")}
+    caplog.clear()
+    finetune(recipe(folds=[1], model=str(first), data=data))
+    lines = [record.message for record in caplog.records if "the head for these is drawn anew" in record.message]
+    assert len(lines) == 1 and "is a classifier of other classes (high, low)" in lines[0]
+    classify = pipeline("audio-classification", model=str(fold))
+    scores = {found["label"]: found["score"] for found in classify(tone(0, 100).astype(np.float32), top_k=None)}
+    assert set(scores) == {"bat", "bear", "bird", "cow"} and scores["bear"] + scores["cow"] > 0.6
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ..data.modalities import load_processor
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
+from ..finetuning.lora import require_peft
 from ..modeling_bridle import BridleForClassification, BridleModel
 from ..training.evaluating import of_section
 from ..training.parameters import check_finite
@@ -81,11 +82,7 @@ def check_recipe(recipe: PretrainRecipe) -> None:
     """
     check_writable(recipe.output_dir)
     check_apart(recipe.output_dir, recipe.data.dataset)
-    if recipe.training.tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        logger.warning(
-            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
-            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
-        )
+    _say_what_tracks_nothing(recipe.training.tracker)
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
         check_data(recipe.data, processor)
@@ -102,14 +99,26 @@ def check_finetuning(recipe: Any) -> None:
 
     Raises:
         FolderError: `output_dir` cannot be written to.
+        ModuleNotFoundError: `training.lora_rank` without peft.
         ValueError: there is no such model, a setting that its processor does not take, or data that `check_data`
             refuses.
     """
     check_writable(recipe.output_dir)
     check_apart(recipe.output_dir, recipe.data.dataset)
+    _say_what_tracks_nothing(recipe.training.tracker)
+    if recipe.training.lora_rank:
+        require_peft()
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
     check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))
+
+
+def _say_what_tracks_nothing(tracker: str | None) -> None:
+    if tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        logger.warning(
+            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
+            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
+        )
 
 
 def check_data(data: DataArguments, processor, argument: str = "data.dataset") -> None:

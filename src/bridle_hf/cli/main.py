@@ -37,6 +37,7 @@ EXTRAS = {
     "av": ("av",),
     "report": ("matplotlib",),
     "tracking": ("tensorboard",),
+    "lora": ("peft",),
 }  # fmt: skip
 
 

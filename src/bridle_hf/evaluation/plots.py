@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..codebook_metrics import norm_histogram
+from ..markdown import one_line
 
 # matplotlib draws in these placeholder colours; `to_svg` exchanges them for what the page's style says.
 INK, GRID, FAINT = "#010101", "#020202", "#030303"
@@ -238,6 +239,38 @@ def norms_by_depth(qualities):
         legend_above(axis)
         figures.append(figure)
     return figures
+
+
+@matplotlib.rc_context(STYLE)
+def confusion_picture(counts, names):
+    """A confusion matrix, each cell as its share of the clips of the true class; with the counts, where they fit.
+
+    It is drawn for a white page, since it is a file of its own.
+
+    Args:
+        counts: (classes, classes), rows the true class.
+        names: of the classes.
+    """
+    classes = len(names)
+    side = 1.6 + max(2.0, 0.24 * classes)
+    figure, axis = panel(side + 0.8, side)
+    axis.grid(False)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    short = [name if len(name) <= 24 else f"{name[:23]}\u2026" for name in map(one_line, names)]
+    size = 8 if classes <= 30 else 6
+    axis.set_xticks(range(classes), short, rotation=90, fontsize=size)
+    axis.set_yticks(range(classes), short, fontsize=size)
+    axis.tick_params(length=0)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        ink = "white" if shares[row, column] > 0.5 else "black"
+        text = str(counts[row, column])
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=7 if len(text) < 4 else 4)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, aspect=30)
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return figure
 
 
 @matplotlib.rc_context(STYLE)

@@ -4,11 +4,10 @@ import json
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,15 +18,14 @@ from transformers import set_seed
 
 from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
-from ..data.arguments import DataArguments
 from ..data.examples import balanced_weights, load_examples
 from ..data.labels import LabelError
 from ..data.listing import name_some
-from ..data.modalities import MODALITIES, load_processor, modality_of, processor_keys
+from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
-from ..recipe_reader import config_keys, recipe_to_yaml
+from ..recipe_reader import recipe_to_yaml
 from ..training.locking import sole_writer
 from ..training.parameters import check_finite, parameter_groups
 from ..training.precision import settle
@@ -41,104 +39,21 @@ from .folds import (
     mean_over_folds,
     skip_epochs_done,
 )
-from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some
+from .lora import ADAPTER, add_adapters, require_peft
+from .recipe import FinetuneRecipe, FinetuneTraining
+from .tables import write_fold_tables, write_tables
+from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some, targets
+from .validation import Curves, Stopping, best_record, hold_out
+
+__all__ = ["FinetuneRecipe", "FinetuneTraining", "finetune"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class FinetuneTraining:
-    """How a fold is trained.
-
-    Attributes:
-        epochs: passes over the training folds; the model of the last one is reported and saved.
-        batch_size: clips a process takes in one forward pass.
-        learning_rate: peak of the cosine schedule, of the head; warmed up linearly over `warmup_epochs`.
-        max_grad_norm: gradients are scaled down to this norm; null never clips.
-        layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all, and 0
-            a linear probe: the encoder is frozen, and the head and the norm in front of it learn.
-        loss: "cross_entropy", or "binary_cross_entropy" over all classes (the paper's, also for ESC-50), which clips
-            with several labels need.
-        balanced: draw clips with replacement, each with a weight of the sum over its labels of 1 / clips with that
-            label, so that rare sounds are heard as often as frequent ones (the recipe of AudioSet's 2 M).
-        clips_per_epoch: with `balanced`, clips drawn an epoch; null is as many as there are.
-        mixup: share of the clips of a batch that are mixed with another one.
-        mixup_alpha: weights are drawn from Beta(alpha, alpha).
-        cutmix: share of the batches in which a box of each clip comes from another one instead (images, videos).
-        label_smoothing: share of each target that is spread over all classes.
-        mixed_precision: "no" or "bf16"; "auto" is bf16 where the processor has matrix units for it.
-        attention: an attention implementation of transformers; null leaves the choice to it, "auto" is the faster of
-            eager and sdpa.
-    """
-
-    epochs: int = 100
-    batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-3
-    warmup_epochs: float = 10.0
-    weight_decay: float = 1e-4
-    layer_decay: float | None = 0.75
-    max_grad_norm: float | None = 1.0
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
-    mixup: float = 0.5
-    mixup_alpha: float = 10.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
-    balanced: bool = False
-    clips_per_epoch: int | None = None
-    mixed_precision: Literal["auto", "no", "bf16"] = "no"
-    attention: str | None = None
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a whole number of at least 1.")
-        if self.clips_per_epoch is not None and not (self.balanced and self.clips_per_epoch > 0):
-            raise ValueError(
-                f"`clips_per_epoch` is {self.clips_per_epoch}; it takes a number of at least 1, with balanced=true."
-            )
-        for name in ("mixup", "cutmix", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a share between 0 and 1.")
-
-
-@dataclass
-class FinetuneRecipe:
-    """A fine-tuning run over the folds of a labelled set.
-
-    Attributes:
-        model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
-        output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores; see
-            `folder_names`), results.json and finetune.yaml, this recipe with nothing left to look up.
-        data: the labelled clips, and how the training ones are augmented. With `test_split` it is the only fold, named
-            as the split is; without that and without `fold_column`, five folds are drawn.
-        from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
-            with `training.layer_decay` null: random weights have no layers that should change slowly.
-        folds: test folds to run; null is all of them.
-        seed: of weights, order, augmentation and drawn folds.
-        config: what to change in the model's config, such as `drop_path_rate` or `classifier_mask_ratio`.
-        processor: what to change in the settings of its processor, such as `mean` or `frame_stride`.
-    """
-
-    model: str
-    output_dir: str
-    data: DataArguments
-    from_scratch: bool = False
-    folds: list[int | str] | None = None
-    seed: int = 0
-    config: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
-    processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
-    training: FinetuneTraining = field(default_factory=FinetuneTraining)
-
-    def __post_init__(self):
-        if "{fold}" in self.model and not self.folds:
-            raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
-        if not self.data.label_column:
-            raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
-
-
 def finetune(recipe, dataset=None, test_dataset=None):
-    """Fine-tunes one model a fold on the other folds and tests it on that fold, after the last epoch.
+    """Fine-tunes one model a fold on the other folds and tests it on that fold.
+
+    It is tested after the last epoch, or with the weights of the best one, see `FinetuneTraining.keep`.
 
     Started again, it passes over folds that are done and goes on with the unfinished one from its last checkpoint.
     What another recipe or pretrained model left in the folder of a fold is moved to fold-K.old-1, fold-K.old-2, ...
@@ -150,12 +65,15 @@ def finetune(recipe, dataset=None, test_dataset=None):
 
     Returns:
         dict: the measures of `score`, as means over folds; `folds`, and in their order the lists `per_fold` of the
-        first measure and `per_fold_MEASURE` of the others; `from_scratch`, `seed`. Also written to results.json.
+        first measure and `per_fold_MEASURE` of the others; with `training.validation_share` the `epochs` that the
+        weights are of, and with `final` its `final_epochs`; `from_scratch`, `seed`. Also written to results.json, and
+        tables of the classes and the clips to the files that `tables` names.
 
     Raises:
         LabelError: for labels or folds that cannot be used, before the first clip is decoded.
         FloatingPointError: the loss or the gradient of a step is NaN or inf.
         FolderError: for a fold's folder that another run writes to.
+        ModuleNotFoundError: `training.lora_rank` without peft.
         ValueError: for an option that the modality does not have, and for another number of processes than a fold was
             begun with.
     """
@@ -166,24 +84,29 @@ def finetune(recipe, dataset=None, test_dataset=None):
         raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
     if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
         raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
+    if recipe.training.lora_rank:
+        require_peft()
+    if recipe.final and test_dataset is not None:
+        raise ValueError("`final` is true; with a test_dataset it takes false, since its fold has all training clips.")
     examples = load_examples(recipe.data, processor, dataset, test_dataset, partial(check_labels, recipe))
     folds = outer_folds(examples.labels, examples.folds, recipe.seed)
     names, read = folder_names(np.unique(folds).tolist()), describe_data(examples, folds)
-    scores = {}
+    scores, epochs = {}, {}
     for fold in choose_folds(recipe.folds, folds, examples.test_folds):
         folder = Path(recipe.output_dir) / names[fold]
         kept = KeptFold(folder, fold, recipe, _model_of(recipe, fold), read, examples.fingerprint)
         if (before := kept.scores()) is not None:
-            scores[fold] = before
+            scores[fold], epochs[fold] = before, kept.epoch()
             logger.info("fold %s was done before: %s", fold, before)
             continue
         of_this_fold = load_processor(_model_of(recipe, fold), recipe.config, **recipe.processor)
         if of_this_fold.to_dict() != processor.to_dict():
             processor = of_this_fold
             examples = load_examples(recipe.data, processor, dataset, test_dataset)
-        with sole_writer(kept.lock, PartialState(cpu=not torch.accelerator.is_available()).is_main_process):
-            scores[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
+        with sole_writer(kept.lock, _is_main_process()):
+            scores[fold], epochs[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
+    final_epochs = finetune_final(recipe, examples, processor, read, list(epochs.values())) if recipe.final else None
     measures = list(next(iter(scores.values())))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
     main, *others = measures
@@ -192,13 +115,17 @@ def finetune(recipe, dataset=None, test_dataset=None):
         "folds": list(scores),
         "per_fold": per_fold[main],
         **{f"per_fold_{name}": per_fold[name] for name in others},
+        **({"epochs": list(epochs.values())} if recipe.training.validation_share else {}),
+        **({"final_epochs": final_epochs} if recipe.final else {}),
         "from_scratch": recipe.from_scratch,
         "seed": recipe.seed,
     }
-    if PartialState(cpu=not torch.accelerator.is_available()).is_main_process:
+    if _is_main_process():
         folder = Path(recipe.output_dir)
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        tested = {fold: (folder / names[fold], np.flatnonzero(folds == fold)) for fold in scores}
+        write_tables(folder, tested, examples, results)
     return results
 
 
@@ -218,6 +145,15 @@ def check_labels(recipe, found):
             )
         logger.warning("%s; it is taken for a class of its own", parts)
     check_folds(found, recipe.seed, recipe.folds)
+    if share := recipe.training.validation_share:
+        folds = outer_folds(found.labels, found.folds, recipe.seed)
+        for fold in choose_folds(recipe.folds, folds, found.test_folds):
+            rows = np.flatnonzero(folds != fold)
+            if not hold_out(found.labels, rows, share, recipe.seed)[1]:
+                raise LabelError(
+                    f"`training.validation_share` is {share}: none of the {len(rows)} training clips of fold {fold!r}; "
+                    "it takes a larger share."
+                )
 
 
 def joined_label(names):
@@ -232,6 +168,63 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
 
     Returns:
         dict: what `score` gives for the test clips.
+        int: the epoch whose weights were tested.
+    """
+    train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
+    held_out = []
+    if recipe.training.validation_share:
+        train_rows, held_out = hold_out(examples.labels, train_rows, recipe.training.validation_share, recipe.seed)
+    trainer, epoch = train_classifier(recipe, fold, examples, train_rows, held_out, kept)
+    if trainer.args.should_save:
+        trainer.model.save_pretrained(kept.folder)
+        processor.save_pretrained(kept.folder)
+    logits = predict(trainer, examples, test_rows, recipe.data.test_views)
+    scores = score_sound(f"fold {fold}", logits, examples, test_rows)
+    if missing := [name for name, value in scores.items() if np.isnan(value)]:
+        logger.warning("fold %s has no %s: no class has both clips with it and without", fold, ", ".join(missing))
+    if trainer.args.should_save:
+        write_fold_tables(kept.folder, logits, examples, test_rows)
+        kept.finish(scores, epoch)
+    return scores, epoch
+
+
+def finetune_final(recipe, examples, processor, read, epochs):
+    """Trains a classifier on all clips and saves it to final/.
+
+    It takes as many epochs as those of the folds on average. The learning rate follows the cosine over the epochs of
+    the recipe, as it did in the folds.
+
+    Args:
+        read: see `describe_data`.
+        epochs: those that the weights of the folds are of.
+
+    Returns:
+        int: the epochs.
+    """
+    number = round(np.mean(epochs))
+    kept = KeptFold(
+        Path(recipe.output_dir) / "final", None, recipe, recipe.model, read | {"epochs": number}, examples.fingerprint
+    )
+    if kept.scores() is None:
+        with sole_writer(kept.lock, _is_main_process()):
+            rows = list(range(len(examples)))
+            trainer, _ = train_classifier(recipe, None, examples, rows, [], kept, number)
+            if trainer.args.should_save:
+                trainer.model.save_pretrained(kept.folder)
+                processor.save_pretrained(kept.folder)
+                kept.finish({}, number)
+        logger.info("%s: trained on all %d clips for %d epochs", kept.folder, len(rows), number)
+    return number
+
+
+def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_epoch=None):
+    """Trains on some clips, from the last checkpoint of `kept` where there is one, and measures those held out.
+
+    It ends after `last_epoch`, if that is given and comes before the last one of the recipe.
+
+    Returns:
+        FoldTrainer: with the model, of the last epoch or the best one.
+        int: that epoch, counted from 1.
     """
     set_seed(recipe.seed)
     model = build_classifier(recipe, _model_of(recipe, fold), examples.label_names)
@@ -239,11 +232,13 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     settings = recipe.training
     if settings.layer_decay == 0:
         model.bridle.requires_grad_(False)  # no gradient through it, and none of it in the norm that is clipped
-    train_rows, test_rows = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
+    if settings.lora_rank:
+        model = add_adapters(model, settings)
     clips_per_epoch = settings.clips_per_epoch or len(train_rows)
     arguments = FoldArguments(
         output_dir=str(kept.folder),
         num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=max(1, 4 * settings.batch_size // prod(recipe.data.test_views)),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
@@ -252,12 +247,13 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         use_cpu=not torch.accelerator.is_available(),
         bf16=settings.mixed_precision == "bf16",
         seed=recipe.seed,
-        eval_strategy="no",
+        eval_strategy="steps" if held_out else "no",
         save_strategy="steps",
-        logging_strategy="epoch",
+        logging_strategy="steps",
         logging_nan_inf_filter=False,  # `FoldTrainer` looks itself
         report_to="none",
         remove_unused_columns=False,
+        label_names=["labels"],  # Trainer does not find them in a peft model
         dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.num_workers,
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
@@ -269,7 +265,10 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     clips_per_step = settings.batch_size * settings.gradient_accumulation_steps * arguments.world_size
     steps_per_epoch = ceil(clips_per_epoch / clips_per_step)
     arguments.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-    arguments.save_steps = ceil(settings.epochs / CHECKPOINTS) * steps_per_epoch  # at the end of epochs
+    # In the last step of an epoch, in this order: a checkpoint holds the records up to its own step.
+    arguments.logging_steps = steps_per_epoch
+    arguments.eval_steps = settings.eval_epochs * steps_per_epoch
+    arguments.save_steps = ceil(settings.epochs / CHECKPOINTS) * steps_per_epoch
     groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.layer_decay)
     sampler = None
     if settings.balanced:
@@ -277,13 +276,24 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
         # seeded, because all processes have to draw the same clips before they share them out
         generator = torch.Generator().manual_seed(recipe.seed)
         sampler = WeightedRandomSampler(weights, clips_per_epoch, generator=generator)
+
+    def measure(trainer):
+        logits = predict(trainer, examples, held_out, recipe.data.test_views)
+        return score_sound(f"the validation of fold {fold}", logits, examples, held_out, LOSSES[settings.loss])
+
     trainer = FoldTrainer(
         sampler,
         examples.clip_names,
-        callbacks=[Sealing(kept)],
+        measure,
+        callbacks=[
+            Sealing(kept),
+            Curves(kept.folder, settings.tracker),
+            Stopping(settings, last_epoch and last_epoch * steps_per_epoch),
+        ],
         model=model,
         args=arguments,
         train_dataset=train_rows,
+        eval_dataset=held_out,
         data_collator=TrainingBatches(examples, settings),
         compute_loss_func=LOSSES[settings.loss],
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": settings.learning_rate}),
@@ -294,20 +304,32 @@ def finetune_fold(recipe, fold, examples, test, processor, kept):
     if checkpoint is not None:
         skip_epochs_done(checkpoint, sampler, settings.epochs * steps_per_epoch)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if arguments.should_save:
-        model.save_pretrained(kept.folder)
-        processor.save_pretrained(kept.folder)
-    logits = predict(trainer, examples, test_rows, recipe.data.test_views)
+    step = trainer.state.global_step
+    if settings.keep == "best" and held_out:
+        step = best_record(trainer.state.log_history)["step"]
+        trainer.load_weights(kept.folder / f"checkpoint-{step}")
+    if settings.lora_rank:
+        if arguments.should_save:
+            model.save_pretrained(kept.folder / ADAPTER)
+        trainer.model = model.merge_and_unload()
+    if held_out:
+        logger.info("fold %s: the weights of epoch %d are kept", fold, step // steps_per_epoch)
+    return trainer, step // steps_per_epoch
+
+
+def score_sound(what, logits, examples, rows, loss=None):
+    """`score` of clips without those whose logits (rows, classes) hold NaN or inf, which are named; with their `loss`,
+    one of `LOSSES`, if it is given."""
     sound = np.isfinite(logits).all(axis=1)
     if not sound.all():
-        bad = [row for row, is_sound in zip(test_rows, sound, strict=True) if not is_sound]
+        bad = [row for row, is_sound in zip(rows, sound, strict=True) if not is_sound]
         named = some(examples.clip_names, bad)
-        logger.warning("fold %s is scored without %d clips that give NaN or inf: %s", fold, len(bad), named)
-    scores = score(logits[sound], examples.labels[test_rows][sound])
-    if missing := [name for name, value in scores.items() if np.isnan(value)]:
-        logger.warning("fold %s has no %s: no class has both clips with it and without", fold, ", ".join(missing))
-    if arguments.should_save:
-        kept.finish(scores)
+        logger.warning("%s is scored without %d clips that give NaN or inf: %s", what, len(bad), named)
+    logits, labels = logits[sound], examples.labels[rows][sound]
+    scores = score(logits, labels)
+    if loss is not None:
+        value = loss({"logits": torch.as_tensor(logits)}, torch.as_tensor(targets(labels, len(examples.label_names))))
+        scores["loss"] = value.item()
     return scores
 
 
@@ -323,6 +345,8 @@ def build_classifier(recipe, source, label_names):
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     names = {"id2label": dict(enumerate(label_names)), "label2id": {n: label for label, n in enumerate(label_names)}}
     if recipe.from_scratch or before in (None, label_names):
+        if before and not recipe.from_scratch:
+            logger.info("model %s is a classifier of these classes; its head is kept", source)
         config.update(names)
         return classifier(config) if recipe.from_scratch else classifier.from_pretrained(source, config=config)
     logger.warning(
@@ -362,6 +386,10 @@ def score(logits, labels):
         "top_5_accuracy": top["top_k_accuracy"],
         "mean_average_precision": precision,
     }
+
+
+def _is_main_process():
+    return PartialState(cpu=not torch.accelerator.is_available()).is_main_process
 
 
 def _model_of(recipe, fold):

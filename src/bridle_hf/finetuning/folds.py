@@ -1,9 +1,12 @@
 """Files of a fine-tuned fold, from which an interrupted run of the same recipe resumes.
 
-fold-K/
+fold-K/, final/ (the latter without scores and tables)
     checkpoint-STEP/   Trainer's, from the end of an epoch, and manifest.json; removed when the fold is done
+    metrics.jsonl      the curves, a record an epoch
+    logits.npy, *.csv  what it says of the test clips
     config.json, ...   the model, as soon as it is trained
-    fold.json          the fold, the recipe and the data that all of this follows from; the scores once it is done
+    fold.json          the fold, the recipe and the data that all of this follows from; the scores and the epoch that
+                       the weights are of once it is done
 
 Trainer keeps the optimizer, the schedule and the random state of a checkpoint as pickles. They are read only if the
 manifest says that they are what was written, and with torch's `weights_only=True`, which runs nothing that is in them.
@@ -26,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import FolderLock, set_aside, sha256, write_whole
 from ..recipe_reader import changed_keys
+from .validation import best_record
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class KeptFold:
 
     Args:
         folder: fold-K/ in the recipe's `output_dir`.
-        fold: the value of the fold.
+        fold: the value of the fold; None for final/.
         recipe: the `FinetuneRecipe`.
         model: the pretrained model that it names for this fold.
         data: what was read, see `describe_data`.
@@ -79,13 +83,17 @@ class KeptFold:
             return None
         return {name: np.nan if value is None else float(value) for name, value in record["scores"].items()}
 
+    def epoch(self) -> int:
+        """The epoch that the weights of a completed fold are of."""
+        return self._read()["epoch"]
+
     def checkpoint(self) -> Path | None:
         """The newest whole checkpoint of this recipe; None to start from scratch. Removes later ones, which are damaged
-        or were not finished. In the main process only."""
+        (or whose best one is) or were not finished. In the main process only."""
         if self._read().get("recipe") != self.recipe:
             return None
         for path in reversed(self._checkpoints()):
-            if is_whole(path):
+            if is_whole(path) and all(map(is_whole, self._best_of(path))):
                 return path
             logger.warning("passing over %s, which is damaged or was not finished", path)
             shutil.rmtree(path)
@@ -110,16 +118,27 @@ class KeptFold:
         write_whole(
             path / MANIFEST, json.dumps({str(each.relative_to(path)): sha256(each) for each in files}, indent=1)
         )
-        for old in self._checkpoints()[:-KEPT]:
+        newest = self._checkpoints()[-KEPT:]
+        needed = {*newest, *(best for each in newest for best in self._best_of(each))}
+        for old in set(self._checkpoints()) - needed:
             shutil.rmtree(old)
 
-    def finish(self, scores: dict[str, float]) -> None:
-        """Write the scores and delete the checkpoints, in the main process only."""
+    def finish(self, scores: dict[str, float], epoch: int) -> None:
+        """Write the scores and the epoch of the weights, and delete the checkpoints, in the main process only."""
         # of a measure that has no value and of one without bounds, the latter alone counts in the mean over folds
         kept = {name: str(value) if np.isinf(value) else finite(value) for name, value in scores.items()}
-        self._write({"scores": kept})
+        self._write({"scores": kept, "epoch": epoch})
         for path in self._checkpoints():
             shutil.rmtree(path)
+
+    def _best_of(self, checkpoint: Path) -> list[Path]:
+        """The checkpoint of the best epoch up to one, where the best is kept: none or one."""
+        try:
+            history = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME).log_history
+        except (OSError, ValueError, TypeError):
+            return []
+        best = best_record(history) if self.recipe["training"]["keep"] == "best" else None
+        return [checkpoint.with_name(f"checkpoint-{best['step']}")] if best else []
 
     def _checkpoints(self) -> list[Path]:
         """The folders of checkpoints, oldest first."""
@@ -177,10 +196,11 @@ def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> N
 def describe(recipe, model: str) -> dict:
     """What the scores of a fold follow from, as JSON values: not where files lie, how they are read, or other folds."""
     described = json.loads(json.dumps(asdict(recipe)))
-    for key in ("output_dir", "folds"):
+    for key in ("output_dir", "folds", "final"):
         del described[key]
     for key in ("cache_dir", "in_memory", "num_workers"):
         del described["data"][key]
+    del described["training"]["tracker"]
     return described | {"model_files": digest(model)}
 
 

@@ -35,17 +35,35 @@ class FoldArguments(TrainingArguments):
 class FoldTrainer(Trainer):
     """Trainer with a `sampler` of its own for the training clips, or Trainer's default when it is None.
 
+    `measure` takes the trainer and returns measures of the clips held out, name -> value; what it draws leaves the
+    random numbers of training alone.
     A step whose loss or gradient is not finite raises a `FloatingPointError` that names its clips, in all processes and
     before it has changed a weight. `clip_names` are those of all clips.
     """
 
-    def __init__(self, sampler, clip_names=(), **options):
-        self.sampler, self.clip_names = sampler, clip_names
+    def __init__(self, sampler, clip_names=(), measure=None, **options):
+        self.sampler, self.clip_names, self.measure = sampler, clip_names, measure
         self.taken = []  # clips, those of them that are not finite, and loss of the micro-batches since the last step
         super().__init__(**options)
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler or super()._get_train_sampler(train_dataset)
+
+    def _get_learning_rate(self):
+        """That of the head, for the records: the highest of the groups."""
+        return max(self.lr_scheduler.get_last_lr())
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+            measures = self.measure(self)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def load_weights(self, checkpoint):
+        """Put the weights of a checkpoint into the model."""
+        self._load_from_checkpoint(str(checkpoint))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         rows = inputs.pop("rows")
@@ -102,15 +120,14 @@ class TrainingBatches:
         rng = np.random.default_rng(torch.randint(2**63 - 1, ()).item())
         batch = self.examples.training_batch(rows, rng)
         classes = len(self.examples.label_names)
-        labels = self.examples.labels[rows]
-        targets = labels.astype(np.float32) if labels.ndim > 1 else np.eye(classes, dtype=np.float32)[labels]
-        targets += self.settings.label_smoothing * (1 / classes - targets)
+        wanted = targets(self.examples.labels[rows], classes)
+        wanted += self.settings.label_smoothing * (1 / classes - wanted)
         if self.settings.cutmix and rng.random() < self.settings.cutmix:
             with drawn_from(rng):
-                batch["pixel_values"], targets = cutmix(batch["pixel_values"], targets)
+                batch["pixel_values"], wanted = cutmix(batch["pixel_values"], wanted)
         else:
-            batch, targets = self.mix(batch, targets, rng)
-        batch |= {"labels": targets, "rows": rows}
+            batch, wanted = self.mix(batch, wanted, rng)
+        batch |= {"labels": wanted, "rows": rows}
         return {name: torch.as_tensor(value) for name, value in batch.items()}
 
     def mix(self, batch, targets, rng):
@@ -124,6 +141,11 @@ class TrainingBatches:
         if mask is None:
             return {name: stacked}, targets
         return {name: stacked[..., :-1], "attention_mask": (stacked[..., -1] > 0).astype(mask.dtype)}, targets
+
+
+def targets(labels, classes):
+    """Float32 targets (B, classes) of labels: (B,) classes, or multi-hot (B, classes)."""
+    return labels.astype(np.float32) if labels.ndim > 1 else np.eye(classes, dtype=np.float32)[labels]
 
 
 def predict(trainer, examples, rows, views=(1, 1)):

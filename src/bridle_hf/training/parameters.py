@@ -8,6 +8,7 @@ from torch import nn
 
 def layer_id(name: str, num_layers: int) -> int:
     """Depth of a parameter of a classifier: 0 for the embeddings, i + 1 for layer i, `num_layers` + 1 for the head."""
+    name = name.removeprefix("base_model.model.")  # of a peft model
     if match := re.match(r"bridle\.layers\.(\d+)\.", name):
         return int(match[1]) + 1
     return 0 if name.startswith("bridle.embeddings.") else num_layers + 1
