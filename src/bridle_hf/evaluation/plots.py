@@ -150,7 +150,7 @@ def evaluation_curves(records):
         if not any(lines.values()):
             continue
         figure, axis = panel(4.2, 2.6)
-        for number, (label, points) in enumerate(lines.items()):
+        for number, (label, points) in enumerate(lines.items(), start=1):  # the first colour is a grey
             if points:
                 axis.plot(*zip(*points, strict=True), color=SERIES[number], marker="o", markersize=3, label=label)
         for step in begun[1:]:
