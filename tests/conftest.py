@@ -46,6 +46,7 @@ END_TO_END = (
     "tests/evaluation/test_in_hand.py",
     "tests/evaluation/test_long_clips.py",
     "tests/evaluation/test_probe.py",
+    "tests/evaluation/test_probe_kinds.py",
     "tests/evaluation/test_report.py",
     "tests/evaluation/test_scripts.py",
     "tests/evaluation/test_study.py",

@@ -13,6 +13,7 @@ SCRIPTS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "probe": "linear_probe",
+    "compare": "compare_probes",
     "features": "extract_features",
     "tokens": "tokenize_audio",
     "report": "codebook_report",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from bridle_hf.evaluation.measures import choose_neighbours, knn_accuracy, knn_predictions, rank_me, spread
+from bridle_hf.evaluation.measures import choose_neighbours, knn_accuracy, knn_predict, rank_me, spread
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,11 @@ def test_neighbours_by_hand():
         return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
 
     train, labels = at(2, 10, 12, 90), np.array([0, 1, 1, 0])
-    assert knn_predictions(train, labels, at(0, 85), k=1).tolist() == [0, 0]
-    assert knn_predictions(train, labels, at(0, 85), k=3).tolist() == [1, 1]
-    # one vote each, the closer has it; lengths play no part
-    assert knn_predictions(train[:2] * [[0.01], [100]], labels[:2], at(4, 9), k=2).tolist() == [0, 1]
+    assert knn_predict(train, labels, at(0, 85), k=1).tolist() == [0, 0]
+    assert knn_predict(train, labels, at(0, 85), k=3).tolist() == [1, 1]
+    # lengths play no part; with one vote each the first class has it
+    assert knn_predict(train[:2] * [[0.01], [100]], labels[:2], at(4, 9), k=1).tolist() == [0, 1]
+    assert knn_predict(train[:2], labels[:2], at(4, 9), k=2).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("k", [1, 4, 15])
@@ -35,11 +36,10 @@ def test_neighbours_are_scikit_learns(blobs, k):
     right = []
     for fold in range(3):
         test = folds == fold
-        # the same rule for ties: similarities that add up to less than a vote
-        peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: 1 + (1 - d) / 1000)
+        peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
         peer.fit(features[~test], labels[~test])
         predicted = peer.predict(features[test])
-        assert knn_predictions(features[~test], labels[~test], features[test], k).tolist() == predicted.tolist()
+        assert knn_predict(features[~test], labels[~test], features[test], k).tolist() == predicted.tolist()
         right.append(predicted == labels[test])
     assert knn_accuracy(features, labels, folds, k=k) == pytest.approx(np.concatenate(right).mean())
     assert knn_accuracy(features, labels, folds, k=k, test_folds=[1]) == pytest.approx(right[1].mean())

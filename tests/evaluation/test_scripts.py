@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from bridle_hf import BridleFeatureExtractor, BridleModel
 from bridle_hf.data import decode_audio
+from bridle_hf.evaluation.comparison import read_predictions
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def labelled(tones):
         (["--layer", "1", "--pooling", "mean_std"], 48, [0]),
         (["--baseline", "random", "--seeds", "0", "1"], 24, [0, 1]),
         (["--baseline", "logmel"], 128, [0]),
+        (["--pooling", "bands_std", "--pad-short", "--test-windows", "first"], 4 * 48, [0]),
     ],
 )
 def test_probe_ends_with_one_json_object(script, labelled, pretrained, options, dimensions, seeds):
@@ -48,6 +50,17 @@ def test_probe_ends_with_one_json_object(script, labelled, pretrained, options, 
     assert report["accuracy"] == pytest.approx(sum(report["per_fold"]) / 3)
     assert report["accuracy"] > 0.8  # low and high tones: random features tell them apart
     assert report["dimensions"] == dimensions and report["seeds"] == seeds and report["clips"] == 24
+
+
+@pytest.mark.parametrize("kind", ["knn", "gradient"])
+def test_probes_of_other_kinds_write_what_they_say_of_each_clip(script, labelled, pretrained, tmp_path, kind):
+    options = ["--kind", kind, "--output", tmp_path / "said.csv", "--seeds", 0]
+    report = json.loads(script("linear_probe.py", "--model", pretrained, *labelled, *options).splitlines()[-1])
+    rows = read_predictions(tmp_path / "said.csv")
+    assert [row["label"] for row in rows] == ["low", "high"] * 12 and [row["fold"] for row in rows][::8] == list("123")
+    assert sum(row["label"] == row["said"] for row in rows) / 24 == pytest.approx(report["accuracy"])
+    assert report["kind"] == kind and report["interval"][0] <= report["accuracy"] <= report["interval"][1]
+    assert report["accuracy"] > 0.7
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])

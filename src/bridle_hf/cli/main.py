@@ -15,7 +15,8 @@ from pathlib import Path
 COMMANDS = {
     "pretrain": (".pretrain", "run a recipe's phases of pretraining"),
     "finetune": (".finetune", "fine-tune a pretrained encoder on a labelled set"),
-    "probe": (".probe", "linear probe of a frozen encoder, or of a baseline"),
+    "probe": (".probe", "probe of a frozen encoder, or of a baseline"),
+    "compare": (".compare", "two probes clip by clip, or what one of them gets wrong"),
     "features": (".features", "embed a dataset: one parquet file of features"),
     "tokens": (".tokens", "tokenize a dataset: one parquet file of codes"),
     "report": (".report", "HTML page about the codebooks of a pretrained model"),

@@ -3,45 +3,52 @@
 import numpy as np
 
 NEIGHBOURS = 20  # Wu et al. 2018 (arXiv 1805.01978) and DINO's evaluation take 20 or 200
+DISTANCES = ("cosine", "euclidean")
 ROWS_AT_ONCE = 1024
 
 
 def choose_neighbours(labels, most=NEIGHBOURS):
-    """k for `knn_predictions`: no more than the mean number of clips of a class, from 1 to `most`."""
+    """k for `knn_predict`: no more than the mean number of clips of a class, from 1 to `most`."""
     return max(1, min(most, len(labels) // len(np.unique(labels))))
 
 
-def knn_predictions(train, labels, test, k):
-    """Classes by a vote of the k nearest training rows in cosine similarity.
-
-    Between classes with equally many votes the similarities of the voters, added up, decide.
+def knn_predict(train, labels, test, k, distance="cosine"):
+    """Classes by a vote of the k nearest training rows, each with one voice.
 
     Args:
         train: (n, d).
         labels: (n,) classes of any type.
         test: (m, d).
-        k (`int`): voters, at most n.
+        k: voters, at most n; or several numbers of them.
+        distance (`str`): "cosine" or "euclidean".
 
     Returns:
-        (m,) classes.
+        (m,) classes, or (len(k), m); of classes with equally many votes the first in order, as in scikit-learn.
+
+    Raises:
+        ValueError: another distance, or a k that is not between 1 and n.
     """
-    train, test = normalized(train), normalized(test)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance: got {distance!r}; it takes one of {', '.join(DISTANCES)}.")
+    voters = np.atleast_1d(k)
+    if voters.min() < 1 or voters.max() > len(train):
+        raise ValueError(f"k: got {voters.tolist()}; it takes numbers from 1 to {len(train)}, the training rows.")
+    train, test = (normalized(x) if distance == "cosine" else np.asarray(x, dtype=np.float64) for x in (train, test))
     classes, index = np.unique(labels, return_inverse=True)
-    k = min(k, len(train))
-    found = []
+    found = np.empty((len(voters), len(test)), dtype=classes.dtype)
     for start in range(0, len(test), ROWS_AT_ONCE):
-        similarities = test[start : start + ROWS_AT_ONCE] @ train.T
-        nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-        # two sums of k similarities differ by 2 k at most, which is less than a vote here
-        votes = 1 + np.take_along_axis(similarities, nearest, axis=1) / (2 * k + 1)
-        scores = np.zeros((len(similarities), len(classes)))
-        np.add.at(scores, (np.arange(len(scores))[:, None], index[nearest]), votes)
-        found.append(classes[scores.argmax(axis=1)])
-    return np.concatenate(found)
+        rows = test[start : start + ROWS_AT_ONCE]
+        # |a - b|^2 without |a|^2, which is the same for all neighbours of a row; of length 1 it is the cosine, too
+        far = np.square(train).sum(axis=1) - 2 * rows @ train.T
+        nearest = index[np.argsort(far, axis=1, kind="stable")[:, : voters.max()]]  # (rows, k)
+        for number, most in enumerate(voters):
+            votes = (nearest[:, :most, None] == np.arange(len(classes))).sum(axis=1)
+            found[number, start : start + len(rows)] = classes[votes.argmax(axis=1)]
+    return found if np.ndim(k) else found[0]
 
 
 def knn_accuracy(features, labels, folds, *, k=None, test_folds=None):
-    """Share of the tested rows that `knn_predictions` gets right, each from the rows outside of its fold.
+    """Share of the tested rows that `knn_predict` gets right, each from the rows outside of its fold.
 
     Args:
         features: (n, d).
@@ -54,8 +61,8 @@ def knn_accuracy(features, labels, folds, *, k=None, test_folds=None):
     right = []
     for fold in np.unique(folds) if test_folds is None else test_folds:
         test = folds == fold
-        voters = k or choose_neighbours(labels[~test])
-        right.append(knn_predictions(features[~test], labels[~test], features[test], voters) == labels[test])
+        voters = min(k or choose_neighbours(labels[~test]), np.count_nonzero(~test))
+        right.append(knn_predict(features[~test], labels[~test], features[test], voters) == labels[test])
     return float(np.concatenate(right).mean())
 
 

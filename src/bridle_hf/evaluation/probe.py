@@ -1,4 +1,4 @@
-"""Linear probe: standardised frozen features, logistic regression, outer folds as given, nested search of C."""
+"""Probes of frozen features: outer folds as given, nested search of the one knob of each kind."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from .cross_validation import check_training, outer_folds
+from .gradient_probe import RATES, gradient_scores
+from .measures import knn_predict
 
 MANY = 4000  # training rows of which a quarter, held out once, chooses C well enough
 PORTION = 8192  # rows that are looked at together
@@ -24,14 +26,16 @@ class ProbeResult:
     Attributes:
         accuracy (`float`): share of the tested examples predicted right, each while its fold was held out.
         per_fold (`dict`): fold -> accuracy on that fold.
-        chosen_c (`dict`): fold -> the C its training folds chose.
+        chosen_c (`dict`): fold -> the C, or other knob, that its training folds chose.
         correct (`np.ndarray`): (n,) bool, for paired tests; false where an example was not tested.
+        predicted (`np.ndarray`): (n,) the class that was said of each; its own where it was not tested.
     """
 
     accuracy: float
     per_fold: dict
     chosen_c: dict
     correct: np.ndarray
+    predicted: np.ndarray
 
 
 def _rotate(train, test):
@@ -85,7 +89,7 @@ def _portions(x):
     return (x[start : start + PORTION].astype(np.float64) for start in range(0, len(x), PORTION))
 
 
-def _scores(x, y, train, test, grid):
+def _linear(x, y, train, test, grid, seed):
     """Predictions of the test rows for each C of the ascending grid: (len(grid), test rows)."""
     x_train, x_test = _rotate(x[train], x[test])
     model = LogisticRegression(solver="newton-cg", tol=1e-3, max_iter=1000, warm_start=True)
@@ -96,8 +100,23 @@ def _scores(x, y, train, test, grid):
     return np.stack(predictions)
 
 
-def _choose_c(x, y, folds, grid, seed):
-    """C with the best accuracy over inner splits of the training rows; the smallest of equals.
+def _knn(x, y, train, test, grid, seed):
+    """As `_linear`, for each k of the grid; k is never more than the training rows."""
+    return knn_predict(x[train], y[train], x[test], np.minimum(grid, np.count_nonzero(train)))
+
+
+def _gradient(x, y, train, test, grid, seed):
+    """As `_linear`, for each learning rate of the grid."""
+    classes, index = np.unique(y[train], return_inverse=True)
+    scores, _ = gradient_scores(x[train], index, x[test], grid, seed=seed)
+    return classes[scores.argmax(axis=2)]
+
+
+KINDS = {"linear": (_linear, C_GRID), "knn": (_knn, (1, 3, 5, 10, 20, 50)), "gradient": (_gradient, RATES)}
+
+
+def _choose(predict, x, y, folds, grid, seed):
+    """The value of the grid with the best accuracy over inner splits of the training rows; the first of equals.
 
     Splits that would train on one class are left out; where that leaves none, the one in the middle is taken.
     """
@@ -109,28 +128,34 @@ def _choose_c(x, y, folds, grid, seed):
     else:
         # no more than the largest class has clips, as scikit-learn demands
         number = min(4, np.unique(y, return_counts=True)[1].max())
-        splits = list(StratifiedKFold(number, shuffle=True, random_state=seed).split(x, y)) if number > 1 else []
+        splits = []
+        if number > 1:
+            parts = StratifiedKFold(number, shuffle=True, random_state=seed).split(np.zeros(len(y)), y)
+            splits = [tuple(np.isin(np.arange(len(y)), rows) for rows in part) for part in parts]
         splits = splits[: 1 if len(y) > MANY else None]
     splits = [(train, test) for train, test in splits if len(np.unique(y[train])) > 1]
     if not splits:
         return grid[len(grid) // 2]
-    right = sum((_scores(x, y, train, test, grid) == y[test]).sum(axis=1) for train, test in splits)  # (len(grid),)
+    found = ((predict(x, y, train, test, grid, seed), y[test]) for train, test in splits)
+    right = sum((predictions == true).sum(axis=1) for predictions, true in found)  # (len(grid),)
     return grid[int(np.argmax(right))]
 
 
-def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_folds=None):
-    """Accuracy of a logistic regression on frozen features.
+def linear_probe(features, labels, folds=None, *, grid=None, seed=0, test_folds=None, kind="linear"):
+    """Accuracy of a logistic regression, or a probe of another kind, on frozen features.
 
-    Each fold is the test set once. C is searched inside the other folds only: by leaving one of them out at a time,
-    or by seeded stratified splits where there are fewer than three (one of four splits where there are many rows).
+    Each fold is the test set once. The one knob is searched inside the other folds only: by leaving one of them out at
+    a time, or by seeded stratified splits where there are fewer than three (one of four where there are many rows).
 
     Args:
-        features: (n, d).
+        features: (n, d); for "gradient" also (n, L, d), layers that it learns to weight.
         labels: (n,) classes of any type.
         folds: (n,) fold of each example; `None` draws five stratified folds from `seed`.
-        grid: ascending values of C.
+        grid: ascending values of the knob; by default those of `KINDS`.
         seed (`int`): of the splits that are not given.
         test_folds: folds to test on, each with all others for training; `None` is every fold.
+        kind (`str`): "linear", L2 penalty chosen; "knn", cosine distance, k chosen; "gradient", a linear classifier by
+            AdamW (`gradient_scores`), learning rate chosen.
 
     Returns:
         `ProbeResult`.
@@ -140,14 +165,18 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
             folds none of the folds.
     """
     x, y = np.asarray(features), np.asarray(labels)
-    if x.ndim != 2 or len(x) != len(y):
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}; it takes one of {', '.join(KINDS)}.")
+    predict, usual = KINDS[kind]
+    grid = usual if grid is None else grid
+    if not (x.ndim == 2 or x.ndim == 3 and kind == "gradient") or len(x) != len(y):
         raise ValueError(f"features: got shape {x.shape} for {len(y)} labels; it takes (number of labels, d)")
     if y.ndim != 1:
         raise ValueError(f"labels: got shape {y.shape}; a probe takes one class an example")
     if not np.isfinite(x).all():
         raise ValueError("features: got NaN or inf; they must be finite")
     folds = outer_folds(y, folds, seed)
-    correct, per_fold, chosen = np.zeros(len(y), dtype=bool), {}, {}
+    correct, predicted, per_fold, chosen = np.zeros(len(y), dtype=bool), y.copy(), {}, {}
     tested = np.unique(folds) if test_folds is None else np.asarray(test_folds)
     if len(tested) == 0 or not np.isin(tested, folds).all():
         raise ValueError(f"test_folds: got {tested.tolist()}; the folds are {np.unique(folds).tolist()}")
@@ -155,16 +184,18 @@ def linear_probe(features, labels, folds=None, *, grid=C_GRID, seed=0, test_fold
 
     def probe_fold(fold):
         test = folds == fold
-        c = _choose_c(x[~test], y[~test], folds[~test], grid, seed)
-        return _scores(x, y, ~test, test, [c])[0] == y[test], c
+        c = _choose(predict, x[~test], y[~test], folds[~test], grid, seed)
+        return predict(x, y, ~test, test, [c], seed)[0], c
 
     # The fits are small: a core for each of several folds is faster than all cores for one fold after the other.
     workers = min(len(tested), torch.get_num_threads())
     with threadpool_limits(1 if workers > 1 else None), ThreadPoolExecutor(workers) as pool:
-        for fold, (right, c) in zip(tested, pool.map(probe_fold, tested), strict=True):
+        for fold, (found, c) in zip(tested, pool.map(probe_fold, tested), strict=True):
+            predicted[folds == fold] = found
+            right = found == y[folds == fold]
             correct[folds == fold] = right
             per_fold[fold.item()], chosen[fold.item()] = float(right.mean()), c
-    return ProbeResult(float(correct[np.isin(folds, tested)].mean()), per_fold, chosen, correct)
+    return ProbeResult(float(correct[np.isin(folds, tested)].mean()), per_fold, chosen, correct, predicted)
 
 
 def mcnemar(correct_a, correct_b):
