@@ -10,8 +10,8 @@ demo: .venv/.installed
 
 # the fast lane first, a minute or so, to fail early
 test: .venv/.tested
-	$(BIN)/python -m pytest -n 2 -m "not slow and not e2e"
-	$(BIN)/python -m pytest -n 2 -m "e2e and not slow"
+	$(BIN)/python -m pytest -m "not slow and not e2e"
+	$(BIN)/python -m pytest -m "e2e and not slow"
 
 test-slow: .venv/.tested
 	.ci/fetch_transformers $(BIN)/python
