@@ -13,7 +13,6 @@ from transformers import pipeline
 from bridle_hf.data import DataArguments
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, finetune
-from bridle_hf.finetuning.trainer import TrainingBatches
 from bridle_hf.hub.card import read_finetuning
 
 
@@ -31,25 +30,6 @@ def recipe(tones, pretrained, tmp_path):
         )
 
     return make
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The rows of every training batch; `drawn.stop_at` is the number of the one at which the run is killed."""
-
-    class Drawn(list):
-        stop_at = None
-
-    rows, draw = Drawn(), TrainingBatches.__call__
-
-    def call(self, some):
-        rows.append(some)
-        if len(rows) == rows.stop_at:
-            raise KeyboardInterrupt
-        return draw(self, some)
-
-    monkeypatch.setattr(TrainingBatches, "__call__", call)
-    return rows
 
 
 def weights(recipe):

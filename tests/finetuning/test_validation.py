@@ -14,7 +14,6 @@ from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
 from bridle_hf.data import DataArguments, LabelError, load_examples
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, finetune
-from bridle_hf.finetuning.trainer import TrainingBatches
 from bridle_hf.finetuning.validation import best_record, hold_out
 
 HIDING = {"drop_path_rate": 0.3, "classifier_mask_ratio": [0.3, 0.3]}  # what draws random numbers in the model
@@ -34,25 +33,6 @@ def recipe(tones, pretrained, tmp_path):
         )
 
     return make
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The rows of every training batch; `drawn.stop_at` is the number of the one at which the run is killed."""
-
-    class Drawn(list):
-        stop_at = None
-
-    rows, draw = Drawn(), TrainingBatches.__call__
-
-    def call(self, some):
-        rows.append(some)
-        if len(rows) == rows.stop_at:
-            raise KeyboardInterrupt
-        return draw(self, some)
-
-    monkeypatch.setattr(TrainingBatches, "__call__", call)
-    return rows
 
 
 @pytest.fixture

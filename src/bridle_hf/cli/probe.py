@@ -29,7 +29,7 @@ from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import encoder_features
 from ..evaluation.probe import KINDS, linear_probe
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_model, open_model, setting_up
+from .checks import check_data, check_model, check_output, open_model, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
 from .process import log_progress
 
@@ -121,6 +121,8 @@ def main(arguments=None, prog=None):
     parser, given = parse_arguments(arguments, prog)
     log_progress()
     with setting_up(parser):
+        if given.output:
+            check_output(given.output, given.dataset)
         data = given_data(given)
     # One model for all test folds, or one for each of them.
     sources = {given.model: given.folds}

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import average_precision_score
+
+from ..files import write_whole
 
 HALF = 0.0  # the logit of a probability of one half, above which a clip with several labels has one
 
@@ -15,6 +18,11 @@ def csv_text(rows):
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
+
+
+def write_text(path, text):
+    """Write a file that is there as a whole or not at all. Names in it may hold what is no UTF-8; it is escaped."""
+    write_whole(Path(path), text.encode(errors="backslashreplace"))
 
 
 def with_header(rows):

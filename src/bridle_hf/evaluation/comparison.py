@@ -1,13 +1,13 @@
 """What single clips say about a probe: intervals, paired tests of two of them, confusions, clips that it gets wrong."""
 
 import csv
-import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
-from ..files import write_whole
+from . import classes
 
 SAMPLES = 10_000
 
@@ -30,8 +30,8 @@ def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
 def confusion_rows(labels, predictions):
     """Rows of a table: a true class, and how many of its clips each class was said of."""
     names = sorted({*labels, *predictions})
-    counts = Counter(zip(labels, predictions, strict=True))
-    return [{"true class": true, **{said: counts[true, said] for said in names}} for true in names]
+    header, *rows = classes.confusion_rows(confusion_matrix(labels, predictions, labels=names), names)
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def wrong_rows(names, labels, predictions):
@@ -50,12 +50,8 @@ def mean_by_clip(rows):
 
 def write_predictions(path, rows):
     """Write rows with `clip`, `fold`, `seed`, `label` and `said` as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["clip", "fold", "seed", "label", "said"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(path), text.getvalue())
+    classes.write_text(path, classes.csv_text(classes.with_header(rows)))
 
 
 def read_predictions(path):

@@ -21,9 +21,10 @@ from ..evaluation.classes import (
     prediction_rows,
     with_header,
     worst_classes,
+    write_text,
 )
 from ..evaluation.tables import markdown
-from ..files import whole_file, write_whole
+from ..files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def write_tables(output_dir, folders, examples, results):
         tables += "\n## Worst classes\n\n" + markdown(worst_classes(by_class, counts))
         if counts is not None:
             draw(output_dir / "confusion.png", counts, examples.label_names)
-    write_whole(output_dir / "results.md", _bytes(tables))
+    write_text(output_dir / "results.md", tables)
 
 
 def scores_table(results):
@@ -118,13 +119,9 @@ def _write(folder, logits, examples, rows, predictions):
         counts = confusion_matrix(logits, labels)
         tables["confusion"] = confusion_rows(counts, examples.label_names)
     for name, table in tables.items():
-        write_whole(Path(folder) / f"{name}.csv", _bytes(csv_text(table)))
+        write_text(Path(folder) / f"{name}.csv", csv_text(table))
     return by_class, counts
 
 
 def _figure(value):
     return "" if value is None else f"{value:.4f}"
-
-
-def _bytes(text):
-    return text.encode(errors="backslashreplace")  # a name may hold what is no UTF-8
