@@ -29,7 +29,7 @@ from bridle_hf.feature_extraction_bridle import kaldi_fbank
 
 PARTS = ("steps", "peers", "compiled")
 PHASES = {"encoder": True, "tokenizer": False, "encoder, iteration 2": False}  # and whether codes are the cold start's
-COLUMNS = ("what", "phase", "batch", "ms", "clips a second", "TFLOP/s", "of the matrix rate", "GB", "the host waits")
+COLUMNS = ("what", "phase", "batch", "ms", "clips per second", "TFLOP/s", "of the matrix rate", "GB", "the host waits")
 
 
 def waiting(work: Callable[[], object], device: str) -> Callable[[], None]:
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, in this order")
     parser.add_argument("--modalities", default="audio,image,video", help="of `steps` and `compiled`")
-    parser.add_argument("--batch-sizes", default="64,128,256,512", help="clips of a step, a row each")
+    parser.add_argument("--batch-sizes", default="64,128,256,512", help="clips per step, one row for each number")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     parser.add_argument("--small", action="store_true", help="tiny sizes on the CPU, to see that all works")
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> dict:
             waveforms = random(8 if args.small else 256, 160_000).to(device)
             each = seconds(lambda: kaldi_fbank(waveforms), args.rounds, device)  # noqa: B023
             report["fbank_clips_per_second"] = len(waveforms) / each
-            show(f"fbank of 10 s there: {report['fbank_clips_per_second']:.0f} clips a second\n")
+            show(f"fbank of 10 s there: {report['fbank_clips_per_second']:.0f} clips per second\n")
             del waveforms
             show(table(list(add(peer_table(device, args.rounds, args.small), "peers"))))
             continue

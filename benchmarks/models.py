@@ -85,7 +85,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def operations(self) -> int:
-        """Floating-point operations of the matrix products of a step, nothing counted twice."""
+        """FLOPs of the matrix products of one step, without those that a fused kernel computes again for gradients."""
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.step()  # other kernels compute products again in their backward pass
         return counter.get_total_flops()

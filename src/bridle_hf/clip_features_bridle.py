@@ -223,7 +223,7 @@ def extract_features(
     batch_size: int | None = None,
     hop_seconds: float = 0.01,
 ) -> BridleFeaturesOutput:
-    r"""Features of clips: a vector a clip, or a vector a patch in time with its time in seconds.
+    r"""Features of clips: one vector per clip, or one per patch in time with its time in seconds.
 
     A sound that is longer than what the model was trained on goes through it in windows: patches that several windows
     see get the mean of what they make of them, a CLS token is the mean over windows, weighted by their patches in time.
@@ -237,10 +237,10 @@ def extract_features(
 
     Args:
         input_values, pixel_values, attention_mask: as in `forward`; sounds of any length.
-        pooling (`str`): a vector a clip: "mean" over patches, "mean_std" (mean and standard deviation), "cls",
+        pooling (`str`): one vector per clip: "mean" over patches, "mean_std" (mean and standard deviation), "cls",
             "bands" (sounds: the patches of a step in time side by side, lowest frequency first, and their mean over
-            time), "bands_std". A vector a patch in time: "frames" (mean over its patches), "frame_bands" (sounds: its
-            patches side by side). Padding does not count.
+            time), "bands_std". One vector per patch in time: "frames" (mean over its patches), "frame_bands" (sounds:
+            its patches side by side). Padding does not count.
         layers (*optional*): by default the encoder's output after its final norm; a layer, 1 to depth, 0 for the patch
             embeddings, negative numbers count from the end; several of them; or "all", from 0 to depth.
         layer_weights (`torch.Tensor` of shape (L,), *optional*): numbers, such as a probe learns, whose softmax weights

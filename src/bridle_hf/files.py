@@ -79,7 +79,8 @@ def partial_of(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Flush the file or folder at `partial_of(path)` to disk and rename it to `path`, in place of one of its kind.
+    """Flush the file or folder at `partial_of(path)` to disk and rename it to `path`. A file replaces a file, a
+    folder a folder.
 
     A power cut cannot leave a renamed folder of empty files.
     """

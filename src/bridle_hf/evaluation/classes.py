@@ -36,7 +36,7 @@ def predicted(logits, several):
 
 
 def class_rows(logits, labels, label_names):
-    """One dict a class, in the order of the classes.
+    """One dict per class, in the order of the classes.
 
     Args:
         logits: (n, classes), finite.
@@ -86,9 +86,9 @@ def confusion_rows(counts, label_names):
 
 
 def prediction_rows(clip_names, logits, labels, label_names):
-    """One dict a clip: `name`, `label`, `prediction`, and its `score`.
+    """One dict per clip: `name`, `label`, `prediction`, and its `score`.
 
-    The score is the probability of the predicted class. With several labels a clip, `label`, `prediction` and `score`
+    The score is the probability of the predicted class. With several labels per clip, `label`, `prediction` and `score`
     are lists in JSON. Prediction and score are None where logits are NaN or inf.
     """
     several = labels.ndim > 1

@@ -102,7 +102,7 @@ def check_training(labels: np.ndarray, folds: np.ndarray, tested: Sequence) -> N
 
 
 def check_probe(found: Labels, seed: int = 0, wanted: Sequence | None = None) -> None:
-    """`check_folds`, for probes: these take one class a clip, and two at least to learn from.
+    """`check_folds`, for probes, which take one class per clip and at least two classes to learn from.
 
     Raises:
         LabelError: a probe cannot take these labels or folds.

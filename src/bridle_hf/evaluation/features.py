@@ -77,8 +77,8 @@ def write_features(
 ):
     """Embed every clip that `data` names and stream the features to a parquet file.
 
-    A row holds the dataset's columns besides the clip, `clip_name`, and a column a layer, `last` or `layer_i`: one
-    vector, or with `pooling="frames"` and "frame_bands" a vector a patch in time, with `start` beside it, the seconds
+    A row holds the dataset's columns besides the clip, `clip_name`, and one column per layer, `last` or `layer_i`: a
+    vector, or with `pooling="frames"` and "frame_bands" one per patch in time, with `start` beside it, the seconds
     at which each begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and
     patches that several windows see get the mean of what they make of them. A column of the dataset that is called like
     one of these is written with the prefix `dataset_`.
@@ -136,7 +136,7 @@ def write_features(
 
 
 def pool_frames(frames, pooling, width):
-    """A vector a layer, as `pool` makes it, of the frames (layers, T, D or F * D) of a clip; `width` is D."""
+    """One vector per layer, as `pool` makes it, of the frames (layers, T, D or F * D) of a clip; `width` is D."""
     tokens = torch.from_numpy(frames).unflatten(2, (-1, width)).flatten(1, 2)  # (layers, T * F, D)
     return pool(tokens, None, pooling, False, frames.shape[1:2]).numpy()
 

@@ -1,4 +1,4 @@
-"""Linear probe by gradient descent: for sets too large for L-BFGS or Newton, several labels a clip, mixed layers."""
+"""Linear probe by gradient descent: for sets too large for L-BFGS or Newton, several labels per clip, mixed layers."""
 
 import numpy as np
 import torch

@@ -116,7 +116,7 @@ KINDS = {"linear": (_linear, C_GRID), "knn": (_knn, (1, 3, 5, 10, 20, 50)), "gra
 
 
 def _choose(predict, x, y, folds, grid, seed):
-    """The value of the grid with the best accuracy over inner splits of the training rows; the first of equals.
+    """The value of the grid with the best accuracy over inner splits of the training rows; ties go to the first one.
 
     Splits that would train on one class are left out; where that leaves none, the one in the middle is taken.
     """

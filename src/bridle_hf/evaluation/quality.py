@@ -48,7 +48,7 @@ def projected(tokenizer, examples, batch_size):
 
 
 def code_norms(quantizer):
-    """Length of every code, chosen or not: an array (K,) for each codebook that is subtracted."""
+    """Norm of every code, used or unused: one array (K,) per codebook of a residual quantizer."""
     return [book.embed.detach().double().norm(dim=-1).cpu().numpy() for book in quantizer.codebooks]
 
 

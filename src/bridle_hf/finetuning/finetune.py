@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(recipe, dataset=None, test_dataset=None):
-    """Fine-tunes one model a fold on the other folds and tests it on that fold.
+    """Fine-tunes one model per fold: trained on all other folds, tested on this one.
 
     It is tested after the last epoch, or with the weights of the best one, see `FinetuneTraining.keep`.
 

@@ -2,7 +2,7 @@
 
 fold-K/, final/ (the latter without scores and tables)
     checkpoint-STEP/   Trainer's, from the end of an epoch, and manifest.json; removed when the fold is done
-    metrics.jsonl      the curves, a record an epoch
+    metrics.jsonl      the curves, one record per epoch
     logits.npy, *.csv  what it says of the test clips
     config.json, ...   the model, as soon as it is trained
     fold.json          the fold, the recipe and the data that all of this follows from; the scores and the epoch that

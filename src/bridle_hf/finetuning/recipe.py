@@ -19,7 +19,7 @@ class FinetuneTraining:
     Attributes:
         epochs: passes over the training folds; the model of the last one is reported and saved, unless `keep` says
             otherwise.
-        batch_size: clips a process takes in one forward pass.
+        batch_size: clips per process in one forward pass.
         learning_rate: peak of the cosine schedule, of the head; warmed up linearly over `warmup_epochs`.
         max_grad_norm: gradients are scaled down to this norm; null never clips.
         layer_decay: each layer further from the head learns by this factor more slowly; null is one rate for all, and 0
@@ -28,7 +28,7 @@ class FinetuneTraining:
             with several labels need.
         balanced: draw clips with replacement, each with a weight of the sum over its labels of 1 / clips with that
             label, so that rare sounds are heard as often as frequent ones (the recipe of AudioSet's 2 M).
-        clips_per_epoch: with `balanced`, clips drawn an epoch; null is as many as there are.
+        clips_per_epoch: with `balanced`, clips drawn per epoch; null is as many as there are.
         mixup: share of the clips of a batch that are mixed with another one.
         mixup_alpha: weights are drawn from Beta(alpha, alpha).
         cutmix: share of the batches in which a box of each clip comes from another one instead (images, videos).
@@ -114,7 +114,7 @@ class FinetuneRecipe:
     """A fine-tuning run over the folds of a labelled set.
 
     Attributes:
-        model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model a fold).
+        model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model per fold).
         output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores; see
             `folder_names`), results.json, the tables of docs/finetuning.md, and finetune.yaml, this
             recipe with nothing left to look up.

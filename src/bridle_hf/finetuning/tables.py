@@ -1,8 +1,8 @@
 """Tables of what a classifier does with each class and each clip: of a fold in its folder, of all in `output_dir`.
 
 per_class.csv     precision, recall and so on of each class, see `class_rows`
-predictions.csv   a row a clip, see `prediction_rows`
-confusion.csv     rows are the true class, columns the predicted one (one label a clip)
+predictions.csv   one row per clip, see `prediction_rows`
+confusion.csv     rows are the true class, columns the predicted one (one label per clip)
 confusion.png     the same as a picture, of all folds, of up to 60 classes, with matplotlib
 results.md        scores of the folds, and the worst classes
 """

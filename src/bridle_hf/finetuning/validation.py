@@ -87,7 +87,7 @@ class Stopping(TrainerCallback):
 
 
 class Curves(TrainerCallback):
-    """What Trainer logs: to metrics.jsonl in a folder, one record an epoch, and to an Accelerate tracker.
+    """What Trainer logs: to metrics.jsonl in a folder, one record per epoch, and to an Accelerate tracker.
 
     The file is written from the records that Trainer's checkpoints hold, so that it is that of the epochs taken.
     """
