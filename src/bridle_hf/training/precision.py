@@ -23,17 +23,14 @@ def settle(settings: Settings, earlier: dict) -> Settings:
     Returns:
         The settings, with the earlier run's choice or the machine's in the place of each `auto`.
     """
-    chosen = {}
-    if settings.mixed_precision == AUTO:
-        chosen["mixed_precision"] = earlier.get("mixed_precision", AUTO)
-        if chosen["mixed_precision"] == AUTO:
-            chosen["mixed_precision"] = "bf16" if has_bf16_units() else "no"
-    if settings.attention == AUTO:
-        chosen["attention"] = earlier.get("attention", AUTO)
-        if chosen["attention"] == AUTO:
-            # The backward pass of the CPU's fused kernel is slow in bfloat16, and as fast as the other in float32.
-            slow = not torch.accelerator.is_available() and (settings.mixed_precision, chosen.get("mixed_precision"))
-            chosen["attention"] = "eager" if slow and "bf16" in slow else "sdpa"
+    chosen = {key: earlier.get(key, AUTO) for key in ("mixed_precision", "attention") if getattr(settings, key) == AUTO}
+    if chosen.get("mixed_precision") == AUTO:
+        chosen["mixed_precision"] = "bf16" if has_bf16_units() else "no"
+    if chosen.get("attention") == AUTO:
+        precision = chosen.get("mixed_precision", settings.mixed_precision)
+        # The backward pass of the CPU's fused kernel is slow in bfloat16, and as fast as the other in float32.
+        slow = precision == "bf16" and not torch.accelerator.is_available()
+        chosen["attention"] = "eager" if slow else "sdpa"
     if chosen:
         logger.info("auto: %s", ", ".join(f"{key}={value}" for key, value in chosen.items()))
     return replace(settings, **chosen)
