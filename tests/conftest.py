@@ -41,6 +41,7 @@ END_TO_END = (
     "tests/data/test_bad_data.py::test_of_ten_hours_only_what_is_needed_is_decoded",
     "tests/data/test_in_hand.py",
     "tests/data/test_streaming.py::test_a_stopped_worker",
+    "tests/data/test_streaming.py::test_a_worker_finalises_nothing_of_the_run",
     "tests/data/test_streaming.py::test_a_worker_of_a_run_that_died",
     "tests/data/test_streaming.py::test_a_signal_to_the_group_spares_the_workers",
     "tests/demo_data/",

@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import multiprocessing
@@ -367,3 +368,33 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class Decoder:
+    """Says where it is finalised."""
+
+    def __init__(self, path):
+        self.path, self.itself = path, self  # a cycle, which the garbage collector alone frees
+
+    def __del__(self):
+        self.path.write_text(str(os.getpid()))
+
+
+def collect_as_a_worker(path):
+    streaming._obey_the_run_alone(0)
+    gc.collect()
+    path.with_name("done").touch()
+
+
+def test_a_worker_finalises_nothing_of_the_run(tmp_path):
+    gc.disable()
+    try:
+        Decoder(tmp_path / "finalised")
+        worker = multiprocessing.get_context("fork").Process(target=collect_as_a_worker, args=(tmp_path / "finalised",))
+        worker.start()
+        worker.join(60)
+        assert (tmp_path / "done").exists() and not (tmp_path / "finalised").exists()
+        gc.collect()
+        assert (tmp_path / "finalised").read_text() == str(os.getpid())
+    finally:
+        gc.enable()

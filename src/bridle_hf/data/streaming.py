@@ -1,5 +1,6 @@
 """Endless training batches of a dataset, with a position that can be saved and restored exactly."""
 
+import gc
 import hashlib
 import logging
 import multiprocessing
@@ -289,8 +290,10 @@ def _identity(source: Source) -> str:
 def _obey_the_run_alone(worker: int) -> None:
     """Shield a worker from signals that mean the run, which stops its workers once it has saved; end it with the run.
 
-    They are sent to the process group (Ctrl-C, `timeout`) or to every process (service managers, batch systems).
+    They are sent to the process group (Ctrl-C, `timeout`) or to every process (service managers, batch systems). What
+    the run left for the garbage collector is not finalised here: a video decoder would wait for threads of the run.
     """
+    gc.freeze()
     os.setpgid(0, 0)
     signals = {signal.SIGTERM, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()  # not on macOS
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
