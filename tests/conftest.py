@@ -17,8 +17,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no pro
 
 import torch  # noqa: E402
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # where a plugin has loaded OpenMP before
-
 ROOT = Path(__file__).resolve().parents[1]
 
 # Files and tests that start processes, train whole runs or take seconds. They get the mark `e2e` and run behind the
