@@ -187,24 +187,23 @@ def _state_of_files(source: Source, max_bad_share: float) -> str | None:
     """
     if source.dates_files or source.arrays is not None:
         return None
-    column, digest = source.input_column, hashlib.sha256()
+    column = source.input_column
     table = replace(source, dataset=source.dataset.select_columns([column]), skipped={})
     examples = table.read_all(max_bad_share)
     raws = (example[column] for example in examples if example[column] is not None)
     first = next(raws, None)
     if not (isinstance(first, str) or (isinstance(first, dict) and first.get("bytes") is None)):
         return None
-    paths = (raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
-    with ThreadPoolExecutor() as pool:  # over a network a look at a file takes milliseconds
-        for part in iter(lambda: list(islice(paths, FILES_AT_ONCE)), []):
-            digest.update("".join(pool.map(state_of_file, part)).encode())
-    return digest.hexdigest()
+    return state_of_files(raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
 
 
 def state_of_files(paths: Iterable[str]) -> str:
     """A fingerprint of the sizes and times of local files, in their order; what is no local file leaves a gap."""
-    with ThreadPoolExecutor() as pool:
-        return hashlib.sha256("".join(pool.map(state_of_file, paths)).encode()).hexdigest()
+    paths, digest = iter(paths), hashlib.sha256()
+    with ThreadPoolExecutor() as pool:  # over a network a look at a file takes milliseconds
+        for part in iter(lambda: list(islice(paths, FILES_AT_ONCE)), []):
+            digest.update("".join(pool.map(state_of_file, part)).encode())
+    return digest.hexdigest()
 
 
 def state_of_file(path: str) -> str:
