@@ -85,16 +85,18 @@ def test_videos_without_pyav_are_refused_before_any_work(capsys, monkeypatch, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_tensorboard_says_so(tiny_recipe, monkeypatch):
+def test_a_run_whose_tracker_is_missing_says_so(tiny_recipe, monkeypatch):
     said = []
     monkeypatch.setattr(checks.logger, "warning", said.append)
     recipe = load_recipe(tiny_recipe, ["output_dir=x", "data.dataset=synthetic", "training.tracker=tensorboard"])
     checks.check_recipe(recipe)
     assert not said
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "get_available_trackers", lambda: [])
     checks.check_recipe(recipe)
-    (line,) = said
-    assert 'pip install "bridle-hf[tracking]"' in line and "\n" not in line
+    recipe.training.tracker = "comet_ml"
+    checks.check_recipe(recipe)
+    for line, package in zip(said, ('"bridle-hf[tracking]"', "comet-ml"), strict=True):
+        assert f"pip install {package}," in line and "\n" not in line
 
 
 def test_other_missing_modules_keep_their_traceback(monkeypatch):

@@ -190,7 +190,7 @@ def test_curves_go_to_the_tracker(recipe):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     made = recipe(epochs=2, tracker="tensorboard")
     finetune(made)
-    (file,) = Path(made.output_dir, "fold-1").rglob("events.out.tfevents.*.0")
+    (file,) = Path(made.output_dir, "fold-1", "tensorboard").iterdir()
     log = events.EventAccumulator(str(file.parent))
     log.Reload()
     for name in ("loss", "learning_rate", "eval_loss", "eval_accuracy"):

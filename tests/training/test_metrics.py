@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from bridle_hf.losses_bridle import LossSum
 from bridle_hf.training import load_recipe
 from bridle_hf.training.engine import add_up, mean_losses
-from bridle_hf.training.metrics import MetricsFile, flat, read_metrics, stage_predictions
+from bridle_hf.training.metrics import MetricsFile, read_metrics, stage_predictions
 
 
 def test_predictions_by_stage():
@@ -104,8 +104,3 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert "NaN" not in file.path.read_text() and "Infinity" not in file.path.read_text()
     (record,) = read_metrics(file.path)
     assert isnan(record["loss"]) and record["codebooks"]["ecu"][0] == 0.5 and isnan(record["codebooks"]["ecu"][1])
-
-
-def test_numbers_for_trackers():
-    record = {"phase": "encoder-iter1", "loss": 1.0, "codebooks": {"cur": [0.5, 0.25]}}
-    assert flat(record) == {"loss": 1.0, "codebooks/cur/0": 0.5, "codebooks/cur/1": 0.25}

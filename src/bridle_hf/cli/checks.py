@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import get_available_trackers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -114,10 +114,11 @@ def check_finetuning(recipe: Any) -> None:
 
 
 def _say_what_tracks_nothing(tracker: str | None) -> None:
-    if tracker == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+    if tracker is not None and tracker not in map(str, get_available_trackers()):
+        install = '"bridle-hf[tracking]"' if tracker == "tensorboard" else tracker.replace("_", "-")
         logger.warning(
-            "training.tracker is 'tensorboard', which is not installed: the run writes metrics.jsonl alone. "
-            'pip install "bridle-hf[tracking]", or training.tracker=null to be content with that.'
+            f"training.tracker is {tracker!r}, which is not installed: the run writes metrics.jsonl alone. "
+            f"pip install {install}, or training.tracker=null to be content with that."
         )
 
 

@@ -287,7 +287,7 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_ep
         measure,
         callbacks=[
             Sealing(kept),
-            Curves(kept.folder, settings.tracker),
+            Curves(kept.folder, settings),
             Stopping(settings, last_epoch and last_epoch * steps_per_epoch),
         ],
         model=model,

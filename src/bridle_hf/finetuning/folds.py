@@ -200,7 +200,8 @@ def describe(recipe, model: str) -> dict:
         del described[key]
     for key in ("cache_dir", "in_memory", "num_workers"):
         del described["data"][key]
-    del described["training"]["tracker"]
+    for key in ("tracker", "tracker_project"):
+        del described["training"][key]
     return described | {"model_files": digest(model)}
 
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from accelerate.utils import LoggerType
-
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import processor_keys
 from ..recipe_reader import config_keys
+from ..training.tracking import check_tracker
 from .lora import TARGETS
 
 
@@ -48,7 +47,7 @@ class FinetuneTraining:
         lora_dropout: dropout before them.
         lora_target_modules: which matrices of each layer get them; null is all: attention.qkv, attention.proj, mlp.fc1
             and mlp.fc2.
-        tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard"; null for none.
+        tracker, tracker_project: as in pretraining; each fold is a run of its own.
     """
 
     epochs: int = 100
@@ -77,6 +76,7 @@ class FinetuneTraining:
     lora_dropout: float = 0.0
     lora_target_modules: list[str] | None = None
     tracker: str | None = None
+    tracker_project: str = "bridle"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_epochs"):
@@ -100,8 +100,7 @@ class FinetuneTraining:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a `lora_rank`, such as 8.")
         if unknown := set(self.lora_target_modules or ()) - set(TARGETS):
             raise ValueError(f"`lora_target_modules` has {sorted(unknown)}; it takes some of {', '.join(TARGETS)}.")
-        if self.tracker is not None and self.tracker not in LoggerType.list():
-            raise ValueError(f"`tracker` is {self.tracker!r}; it takes null or one of {', '.join(LoggerType.list())}.")
+        check_tracker(self.tracker)
         for name, unused in (("patience", None), ("keep", "last")):
             if getattr(self, name) != unused and not self.validation_share:
                 raise ValueError(

@@ -1,6 +1,7 @@
 """A share of the training clips that is held out and measured while a fold is trained; curves, early stopping."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from ..files import write_whole
+from ..training.tracking import start_tracker
 
 CURVES = "metrics.jsonl"
 MEASURES = ("eval_accuracy", "eval_mean_average_precision")  # the first that a record has tells which is better
@@ -92,17 +94,14 @@ class Curves(TrainerCallback):
     The file is written from the records that Trainer's checkpoints hold, so that it is that of the epochs taken.
     """
 
-    def __init__(self, folder, tracker=None):
-        self.folder, self.tracker, self.accelerator = Path(folder), tracker, None
+    def __init__(self, folder, settings):
+        self.folder, self.settings, self.accelerator = Path(folder), settings, None
 
     def on_train_begin(self, args, state, control, **_):
-        if self.tracker is not None and args.should_save:
-            self.accelerator = Accelerator(log_with=self.tracker, project_dir=str(self.folder))
-            self.accelerator.init_trackers(
-                "bridle-finetuning",
-                config={"learning_rate": args.learning_rate, "epochs": args.num_train_epochs},
-                init_kwargs={"wandb": {"name": str(self.folder)}},
-            )
+        settings = self.settings
+        if settings.tracker is not None and args.should_save:
+            self.accelerator = Accelerator(log_with=settings.tracker, project_dir=str(self.folder))
+            start_tracker(self.accelerator, self.folder, settings.tracker_project, asdict(settings))
 
     def on_log(self, args, state, control, logs, **_):
         records = {}

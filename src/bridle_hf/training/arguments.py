@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from .tracking import check_tracker
+
 
 @dataclass
 class OptimizationArguments:
@@ -26,7 +28,9 @@ class OptimizationArguments:
         gradient_checkpointing: compute activations a second time instead of keeping them.
         compile: compile the model with torch.compile.
         deadline: seconds that a process waits for the others before it gives up.
-        tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard"; null for none.
+        tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard" or "wandb"; null for none.
+        tracker_project: its project (Weights & Biases, Trackio) or experiment (MLflow); the run in it has the name of
+            its folder.
     """
 
     batch_size: int = 64
@@ -47,6 +51,7 @@ class OptimizationArguments:
     compile: bool = False
     deadline: float = 1800.0
     tracker: str | None = "tensorboard"
+    tracker_project: str = "bridle"
 
     def __post_init__(self):
         for name in ("batch_size", "gradient_accumulation_steps", "masks_per_sample", "logging_steps"):
@@ -56,6 +61,7 @@ class OptimizationArguments:
                 _at_least_one(name, getattr(self, name))
         if self.skip_bad_steps < 0:
             raise ValueError(f"`skip_bad_steps` is {self.skip_bad_steps}; it takes a whole number of at least 0.")
+        check_tracker(self.tracker)
         if not 0 < self.deadline < 1e9:
             raise ValueError(f"`deadline` is {self.deadline}; it takes a number of seconds above 0.")
 

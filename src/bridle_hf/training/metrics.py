@@ -1,4 +1,4 @@
-"""Metrics of training steps: one record per logged step, in metrics.jsonl and in the trackers."""
+"""Metrics of training steps: one record per logged step, in metrics.jsonl."""
 
 import json
 import logging
@@ -113,16 +113,3 @@ def _each(value, change: Callable):
     if isinstance(value, dict):
         return {name: _each(each, change) for name, each in value.items()}
     return [_each(each, change) for each in value] if isinstance(value, list) else change(value)
-
-
-def flat(record: dict, prefix: str = "") -> dict[str, float]:
-    """Numbers of a record under one-level names (`codebooks/cur/0`), as trackers take them."""
-    numbers = {}
-    for name, value in record.items():
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            numbers |= flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            numbers[f"{prefix}{name}"] = value
-    return numbers

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from .checkpoints import (
 )
 from .evaluating import Evaluation
 from .locking import take_lock
-from .metrics import MetricsFile, flat
+from .metrics import MetricsFile
 from .seeds import seed_from
 from .task import Batches, Task
+from .tracking import scalars, start_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ class Run:
             write_whole(self.folder / "recipe.yaml", recipe_to_yaml(self.recipe))
             self.skipped_names = self.metrics.rewind(*(checkpoint.task, checkpoint.step) if checkpoint else (-1, 0))
             drop_later_(self.folder / "checkpoints", checkpoint)
-        accelerator.init_trackers("tensorboard")
+        start_tracker(accelerator, self.folder, self.settings.tracker_project, asdict(self.recipe))
 
     def go_on_in_data(self, checkpoint: Checkpoint) -> None:
         """Open the data at the checkpoint's position. With another number of processes, another number of workers or
@@ -335,7 +337,7 @@ class Run:
         """Write one record to metrics.jsonl and to the trackers."""
         if self.accelerator.is_main_process:
             self.metrics.append(record)
-            self.accelerator.log(flat(record), step=record["total_step"])
+            self.accelerator.log(scalars(record), step=record["total_step"])
 
 
 def check_processes(accelerator: Accelerator) -> None:
