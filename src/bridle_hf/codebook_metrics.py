@@ -96,6 +96,22 @@ def usage(counts, codebook_size=None):
     }
 
 
+def few_codes(perplexity, codebook_size, vectors):
+    """A sentence about each codebook that uses few of its codes: a perplexity below an eighth of what it could be.
+
+    Args:
+        perplexity: one number per codebook.
+        codebook_size (`int` or `list[int]`): K, or one number per codebook.
+        vectors (`int`): how many were given codes; no more than as many codes can be in use.
+    """
+    sizes = sizes_of(codebook_size, len(perplexity))
+    return [
+        f"codebook {number} of {len(sizes)} uses its {size} codes as if they were {found:.1f} (perplexity)"
+        for number, (found, size) in enumerate(zip(perplexity, sizes, strict=True), start=1)
+        if found < min(size, vectors) / 8
+    ]
+
+
 def ecu_table6(counts, codebook_size=None):
     """The figure printed in the paper's table 6: CUR / (UE in bits * ln K). For comparison only.
 

@@ -27,7 +27,13 @@ def track(tmp_path):
 
 def test_scalars_stand_under_their_phase():
     place = {"phase": "encoder-iter1", "phase_index": 0, "step": 3, "total_step": 3}
-    record = place | {"loss": 1.0, "lr": nan, "grad_norm": inf, "codebooks": {"cur": [0.5, 0.25]}, "skipped": {"a": "b"}}
+    record = place | {
+        "loss": 1.0,
+        "lr": nan,
+        "grad_norm": inf,
+        "codebooks": {"cur": [0.5, 0.25]},
+        "skipped": {"a": "b"},
+    }
     assert scalars(record) == {
         "encoder-iter1/loss": 1.0,
         "encoder-iter1/codebooks/cur/1": 0.5,

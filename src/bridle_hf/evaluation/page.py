@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jinja2
 
+from ..files import write_whole
 from . import plots
 
 
@@ -34,12 +35,17 @@ def write_page(path, title, subtitle, parts):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_macros.page(title, subtitle, parts), encoding="utf-8")
+    write_whole(path, _macros.page(title, subtitle, parts))
 
 
 def heading(text, note=""):
     """A section's heading and a sentence below it."""
     return _macros.heading(text, note)
+
+
+def warning(text):
+    """A sentence that is not to be overlooked."""
+    return _macros.warning(text)
 
 
 def figure(name, drawings, caption, layout="panels"):

@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import torch
 
-from ..codebook_metrics import code_counts
+from ..codebook_metrics import code_counts, few_codes
 from ..modeling_bridle import BridleTokenizer
 from . import plots
 from .listening import code_distances, excerpt, nearest_patches, wav_in_base64
-from .page import figure, heading, player, players, table, tiles, write_page
+from .page import figure, heading, player, players, table, tiles, warning, write_page
 from .quality import code_norms, initialize_codebooks_, predictor_quality, tokenize, tokenizer_quality
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
             "comparison alone. Bits are bias-corrected mutual information. The cold start is drawn anew, with "
             "codebooks set from these clips.",
         ),
+        *map(warning, few_codes(quality["perplexity"], sizes, quality["patches"])),
         usage_table(qualities),
         figure(
             "histograms",

@@ -29,6 +29,7 @@ from ..recipe_reader import RecipeError
 from .checkpoints import folder_written_beside
 from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
 from .metrics import code_usage, stage_predictions
+from .remarks import codebook_remarks, feature_remarks, prediction_remarks
 from .seeds import seed_from
 from .task import Task, cosine
 
@@ -160,6 +161,14 @@ class Phase(Task):
         if residual := residual_energy(model, output.codes, batch, accelerator):
             codebooks["residual"] = residual
         return {**stage_predictions(output, accelerator), "codebooks": codebooks}
+
+    def remarks(self, record):
+        if "evaluate" in record:
+            return feature_remarks(record)
+        config = self.recipe.config()
+        sizes, patches = config.quantizer_config.codebook_sizes, prod(config.grid)
+        few = codebook_remarks(record, sizes, self.recipe.training.batch_size * patches)
+        return few | prediction_remarks(record, sizes)
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def export(self, model, folder: Path, accelerator: Accelerator, minutes: float):

@@ -102,6 +102,7 @@ class Run:
         self.metrics, self.lock = MetricsFile(self.folder / "metrics.jsonl"), FolderLock(self.folder / ".lock")
         self.data_seed, self.steps_skipped = seed, 0
         self.stopped, self.asked_to_stop = False, lambda: False
+        self.remarked = set()  # (number of a task, subject) of the warnings said
         self.skips, self.skipped_names = 0, set()  # of bad samples: how many skips were reported, and of which samples
 
     @property
@@ -325,7 +326,7 @@ class Run:
         begun, place = time.perf_counter(), self.place(task, step)
         measured = self.evaluation.take(model, place)
         if measured is not None:
-            self.log(place | {"evaluate": measured})
+            self.log(task, place | {"evaluate": measured})
         return time.perf_counter() - begun
 
     @property
@@ -333,11 +334,18 @@ class Run:
         """The latest measures, for the progress bar."""
         return {} if self.evaluation is None else self.evaluation.shown
 
-    def log(self, record: dict) -> None:
-        """Write one record to metrics.jsonl and to the trackers."""
-        if self.accelerator.is_main_process:
-            self.metrics.append(record)
-            self.accelerator.log(scalars(record), step=record["total_step"])
+    def log(self, task: Task, record: dict) -> None:
+        """Write one record to metrics.jsonl and to the trackers, and warn of what the task says of it."""
+        if not self.accelerator.is_main_process:
+            return
+        self.metrics.append(record)
+        self.accelerator.log(scalars(record), step=record["total_step"])
+        if 2 * record["step"] < task.steps:
+            return
+        for subject, remark in task.remarks(record).items():
+            if (task.index, subject) not in self.remarked:
+                self.remarked.add((task.index, subject))
+                logger.warning("%s, step %d: %s", task.name, record["step"], remark)
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -132,6 +132,10 @@ class Task:
         """Metrics of a forward pass to log besides its losses. Every process calls it."""
         return {}
 
+    def remarks(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """What a record of the task's second half gives reason to warn of, once each: its subject -> the warning."""
+        return {}
+
     def export(self, model: torch.nn.Module, folder: Path, accelerator: Accelerator, minutes: float) -> None:
         """Write the results of the finished task, trained for `minutes`. Every process calls it."""
         raise NotImplementedError

@@ -1,0 +1,50 @@
+"""What a run says of itself while it goes on: signs of a collapse, each with a remedy."""
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any
+
+from ..codebook_metrics import few_codes
+
+NO_BETTER_THAN_CHANCE = 0.98  # of log K
+
+
+def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: int) -> dict[str, str]:
+    """Codebooks of which a step used few codes.
+
+    Args:
+        record: as the run logs it, with "codebooks".
+        sizes: K of each codebook.
+        vectors: how many a forward pass gave codes to, at most.
+
+    Returns:
+        What the remark is about -> the remark; likewise below.
+    """
+    few = few_codes(record["codebooks"]["perplexity"], sizes, vectors)
+    remedy = (
+        "Codes that say little make an easy task, and low losses with it. A longer tokenizer phase helps, "
+        "tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
+    )
+    return {"codebooks": f"{'; '.join(few)}. {remedy}"} if few else {}
+
+
+def prediction_remarks(record: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, str]:
+    """An encoder that predicts masked codes no better than by chance."""
+    found, chance = sum(record.get("cross_entropy", [])), sum(map(log, sizes))  # a tokenizer phase predicts nothing
+    if found < NO_BETTER_THAN_CHANCE * chance:
+        return {}
+    return {
+        "prediction": f"the encoder has not learned to predict masked codes: their cross-entropy is {found:.2f} nats, "
+        f"and {chance:.2f} by chance. It may need more steps, or another learning rate (encoder.learning_rate)"
+    }
+
+
+def feature_remarks(record: Mapping[str, Any]) -> dict[str, str]:
+    """Features that are one direction."""
+    rank = record.get("evaluate", {}).get("rankme")
+    if rank is None or rank >= 2:
+        return {}
+    return {
+        "features": f"all features of the clips to evaluate on lie in one direction (RankMe {rank:.1f}): the encoder "
+        "has collapsed. Look at processor.mean and std, and at a lower learning rate (encoder.learning_rate)"
+    }
