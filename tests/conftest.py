@@ -82,7 +82,7 @@ END_TO_END = (
     "tests/training/test_loop.py",
     "tests/training/test_memory.py",
     "tests/training/test_modalities.py",
-    "tests/training/test_precision.py::test_a_run_keeps_what_it_began_with",
+    "tests/training/test_auto.py::test_a_run_keeps_what_it_began_with",
     "tests/training/test_processes.py",
     "tests/training/test_resume.py",
     "tests/training/test_sharding.py",

@@ -251,8 +251,8 @@ def test_a_position_of_another_layout_is_refused(parquet_folder, extractor, chan
     "setting, message",
     [
         ({"shuffle_buffer": 0}, "data.shuffle_buffer must be at least 1, got 0"),
-        ({"num_workers": -1}, "data.num_workers must be at least 0"),
-        ({"num_workers": 1_000_000}, "data.num_workers must be at most 512, got 1000000"),
+        ({"num_workers": -1}, "data.num_workers must be auto, or from 0 to 512, got -1"),
+        ({"num_workers": 1_000_000}, "data.num_workers must be auto, or from 0 to 512, got 1000000"),
         ({"max_bad_share": 2}, "data.max_bad_share must be between 0 and 1"),
         ({"exclude": {"fold": 1}}, "data.exclude.fold must be a list"),
     ],

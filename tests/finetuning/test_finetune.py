@@ -307,9 +307,9 @@ def test_commands_say_it_in_one_line(command, recipe, tones, pretrained, tmp_pat
 
 def test_folds_keep_the_precision_that_they_were_begun_with(recipe, tmp_path, monkeypatch):
     made = recipe(folds=[1], training={"epochs": 1, "mixed_precision": "auto", "attention": "auto"})
-    monkeypatch.setattr("bridle_hf.training.precision.has_bf16_units", lambda: True)
+    monkeypatch.setattr("bridle_hf.training.auto.has_bf16_units", lambda: True)
     before = finetune(made)
-    monkeypatch.setattr("bridle_hf.training.precision.has_bf16_units", lambda: False)
+    monkeypatch.setattr("bridle_hf.training.auto.has_bf16_units", lambda: False)
     assert finetune(made) == before  # and nothing is trained again: the fold's recipe is the same
     written = load_recipe(tmp_path / "run" / "finetune.yaml", cls=FinetuneRecipe).training
     assert (written.mixed_precision, written.attention) == ("bf16", "eager")

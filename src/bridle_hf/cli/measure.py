@@ -43,6 +43,6 @@ def main(arguments=None, prog=None):
         check_data(data, extractor, "--dataset")
     source = open_source(data, extractor)
     source.featurize = partial(window, source.featurize)
-    clips = source.decode_all(data.num_workers, data.max_bad_share)
+    clips = source.decode_all(data.workers, data.max_bad_share)
     mean, std = measure_mean_std((features for _, features in clips), extractor)
     sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")

@@ -37,6 +37,7 @@ from ..evaluation.tables import markdown
 from ..files import FolderError, FolderLock
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from ..training import load_recipe
+from ..training.auto import STATISTICS
 from ..training.locking import sole_writer
 from ..training.metrics import read_metrics
 from .checks import check_data, check_recipe, setting_up
@@ -68,6 +69,7 @@ def main(arguments=None, prog=None):
         recipe = load_recipe(given.recipe, given.overrides)
         check_recipe(recipe)
         recipe.data = recipe.open_data()
+        recipe.processor = recipe.measured()  # once for all seeds, and for what is compared with them
         # folds that pretraining does not see are tested all the same; what else it leaves out is not in the study
         recipe.data.exclude.pop(given.fold_column, None)
         data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
@@ -112,6 +114,7 @@ def list_runs(given, folder, folds):
 def pretrain_command(given, recipe, run):
     command = ["pretrain", "--recipe", given.recipe, *given.overrides]
     command += [f"data.dataset={recipe.data.dataset}", f"output_dir={run['folder']}", f"seed={run['seed']}"]
+    command += [f"processor.{key}={recipe.processor[key]}" for key in STATISTICS if key in recipe.processor]
     if given.inductive:
         exclude = recipe.data.exclude | {given.fold_column: run["test_folds"]}
         command.append(f"data.exclude={json.dumps(exclude)}")

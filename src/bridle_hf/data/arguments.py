@@ -1,8 +1,10 @@
 """`DataArguments`, the `data` section of a recipe: what to read and how."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+AUTO = "auto"  # for what a run finds out itself
 MOST_WORKERS = 512  # processes: a slip of the finger takes the machine down
 
 
@@ -27,7 +29,7 @@ class DataArguments:
             for no value.
         shuffle_buffer: examples read and shuffled together; 1 keeps their order within a shard. More single files,
             cached samples or rows of a `datasets.Dataset` than this are shuffled as a whole instead.
-        num_workers: processes that read and decode; 0 reads in the training process.
+        num_workers: processes that read and decode; 0 reads in the training process, "auto" is `workers`.
         cache: decode every sample once, keep it on disk and stream from there: log-mel features or pixels.
         in_memory: hold all decoded samples of a probe or of fine-tuning in memory; otherwise decode each when needed.
         cache_dir: folder of the caches; by default `bridle` in the datasets cache of HuggingFace.
@@ -70,7 +72,7 @@ class DataArguments:
     fold_column: str | None = None
     exclude: dict[str, list] = field(default_factory=dict)
     shuffle_buffer: int = 1000
-    num_workers: int = 0
+    num_workers: int | Literal["auto"] = 0
     cache: bool = False
     in_memory: bool = True
     cache_dir: str | None = None
@@ -91,12 +93,12 @@ class DataArguments:
     test_views: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
-        for key, least in (("shuffle_buffer", 1), ("num_workers", 0), ("max_frames", 1), ("min_seconds", 0)):
+        for key, least in (("shuffle_buffer", 1), ("max_frames", 1), ("min_seconds", 0)):
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ValueError(f"data.{key} must be at least {least}, got {value}.")
-        if self.num_workers > MOST_WORKERS:
-            raise ValueError(f"data.num_workers must be at most {MOST_WORKERS}, got {self.num_workers}.")
+        if self.num_workers != AUTO and not 0 <= self.num_workers <= MOST_WORKERS:
+            raise ValueError(f"data.num_workers must be auto, or from 0 to {MOST_WORKERS}, got {self.num_workers}.")
         for key in ("max_bad_share", "frequency_mask", "time_mask", "erase"):
             value = getattr(self, key)
             if not 0 <= value <= 1:
@@ -112,3 +114,11 @@ class DataArguments:
         for column, values in self.exclude.items():
             if not isinstance(values, (list, tuple)):
                 raise ValueError(f"data.exclude.{column} must be a list of values to leave out, got {values!r}.")
+
+    @property
+    def workers(self) -> int:
+        """`num_workers`; for "auto" the cores of this process's share but one, and 8 at most."""
+        if self.num_workers != AUTO:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

@@ -111,7 +111,7 @@ def map_clips(
         source = replace(source, featurize=partial(decode, views=tuple(data.test_views)))
     if source.rows is not None and not data.cache:
         rows, numbers, lengths, about = leave_out(source.rows, data.exclude), [], [], []
-        for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
+        for example, clip in source.decode_all(data.workers, data.max_bad_share):
             numbers.append(source.behind - 1)
             lengths.append(len(clip))
             about.append({column: field_of(example, column) for column in columns})
@@ -294,7 +294,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     rows = (
         {key: value for key, value in example.items() if key != MARK}
         | {column: _pack(clip) if decoded else _file(source.raw(example)) | {"shape": list(clip.shape)}}
-        for example, clip in source.decode_all(data.num_workers, data.max_bad_share, done["examples"])
+        for example, clip in source.decode_all(data.workers, data.max_bad_share, done["examples"])
     )
     files = dict(done["files"])
     for clips in in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE):

@@ -236,7 +236,7 @@ def _read(
     source, clips, rows = decoded_once(source, data, processor), [], []
     if not for_training:
         source.featurize = partial(source.featurize, views=(1, 1))
-    for example, clip in source.decode_all(data.num_workers, data.max_bad_share):
+    for example, clip in source.decode_all(data.workers, data.max_bad_share):
         clips.append(clip)
         rows.append({column: field_of(example, column) for column in columns})
     # a stream in hand has no fingerprint, but all of it is here

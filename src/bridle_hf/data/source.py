@@ -348,7 +348,7 @@ def sound_reader(data: DataArguments, processor, dataset=None) -> Callable[[set[
 def _read_sounds(data: DataArguments, processor, dataset, rows: set[int]) -> dict[int, np.ndarray]:
     source, found = open_source(data, processor, dataset), {}
     # decoded as the examples were, so that the same samples are skipped and the numbers agree
-    samples = enumerate(source.decode_all(data.num_workers, data.max_bad_share))
+    samples = enumerate(source.decode_all(data.workers, data.max_bad_share))
     for row, (example, _) in islice(samples, max(rows, default=-1) + 1):
         if row in rows:
             found[row] = modality_of(processor).waveform(source.raw(example), processor)

@@ -340,4 +340,4 @@ def build_loader(
     """
     collate = modality_of(processor).collator(data, processor)
     stream = ClipStream(open_shuffled(data, processor, dataset), collate, data, batch_size, seed, rank, world_size)
-    return ClipLoader(stream, data.num_workers, deadline)
+    return ClipLoader(stream, data.workers, deadline)

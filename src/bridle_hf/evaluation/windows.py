@@ -47,7 +47,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
-        for number, (example, clip) in enumerate(source.decode_all(data.num_workers, data.max_bad_share)):
+        for number, (example, clip) in enumerate(source.decode_all(data.workers, data.max_bad_share)):
             example = columns.of(example)
             if size is None:
                 yield number, example, 0, None, clip

@@ -26,9 +26,9 @@ from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
 from ..recipe_reader import recipe_to_yaml
+from ..training.auto import settle
 from ..training.locking import sole_writer
 from ..training.parameters import check_finite, parameter_groups
-from ..training.precision import settle
 from .folds import (
     CHECKPOINTS,
     KeptFold,
@@ -254,7 +254,7 @@ def train_classifier(recipe, fold, examples, train_rows, held_out, kept, last_ep
         report_to="none",
         remove_unused_columns=False,
         label_names=["labels"],  # Trainer does not find them in a peft model
-        dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.num_workers,
+        dataloader_num_workers=0 if recipe.data.in_memory else recipe.data.workers,
         dataloader_pin_memory=torch.accelerator.is_available(),
         average_tokens_across_devices=False,
     )

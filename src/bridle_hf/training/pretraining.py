@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, Union
 
 import yaml
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleConfig
-from ..data.arguments import DataArguments
+from ..data.arguments import AUTO, DataArguments
 from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
 from ..data.streaming import build_loader
 from ..recipe_reader import config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
+from .auto import STATISTICS, check_statistics, measure_statistics, settle
 from .engine import Stop, train
 from .evaluating import EvaluateArguments, Evaluation
 from .phases import KINDS, LENGTHS, Phase, build_schedule
-from .precision import AUTO, settle
 from .run import Run, build_accelerator
 
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 (of a tuple)
@@ -35,7 +36,7 @@ class PretrainRecipe(Sections):
         resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
         model: keyword arguments of `BridleConfig`.
         processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
-            `model.input_size`.
+            `model.input_size`. "auto" for `mean` and `std` of sounds: measured before the run begins.
         evaluate: what to measure of the encoder while it trains; None for nothing. In a recipe file a section without
             a `dataset` is laid over `data`.
         phases: the schedule, in order. In a recipe file an entry is laid over the section of its kind: `encoder`,
@@ -58,6 +59,7 @@ class PretrainRecipe(Sections):
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
         check_channels(self.config())
+        check_statistics(self.processor)
         self.build_tasks()  # their lengths
 
     @staticmethod
@@ -83,8 +85,24 @@ class PretrainRecipe(Sections):
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 
     def build_processor(self):
-        """The processor, of the model's input size unless `processor` says otherwise."""
-        return build_processor(self.config(), **self.processor)
+        """The processor, of the model's input size unless `processor` says otherwise; without what is still `auto`."""
+        return build_processor(self.config(), **{key: v for key, v in self.processor.items() if v != AUTO})
+
+    def measured(self, dataset=None, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`processor` with numbers in the place of `auto`: those of an earlier run, or measured now.
+
+        Args:
+            dataset: in hand instead of `data.dataset`, see `pretrain`.
+            earlier: the `processor` of the run that this one goes on from.
+        """
+        if AUTO not in self.processor.values():
+            return self.processor
+        found = {key: earlier[key] for key in STATISTICS if key in (earlier or {})}
+        if not found:
+            settings = {key: value for key, value in self.processor.items() if value != AUTO}
+            extractor = build_processor(self.config(), **settings | {"do_normalize": False})
+            found = measure_statistics(self.open_data(), extractor, dataset, self.seed)
+        return self.processor | found
 
     def build_tasks(self, num_processes: int = 1) -> list[Phase]:
         """The phases with their lengths in steps. See `build_schedule`."""
@@ -118,12 +136,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = Pre
 
 
 def _begun_with(recipe: PretrainRecipe) -> dict:
-    """The `training` section of the run that the recipe goes on from; {} where it begins."""
+    """What the recipe.yaml of the run says that the recipe goes on from; {} where it begins."""
     if recipe.resume == "never":
         return {}
     folders = [Path(recipe.output_dir)] + ([] if recipe.resume == "auto" else [Path(recipe.resume)])
     written = next((path for folder in folders if (path := folder / "recipe.yaml").is_file()), None)
-    return {} if written is None else yaml.safe_load(written.read_text()).get("training", {})
+    return {} if written is None else yaml.safe_load(written.read_text())
+
+
+def _measured_once(accelerator, recipe: PretrainRecipe, dataset, earlier: dict) -> dict[str, Any]:
+    """`recipe.measured`, by the first process for all of them."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = recipe.measured(dataset, earlier.get("processor"))
+        except (ValueError, OSError, RuntimeError) as error:
+            found[1] = error
+    broadcast_object_list(found)
+    processor, error = found
+    if error is not None:
+        raise error
+    return processor
 
 
 def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, stop: Stop | None = None) -> bool:
@@ -148,9 +181,14 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, sto
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
             processes that do not know of each other.
     """
-    folder, settings = Path(recipe.output_dir), settle(recipe.training, _begun_with(recipe))
-    recipe = replace(recipe, training=settings)
+    folder, earlier = Path(recipe.output_dir), _begun_with(recipe)
+    settings = settle(recipe.training, earlier.get("training", {}))
     accelerator = build_accelerator(settings, folder)
+    data = recipe.data
+    if data.num_workers == AUTO:
+        data = replace(data, num_workers=earlier.get("data", {}).get("num_workers", data.workers))
+    processor = _measured_once(accelerator, recipe, dataset, earlier)
+    recipe = replace(recipe, training=settings, data=data, processor=processor)
     processor = recipe.build_processor()
 
     def open_batches(seed: int, rank: int, num_processes: int):

@@ -1,0 +1,87 @@
+"""What `auto` in a recipe means: the faster precision and attention of the machine; mean and deviation of the data."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from math import ceil
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..data.arguments import AUTO, DataArguments
+from ..data.streaming import build_loader
+from ..feature_extraction_bridle import measure_mean_std
+
+logger = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings")  # a dataclass with the fields `mixed_precision` and `attention`
+MEASURED, AT_A_TIME = 1000, 20  # clips
+STATISTICS = ("mean", "std")
+
+
+def settle(settings: Settings, earlier: dict) -> Settings:
+    """The settings without `auto`.
+
+    Args:
+        settings: of a recipe, with `mixed_precision` and `attention`.
+        earlier: those of the run that this one goes on from, {} for none. What it began with stays, on any machine:
+            half of a run in another precision would be another run.
+
+    Returns:
+        The settings, with the earlier run's choice or the machine's in the place of each `auto`.
+    """
+    chosen = {key: earlier.get(key, AUTO) for key in ("mixed_precision", "attention") if getattr(settings, key) == AUTO}
+    if chosen.get("mixed_precision") == AUTO:
+        chosen["mixed_precision"] = "bf16" if has_bf16_units() else "no"
+    if chosen.get("attention") == AUTO:
+        precision = chosen.get("mixed_precision", settings.mixed_precision)
+        # The backward pass of the CPU's fused kernel is slow in bfloat16, and as fast as the other in float32.
+        slow = precision == "bf16" and not torch.accelerator.is_available()
+        chosen["attention"] = "eager" if slow else "sdpa"
+    if chosen:
+        logger.info("auto: %s", ", ".join(f"{key}={value}" for key, value in chosen.items()))
+    return replace(settings, **chosen)
+
+
+def has_bf16_units() -> bool:
+    """Whether the accelerator, or the CPU where there is none, multiplies matrices of bfloat16 faster than of float32.
+
+    A CPU without AMX emulates them: on an AVX-512 Xeon a product takes twice the time of one in float32.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type == "xpu"
+    return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def check_statistics(processor: dict[str, Any]) -> None:
+    """Raise a `ValueError` for `auto` in settings of a processor elsewhere than for both mean and deviation."""
+    auto = [key for key, value in processor.items() if value == AUTO]
+    if auto and sorted(auto) != sorted(STATISTICS):
+        raise ValueError(f"`processor` has auto for {', '.join(auto)}; it takes it for mean and std, both at once.")
+
+
+def measure_statistics(data: DataArguments, extractor, dataset=None, seed: int = 0) -> dict[str, float]:
+    """Mean and deviation of the log-mel values that a training of sounds would see, without augmentation.
+
+    Args:
+        extractor: a `BridleFeatureExtractor` that does not normalise.
+        dataset: a dataset in hand instead of `data.dataset`.
+        seed: of the order and of the windows. 1,000 are drawn; of a smaller set each clip several times.
+    """
+    plain = {"cache": False, "num_workers": 0, "roll": False, "gain": False, "frequency_mask": 0.0, "time_mask": 0.0}
+    loader = build_loader(replace(data, **plain), extractor, dataset, batch_size=AT_A_TIME, seed=seed)
+    mean, std = measure_mean_std(_frames(islice(loader, ceil(MEASURED / AT_A_TIME))), extractor, progress=True)
+    found = {"mean": round(mean, 5), "std": round(std, 5)}
+    logger.info("auto: %s", ", ".join(f"processor.{key}={value}" for key, value in found.items()))
+    return found
+
+
+def _frames(batches: Iterator[dict]) -> Iterator[np.ndarray]:
+    """The frames of each clip, (t, mel bins), without padding."""
+    for batch in batches:
+        for values, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
+            yield values[mask.bool()]
