@@ -31,6 +31,7 @@ from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
 from .metrics import code_usage, stage_predictions
 from .remarks import codebook_remarks, feature_remarks, prediction_remarks
 from .seeds import seed_from
+from .starting import start_model
 from .task import Task, cosine
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,10 @@ class Phase(Task):
 
     # -- the model ----------------------------------------------------------------------------------------------------
     def build(self, weights, begins):
-        config = self.recipe.config()
+        config, recipe = self.recipe.config(), self.recipe
         if weights is None:
+            if recipe.start_from is not None:
+                return start_model(config, recipe.start_from, recipe.start_tokenizer)
             return BridleForPreTraining(config)
         # Another kind of phase may have had parts of its own.
         weights = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}

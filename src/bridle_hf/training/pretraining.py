@@ -21,6 +21,7 @@ from .engine import Stop, train
 from .evaluating import EvaluateArguments, Evaluation
 from .phases import KINDS, LENGTHS, Phase, build_schedule
 from .run import Run, build_accelerator
+from .starting import config_of
 
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 (of a tuple)
 # A section for each kind: what its phases have in common.
@@ -34,6 +35,8 @@ class PretrainRecipe(Sections):
     Attributes:
         output_dir: receives checkpoints/, encoder-iterK/, final/, metrics.jsonl and recipe.yaml.
         resume: "auto" goes on from the newest good checkpoint in `output_dir`, "never" starts over; or a checkpoint.
+        start_from: folder or Hub id of a model whose encoder the run begins with; `model` says what is not as there.
+        start_tokenizer: take its trained tokenizer and its decoder as well: the first encoder phase learns from them.
         model: keyword arguments of `BridleConfig`.
         processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
             `model.input_size`. "auto" for `mean` and `std` of sounds: measured before the run begins.
@@ -47,6 +50,8 @@ class PretrainRecipe(Sections):
     data: DataArguments
     seed: int = 0
     resume: str = "auto"
+    start_from: str | None = None
+    start_tokenizer: bool = False
     model: dict = field(default_factory=dict, metadata={"keys": lambda _: config_keys(BridleConfig)})
     processor: dict = field(default_factory=dict, metadata={"keys": processor_keys})
     training: OptimizationArguments = field(default_factory=OptimizationArguments)
@@ -58,6 +63,10 @@ class PretrainRecipe(Sections):
             raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
+        if self.start_tokenizer and self.start_from is None:
+            raise ValueError("`start_tokenizer` is true; it takes a model in `start_from`.")
+        if self.start_from is not None and getattr(self.phases[0], "from_scratch", False):
+            raise ValueError(f"`phases.0.from_scratch` is true; with `start_from` ({self.start_from}) it takes false.")
         check_channels(self.config())
         check_statistics(self.processor)
         self.build_tasks()  # their lengths
@@ -80,7 +89,12 @@ class PretrainRecipe(Sections):
         """The model's config; the values are checked by `BridleConfig` itself."""
         try:
             attention = None if self.training.attention == AUTO else self.training.attention
-            return BridleConfig(**self.model, attn_implementation=attention)
+            model = self.model
+            if self.start_from is not None:
+                found = config_of(self.start_from, self.start_tokenizer)
+                quantizer = found["quantizer_config"] | (model.get("quantizer_config") or {})
+                model = found | model | {"quantizer_config": quantizer}
+            return BridleConfig(**model | {"attn_implementation": attention})
         except (StrictDataclassError, AttributeError, TypeError) as error:  # the latter from transformers' own keys
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
 

@@ -1,0 +1,49 @@
+"""Beginning a run from a model that is there: a reference encoder that was converted, or another run's `final/`."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_bridle import BridleConfig
+from ..modeling_bridle import BridleForPreTraining, BridleModel
+
+
+def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
+    """The keyword arguments of `BridleConfig` that a saved model has, for a run that begins from it.
+
+    Args:
+        start_from: folder or Hub id.
+        tokenizer: whether its tokenizer goes along.
+
+    Raises:
+        ValueError: there is no such model, or it has no trained tokenizer that could.
+    """
+    try:
+        config = BridleConfig.from_pretrained(start_from)
+    except (OSError, StrictDataclassError) as error:
+        raise ValueError(f"`start_from` is {start_from!r}, which cannot be read: {error}") from error
+    if tokenizer and (config.cold_start or BridleForPreTraining.__name__ not in (config.architectures or ())):
+        raise ValueError(f"`start_tokenizer` is true; {start_from} holds no trained tokenizer.")
+    return config.to_dict() | {"cold_start": not tokenizer}
+
+
+def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> BridleForPreTraining:
+    """A model whose encoder has the weights of a saved one, and whose other parts are new; or with all of them.
+
+    Raises:
+        ValueError: weights are missing, or of other sizes than `config` says.
+    """
+    cls = BridleForPreTraining if tokenizer else BridleModel
+    try:
+        saved, info = cls.from_pretrained(start_from, config=config, dtype=torch.float32, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"`start_from` is {start_from!r}, whose weights do not fit `model`: {error}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"`start_from` is {start_from!r}, where weights are missing: {missing}.")
+    if tokenizer:
+        return saved
+    model = BridleForPreTraining(config)
+    model.bridle.load_state_dict(saved.state_dict())
+    return model

@@ -1,0 +1,76 @@
+"""A run that begins from a model that is there."""
+
+import pytest
+import torch
+
+from bridle_hf import BridleForPreTraining, BridleModel
+from bridle_hf.training import RecipeError, load_recipe, pretrain
+
+SOURCE = {"hidden_size": 24, "num_attention_heads": 2, "mask_ratio": 0.6}
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path):
+    """A recipe whose steps change nothing."""
+
+    def build(*overrides):
+        frozen = ["training.max_steps_per_phase=1", "training.weight_decay=0", "encoder.learning_rate=0"]
+        return load_recipe(tiny_recipe, [f"output_dir={tmp_path}/run", *frozen, *overrides])
+
+    return build
+
+
+@pytest.fixture
+def saved(tiny_recipe, tmp_path):
+    """A saved encoder of another width; its weights are those of no seed."""
+    config = load_recipe(tiny_recipe, ["output_dir=x", *(f"model.{k}={v}" for k, v in SOURCE.items())]).config()
+    model = BridleModel(config)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, generator=torch.manual_seed(5))
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_the_encoder_is_the_saved_one_and_what_the_recipe_does_not_say_is_as_there(recipe, saved, tmp_path):
+    made = recipe(f"start_from={saved}", "model.hidden_size=24", "phases=[{kind: encoder}]", "model.mask_ratio=0.5")
+    assert made.config().num_attention_heads == 2 and made.config().mask_ratio == 0.5
+    pretrain(made)
+    begun, ended = BridleModel.from_pretrained(saved), BridleModel.from_pretrained(tmp_path / "run" / "final")
+    for (name, before), after in zip(begun.state_dict().items(), ended.state_dict().values(), strict=True):
+        assert torch.equal(before, after), name
+
+
+def test_the_tokenizer_goes_along_where_it_is_asked_for(recipe, tmp_path):
+    pretrain(recipe())  # three phases: its tokenizer is trained
+    first = (tmp_path / "run").rename(tmp_path / "first") / "final"
+    pretrain(recipe(f"start_from={first}", "start_tokenizer=true", "phases=[{kind: encoder}]"))
+    before, after = (BridleForPreTraining.from_pretrained(folder) for folder in (first, tmp_path / "run" / "final"))
+    assert before.tokenizer.cold_start is None
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]), name
+    # and without: a random projection again
+    config = recipe(f"start_from={first}", "phases=[{kind: encoder}]").config()
+    assert config.cold_start and not recipe(f"start_from={first}", "start_tokenizer=true").config().cold_start
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["start_from={tmp}/none"], "`start_from` is '.*none', which cannot be read"),
+        (
+            ["start_from={tmp}/saved", "start_tokenizer=true"],
+            "`start_tokenizer` is true; .* holds no trained tokenizer",
+        ),
+        (["start_tokenizer=true"], "`start_tokenizer` is true; it takes a model in `start_from`"),
+        (["start_from={tmp}/saved", "encoder.from_scratch=true"], "`phases.0.from_scratch` is true; with `start_from`"),
+    ],
+)
+def test_what_cannot_be_begun_from_is_refused(recipe, saved, tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(*(each.format(tmp=tmp_path) for each in overrides))
+
+
+def test_weights_of_other_sizes_are_refused(recipe, saved):
+    made = recipe(f"start_from={saved}", "model.hidden_size=32")
+    with pytest.raises(ValueError, match=r"`start_from` is .*, whose weights do not fit `model`"):
+        pretrain(made)
