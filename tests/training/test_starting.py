@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from bridle_hf import BridleForPreTraining, BridleModel
+from bridle_hf.hub.convert import convert
 from bridle_hf.training import RecipeError, load_recipe, pretrain
 
 SOURCE = {"hidden_size": 24, "num_attention_heads": 2, "mask_ratio": 0.6}
@@ -74,3 +77,24 @@ def test_weights_of_other_sizes_are_refused(recipe, saved):
     made = recipe(f"start_from={saved}", "model.hidden_size=32")
     with pytest.raises(ValueError, match=r"`start_from` is .*, whose weights do not fit `model`"):
         pretrain(made)
+
+
+def test_a_converted_encoder_is_trained_further(golden_dir, tiny_recipe, tmp_path):
+    """Weights under AudioMAE's names, positions and all: the recipe says nothing of the encoder."""
+    golden = load_file(golden_dir / "finetune_audio.safetensors").items()
+    weights = {name.removeprefix("weights/"): value for name, value in golden if name.startswith("weights/")}
+    convert(weights, tmp_path / "audiomae", source="audiomae", num_attention_heads=4)
+    recipe = yaml.safe_load(tiny_recipe.read_text())
+    kept = ("decoder_type", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads")
+    recipe["model"] = {"modality": "audio"} | {key: recipe["model"][key] for key in kept}
+    recipe |= {"start_from": str(tmp_path / "audiomae"), "output_dir": str(tmp_path / "run"), "processor": {}}
+    recipe["model"]["quantizer_config"] = {"codebook_size": 8, "codebook_dim": 8}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    pretrain(load_recipe(tmp_path / "recipe.yaml", ["training.max_steps_per_phase=1", "encoder.learning_rate=1e-30"]))
+    begun, ended = (
+        BridleModel.from_pretrained(tmp_path / "audiomae"),
+        BridleModel.from_pretrained(tmp_path / "run/final"),
+    )
+    assert begun.config.position_layout == ended.config.position_layout == "table"
+    for (name, before), after in zip(begun.state_dict().items(), ended.state_dict().values(), strict=True):
+        torch.testing.assert_close(before, after, msg=name)
