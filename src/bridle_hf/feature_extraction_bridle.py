@@ -127,6 +127,22 @@ def _window_and_filters(
     return window, filters.T.contiguous().to(device, dtype)
 
 
+def front_end(extractor: "BridleFeatureExtractor") -> dict[str, np.ndarray]:
+    """Everything that log-mel frames are computed from, for programs without PyTorch.
+
+    Returns:
+        `window` (size,) float32, its first weight 0; `filters` (fft_size / 2 + 1, num_mel_bins) float32; and as numbers
+        `sampling_rate` in Hz, `hop` in samples, `preemphasis`, `floor` under the logarithm, `mean` and `std`: a frame
+        is (log-mel - mean) / (2 std), or left as it is where the extractor does not normalise (0 and 0.5).
+    """
+    rate, (_, hop) = extractor.sampling_rate, _window_and_hop(extractor.sampling_rate)
+    window, filters = _window_and_filters(rate, extractor.num_mel_bins, torch.float32, torch.device("cpu"))
+    mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
+    numbers = {"sampling_rate": rate, "hop": hop, "preemphasis": PREEMPHASIS, "floor": FLOOR, "mean": mean, "std": std}
+    tables = {"window": window.numpy(), "filters": filters.numpy()}
+    return tables | {name: np.array(value) for name, value in numbers.items()}
+
+
 class BridleFeatureExtractor(SequenceFeatureExtractor):
     """Turns mono clips into normalised log-mel frames: `input_values` and `attention_mask`.
 

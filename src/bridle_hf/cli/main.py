@@ -24,6 +24,7 @@ COMMANDS = {
     "measure": (".measure", "mean and standard deviation of a dataset's log-mel features"),
     "replay": (".replay", "repeat a step that held NaN or inf"),
     "convert": ("..hub.convert", "reference checkpoints into folders of from_pretrained, and back"),
+    "export": (".export", "write a model as an ONNX file"),
     "release": ("..hub.release", "push a model to the Hub, with card, code and a check"),
     "autoencoding": (".autoencoding", "discrete autoencoding with each quantizer of a recipe"),
     "wav2vec2": (".wav2vec2", "wav2vec 2.0 pretraining with each quantizer of a recipe"),
@@ -39,6 +40,7 @@ EXTRAS = {
     "report": ("matplotlib",),
     "tracking": ("tensorboard",),
     "lora": ("peft",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip
 
 
