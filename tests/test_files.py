@@ -5,6 +5,8 @@ import os
 import socket
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bridle_hf.files import (
     FolderError,
@@ -160,3 +162,14 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
     lock.acquire()
     lock.release()
     assert "cannot be locked ([Errno 37] No locks available): see to it that one run alone writes there" in caplog.text
+
+
+def test_what_a_library_writes_for_its_owner_alone_is_for_all_who_may_read_the_folder(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+            os.chmod(folder / "model.safetensors", 0o600)  # as some versions of safetensors leave it
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "model.safetensors").stat().st_mode & 0o777 == 0o640

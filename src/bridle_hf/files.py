@@ -87,6 +87,7 @@ def put_in_place(path: Path) -> None:
     partial = partial_of(path)
     inside = [each for each in partial.rglob("*") if each.is_file()] if partial.is_dir() else []
     for each in (*inside, partial):
+        _share(each, partial)
         _flush(each)
     retired = path.with_name(f".{path.name}.old")
     remove(retired)
@@ -95,6 +96,12 @@ def put_in_place(path: Path) -> None:
     os.replace(partial, path)
     _flush(path.parent)
     remove(retired)
+
+
+def _share(file: Path, partial: Path) -> None:
+    """Let whoever may read what this process writes read a file: safetensors makes files for its owner alone."""
+    if partial.is_dir() and file != partial:
+        file.chmod(file.stat().st_mode | partial.stat().st_mode & 0o066)
 
 
 def sha256(path: Path) -> str:

@@ -65,3 +65,11 @@ def test_the_package_runs_as_a_module(repository):
     assert done.returncode == 0 and done.stdout.startswith("usage: bridle "), done.stderr
     settings = (repository / "setup.cfg").read_text()
     assert "console_scripts =\n    bridle = bridle_hf.cli.main:main\n" in settings
+
+
+def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridle_hf.cli.probe.main", interrupt)
+    assert said(lambda: main(["probe"]), capsys, 130).err == "\nbridle probe: stopped\n"

@@ -5,6 +5,7 @@ It imports next to nothing, so that `bridle --help` takes no time and works with
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -62,9 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     command = parser.parse_args(words[:1]).command  # the rest is for the command's own parser
+    if arguments is None and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds between two lines of a progress bar in a log file
     try:
         import_module("..public", __package__)  # transformers' Auto classes know ours from here on
         import_module(COMMANDS[command][0], __package__).main(words[1:], f"bridle {command}")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\nbridle {command}: stopped\n")
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)

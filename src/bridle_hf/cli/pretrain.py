@@ -7,6 +7,7 @@ Started again with the same output_dir, it goes on where it was. SIGTERM or Ctrl
 """
 
 import argparse
+import logging
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -17,6 +18,8 @@ from ..training.evaluating import EvaluationError
 from .checks import check_recipe, setting_up
 from .options import add_recipe_options, parse_recipe_options
 from .process import keep_freed_memory, log_progress, stop_signals
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments=None, prog=None):
@@ -30,4 +33,7 @@ def main(arguments=None, prog=None):
     disable_progress_bar()  # of saving small files; the loop has its own
     keep_freed_memory()
     with setting_up(parser, (FolderError, RecipeError, EvaluationError)):
-        pretrain(recipe, stop=stop_signals())
+        finished = pretrain(recipe, stop=stop_signals())
+    if finished:
+        folder = recipe.output_dir
+        logger.info("finished: %s/final; see its codes by `bridle report --model %s --dataset ...`", folder, folder)

@@ -285,7 +285,7 @@ class Run:
         """Log what was skipped and close the trackers."""
         names = sorted(self.skipped_names)
         if self.accelerator.is_main_process and (names or self.steps_skipped):
-            shown = ", ".join([*names[:20], *(["..."] if len(names) > 20 else [])])
+            shown = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
             logger.warning(
                 "skipped: %d clips (%s) and %d steps; %s has all names",
                 len(names), shown, self.steps_skipped, self.metrics.path,
