@@ -18,6 +18,7 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
+from ..data.listing import name_some
 from ..files import FolderLock, set_aside, write_whole
 from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import OptimizationArguments
@@ -285,10 +286,9 @@ class Run:
         """Log what was skipped and close the trackers."""
         names = sorted(self.skipped_names)
         if self.accelerator.is_main_process and (names or self.steps_skipped):
-            shown = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
             logger.warning(
                 "skipped: %d clips (%s) and %d steps; %s has all names",
-                len(names), shown, self.steps_skipped, self.metrics.path,
+                len(names), name_some(names, 5), self.steps_skipped, self.metrics.path,
             )  # fmt: skip
         if self.evaluation is not None and self.evaluation.seconds:
             logger.info("the evaluations took %.0f seconds", self.evaluation.seconds)
