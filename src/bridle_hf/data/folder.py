@@ -7,7 +7,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import datasets
 import pandas as pd
@@ -21,7 +21,7 @@ from .media import open_file
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Clip:
     """A file of the modality, or a metadata file.
 
@@ -29,22 +29,21 @@ class Clip:
         name: of the file, or of the archive that it is in, relative to the folder.
         path: what `open_file` takes.
         place: its name with folders; within its archive if it is in one.
+        is_metadata: whether it is a metadata file.
+        folders: those that it lies in; of an archive without any, the archive's name.
     """
 
     name: str
     path: str
     place: str
+    is_metadata: bool = field(init=False)
+    folders: list[str] = field(init=False)
 
-    @property
-    def is_metadata(self) -> bool:
-        return os.path.basename(self.place) in METADATA
-
-    @property
-    def folders(self) -> list[str]:
-        """The folders that it lies in; of an archive without any, the archive's name."""
-        inside = self.place.split("/")[:-1]
-        archive = self.name != self.place and not inside
-        return [os.path.splitext(os.path.basename(self.name))[0]] if archive else inside
+    def __post_init__(self):  # once: a folder may have 100,000
+        *self.folders, last = self.place.split("/")
+        self.is_metadata = last in METADATA
+        if not self.folders and self.name != self.place:
+            self.folders = [os.path.splitext(os.path.basename(self.name))[0]]
 
 
 @dataclass
@@ -91,8 +90,9 @@ class MediaFolder:
         return found[-1] if found else None
 
     def _class_folders(self, clip: Clip, split: str) -> list[str]:
-        of_split = folder_word(split) if self.in_folders and clip.name == clip.place else lambda folder: False
-        return [folder for folder in clip.folders if not of_split(folder)]
+        if not self.in_folders or clip.name != clip.place:
+            return clip.folders
+        return [folder for folder in clip.folders if not folder_word(split)(folder)]
 
     def classes(self) -> tuple[list[str], str]:
         """The classes that folders say, in order, or none and why: clips of one level in two folders or more have

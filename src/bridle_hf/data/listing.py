@@ -161,7 +161,9 @@ def find_splits(names: list[str]) -> dict[str, list[str]]:
     if shards:
         order = [str(split) for split in SPLIT_KEYWORDS if split in shards]
         return {split: shards[split] for split in order + sorted(shards.keys() - set(order))}
-    in_folders = {split: [n for n in names if any(map(folder_word(split), n.split("/")[:-1]))] for split in WORDS}
+    folders = {name.rpartition("/")[0] for name in names}  # few, where names are many
+    of_split = {split: {f for f in folders if any(map(folder_word(split), f.split("/")))} for split in WORDS}
+    in_folders = {split: [n for n in names if n.rpartition("/")[0] in of_split[split]] for split in WORDS}
     in_files = {split: [n for n in names if FILE_WORD[split].match(n.rsplit("/", 1)[-1])] for split in WORDS}
     for found in (in_folders, in_files):
         if any(found.values()):

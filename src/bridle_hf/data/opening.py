@@ -92,8 +92,8 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
             raise ValueError(f"data.files={data.files!r} matches no readable file in {data.dataset!r}.")
     clips = find_clips(listing, names, modality.extensions())
     tables = {name: kind for name in names if (kind := table_kind(name)) and os.path.basename(name) not in METADATA}
-    kinds = Counter(tables.values())
-    most = counted(clips) > kinds["parquet"] + kinds["arrow"] and counted(clips) >= kinds["webdataset"]
+    kinds, media = Counter(tables.values()), counted(clips)
+    most = media > kinds["parquet"] + kinds["arrow"] and media >= kinds["webdataset"]
     # only a table has a column of another name; media without metadata have one and the labels
     of_table = tables and data.input_column not in (None, modality.name) and not any(clip.is_metadata for clip in clips)
     if most and not of_table:
