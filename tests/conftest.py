@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 END_TO_END = (
     "tests/data/test_cache.py",
     "tests/hub/test_onnx_export.py",
+    "tests/training/test_hub_copy.py",
     "tests/data/test_streaming.py::test_fewer_clips_than_readers_are_enough",
     "tests/data/test_tables.py",
     "tests/hub/test_convert.py::test_there_and_back",

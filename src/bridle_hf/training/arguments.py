@@ -31,6 +31,9 @@ class OptimizationArguments:
         tracker: an Accelerate tracker beside metrics.jsonl, such as "tensorboard" or "wandb"; null for none.
         tracker_project: its project (Weights & Biases, Trackio) or experiment (MLflow); the run in it has the name of
             its folder.
+        hub_repo_id: a repository of the Hub that gets the newest checkpoint, the metrics and what is exported, while
+            the run goes on; null for none.
+        hub_private: whether it is made private.
     """
 
     batch_size: int = 64
@@ -52,6 +55,8 @@ class OptimizationArguments:
     deadline: float = 1800.0
     tracker: str | None = "tensorboard"
     tracker_project: str = "bridle"
+    hub_repo_id: str | None = None
+    hub_private: bool = True
 
     def __post_init__(self):
         for name in ("batch_size", "gradient_accumulation_steps", "masks_per_sample", "logging_steps"):

@@ -32,6 +32,7 @@ from .checkpoints import (
     set_random_state_,
 )
 from .evaluating import Evaluation
+from .hub_copy import HubCopy
 from .locking import take_lock
 from .metrics import MetricsFile
 from .seeds import seed_from
@@ -103,6 +104,7 @@ class Run:
         self.metrics, self.lock = MetricsFile(self.folder / "metrics.jsonl"), FolderLock(self.folder / ".lock")
         self.data_seed, self.steps_skipped = seed, 0
         self.stopped, self.asked_to_stop = False, lambda: False
+        self.hub_copy = None
         self.remarked = set()  # (number of a task, subject) of the warnings said
         self.skips, self.skipped_names = 0, set()  # of bad samples: how many skips were reported, and of which samples
 
@@ -148,6 +150,8 @@ class Run:
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Open data and output folder, and restore data position, random generators and metrics.jsonl."""
         accelerator = self.accelerator
+        if self.settings.hub_repo_id is not None and accelerator.is_main_process:
+            self.hub_copy = HubCopy(self.settings.hub_repo_id, self.settings.hub_private, self.folder)
         if self.evaluation is not None:  # first, since reading the data may write a cache for hours
             self.evaluation.begin(checkpoint, self.samples_per_step)
         if checkpoint is None:
@@ -275,6 +279,8 @@ class Run:
                 f"the checkpoint of step {step} of {task.name} could not be written: {error}. "
                 f"The last one is {last[0] if last else 'none'}; make room and start again."
             ) from error
+        if self.hub_copy is not None:
+            self.hub_copy.push(path)
         return open_checkpoint(path, verify=False)
 
     def export(self, task: Task, checkpoint: Checkpoint) -> None:
@@ -292,6 +298,8 @@ class Run:
             )  # fmt: skip
         if self.evaluation is not None and self.evaluation.seconds:
             logger.info("the evaluations took %.0f seconds", self.evaluation.seconds)
+        if self.hub_copy is not None:
+            self.hub_copy.end(list_checkpoints(self.folder / "checkpoints")[-1], self.settings.deadline)
         self.accelerator.end_training()
 
     def skipped(self) -> dict:
