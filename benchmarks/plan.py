@@ -1,9 +1,10 @@
 """How much work the phases of a recipe are, and how long they take at a rate that was measured.
 
-    python benchmarks/plan.py --recipe audio/as2m_base --tflops 350 [--gpus 1,8,64] [--price 3]
+    python benchmarks/plan.py --recipe audio/as2m_base --tflops encoder=137,tokenizer=300 [--gpus 1,8,64] [--price 3]
 
 Counts the operations of the matrix products of one clip in each phase, forward and backward. `--tflops` is what one GPU
-does of them in a second while it trains; operations over time of any run give it, and no figure of this script does.
+does of them in a second while it trains, one number or one for each kind or name of phase; `benchmarks/gpu.py` measures
+it. More GPUs are taken to be as much faster, which was not measured.
 """
 
 import argparse
@@ -26,10 +27,23 @@ def count(recipe) -> list[dict]:
     return phases
 
 
+def rates(text: str) -> dict[str, float]:
+    """`350`, or `encoder=137,tokenizer=300,encoder-iter2=168`; the key of a number alone is empty."""
+    return {name: float(rate) for name, _, rate in (each.rpartition("=") for each in text.split(","))}
+
+
+def rate_of(given: dict[str, float], phase: str, parser: argparse.ArgumentParser) -> float:
+    """The rate of a phase by its name, by its kind, or that of all."""
+    for name in (phase, phase.partition("-")[0], ""):
+        if name in given:
+            return given[name]
+    parser.error(f"--tflops has {', '.join(given)}; the recipe has {phase}, too")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="of `bridle pretrain`: a name or a path")
-    parser.add_argument("--tflops", type=float, help="10^12 operations a second that a GPU was measured to do")
+    parser.add_argument("--tflops", type=rates, help="10^12 operations a second that a GPU was measured to do")
     parser.add_argument("--gpus", default="1,8,64", help="numbers of them, a line each")
     parser.add_argument("--price", type=float, help="of a GPU hour")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
@@ -43,11 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
     total = sum(each["eflop"] for each in phases)
     print(f"| all | | | | {total:.1f} |")
     if given.tflops:
-        most = given.tflops * 1e3 / min(each["gflop"] for each in phases)  # clips a second of the fastest phase
+        for each in phases:
+            each["rate"] = rate_of(given.tflops, each["phase"], parser)
+        seconds = sum(each["eflop"] * 1e6 / each["rate"] for each in phases)
+        most = max(each["rate"] * 1e3 / each["gflop"] for each in phases)  # clips a second of the fastest phase
         print("\n| GPUs | hours | clips a second at most | GPU hours |" + (" price |" if given.price else ""))
         print("|---|---|---|---|" + ("---|" if given.price else ""))
         for gpus in map(int, given.gpus.split(",")):
-            hours = total * 1e6 / (given.tflops * gpus) / 3600
+            hours = seconds / gpus / 3600
             price = f" {hours * gpus * given.price:,.0f} |" if given.price else ""
             print(f"| {gpus} | {hours:,.1f} | {most * gpus:,.0f} | {hours * gpus:,.0f} |{price}")
 

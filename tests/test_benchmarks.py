@@ -89,6 +89,13 @@ def test_a_plan_adds_up(monkeypatch, capsys):
     seconds = sum(row["gflop"] * row["clips"] for row in counted) * 1e9 / (2 * 0.5e12)
     assert float(times[0][1]) == pytest.approx(seconds / 3600, abs=0.06)
     assert float(times[0][1]) == pytest.approx(2 * float(times[1][1]), abs=0.11) and times[0][3] == times[1][3]
+    plan.main([*recipe, *small, "training.masks_per_sample=2", "--tflops=encoder=0.5,tokenizer=0.25", "--gpus=1"])
+    slower = float(capsys.readouterr().out.split("\n\n")[1].splitlines()[2].split("|")[2])
+    more = counted[1]["gflop"] * counted[1]["clips"] * 1e9 / 0.5e12  # the tokenizer's phase takes twice its time
+    assert slower == pytest.approx((2 * seconds + more) / 3600, abs=0.06)
+    with pytest.raises(SystemExit):
+        plan.main([*recipe, *small, "--tflops=encoder=0.5"])
+    assert "--tflops has encoder; the recipe has tokenizer-iter2, too" in capsys.readouterr().err
     (one_mask, *_) = plan.count(plan.load_recipe(recipe[1], small))
     assert 1.9 * one_mask["gflop"] < cold < 2.1 * one_mask["gflop"]
 
