@@ -9,9 +9,9 @@ Baselines under the same protocol: `random`, the model's architecture with rando
 encoder. For audio `logmel`, mean and standard deviation of the log-mel bins, and `logmel-delta`, with mean absolute
 differences of neighbouring frames as well; for images `colours` and `pixels`; for videos `one-frame` and
 `frame-differences`. `--kind knn` votes among nearest neighbours, `--kind gradient` fits the linear classifier by AdamW,
-for large sets, and `--kind attentive` learns by AdamW which patches to look at, instead of pooling them. Where labels are
-lists, a clip has all of the classes, and mean average precision is measured instead of accuracy. The last line of
-standard output is one JSON object; its `interval` is of 95 %, by bootstrap over clips.
+for large sets, and `--kind attentive` learns by AdamW which patches to look at, instead of pooling them. Labels may be
+lists; a clip has all classes of its list then, and mean average precision is measured instead of accuracy. The last
+line of standard output is one JSON object; its `interval` is of 95 %, by bootstrap over clips.
 """
 
 import argparse
