@@ -18,7 +18,7 @@ from bridle_hf.evaluation.comparison import draw_precisions, read_predictions, s
 from bridle_hf.evaluation.cross_validation import check_probe, outer_folds, strata
 from bridle_hf.evaluation.measures import average_precisions, knn_predict, mean_average_precision
 from bridle_hf.evaluation.metrics import load_metric
-from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.evaluation.probe import KINDS, LAYERED, linear_probe
 
 
 def several(n=160, dims=8, classes=4, noise=0.7, seed=0):
@@ -190,7 +190,9 @@ def chords(tmp_path_factory, tone, to_wav):
         ["--fold-column", "fold", "--baseline", "logmel-delta"],
     ],
 )
-def test_the_command_measures_mean_average_precision(chords, pretrained, options, tmp_path, capsys):
+def test_the_command_measures_mean_average_precision(chords, pretrained, options, tmp_path, capsys, monkeypatch):
+    for kind in LAYERED:  # one rate, for speed
+        monkeypatch.setitem(KINDS, kind, (KINDS[kind][0], (1e-2,)))
     common = ["probe", "--dataset", str(chords), "--label-column", "json.sounds"]
     common += [] if "logmel-delta" in options else ["--model", str(pretrained)]
     main([*common, *options, "--output", str(tmp_path / "first.csv")])
