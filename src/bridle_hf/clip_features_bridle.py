@@ -47,6 +47,24 @@ def check_layers(config, layers: Sequence[int | None]) -> None:
             raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
 
 
+def choose_layers(config, layers) -> tuple[int | None, ...]:
+    """Layers as `extract_features` takes them, each by its number: "all" are those from 0 to depth.
+
+    Raises:
+        ValueError: a layer that the model does not have.
+    """
+    chosen = range(config.num_hidden_layers + 1) if isinstance(layers, str) and layers == "all" else layers
+    chosen = (chosen,) if chosen is None or isinstance(chosen, int) else tuple(chosen)
+    check_layers(config, chosen)
+    return chosen
+
+
+def mix_layers(tokens, layer_weights) -> torch.Tensor:
+    """Mean (B, 1, N, D) of the layers of tokens (B, L, N, D), weighted by the softmax of `layer_weights` (L,)."""
+    weights = layer_weights.to(tokens.device, torch.float32).softmax(dim=0)
+    return torch.einsum("l,blnd->bnd", weights, tokens.float())[:, None]
+
+
 def pool(hidden_states, valid, pooling, has_cls, grid) -> torch.Tensor:
     """Pool the tokens of a layer; padding does not count.
 
@@ -260,10 +278,7 @@ def extract_features(
     """
     config = self.config
     check_poolings(config, [pooling], (*POOLINGS, *FRAME_POOLINGS))
-    chosen = range(config.num_hidden_layers + 1) if isinstance(layers, str) and layers == "all" else layers
-    several = not (chosen is None or isinstance(chosen, int))
-    chosen = tuple(chosen) if several else (chosen,)
-    check_layers(config, chosen)
+    chosen, several = choose_layers(config, layers), not (layers is None or isinstance(layers, int))
     if layer_weights is not None and (not several or tuple(layer_weights.shape) != (len(chosen),)):
         raise ValueError(f"layer_weights: got shape {tuple(layer_weights.shape)}; it takes one number for each layer.")
     if window is None and config.modality == "audio":
@@ -271,8 +286,7 @@ def extract_features(
     values = pick_input(self, input_values, pixel_values)
     tokens, valid, grid = clip_tokens(self, values, attention_mask, chosen, window, overlap, batch_size)
     if layer_weights is not None:
-        weights = layer_weights.to(tokens.device, torch.float32).softmax(dim=0)
-        tokens, several = torch.einsum("l,blnd->bnd", weights, tokens.float())[:, None], False
+        tokens, several = mix_layers(tokens, layer_weights), False
     found = [pool(of_layer, valid, pooling, config.use_cls_token, grid) for of_layer in tokens.unbind(dim=1)]
     features = torch.stack(found, dim=1) if several else found[0]
     if pooling in POOLINGS:

@@ -6,7 +6,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bridle_hf.evaluation import probe
+from bridle_hf.evaluation import rotation
 from bridle_hf.evaluation.probe import linear_probe, mcnemar, outer_folds
 
 
@@ -125,17 +125,19 @@ def test_a_fold_beside_which_there_is_one_class_is_named():
 
 # Features of many scales, constant ones and copies; more rows than features, and fewer.
 @pytest.mark.parametrize(("rows", "dims"), [(90, 12), (20, 40)])
+@pytest.mark.parametrize("copies", [3, 0])
 @pytest.mark.parametrize("portion", [7, 8192])
-def test_the_span_of_the_training_rows_is_that_of_the_singular_vectors(rows, dims, portion, monkeypatch):
-    monkeypatch.setattr(probe, "PORTION", portion)
+def test_the_span_of_the_training_rows_is_that_of_the_singular_vectors(rows, dims, copies, portion, monkeypatch):
+    monkeypatch.setattr(rotation, "PORTION", portion)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(rows + 10, dims)) * np.geomspace(1e-3, 1e3, dims) + 100
-    x = np.concatenate([x, x[:, :3], np.full((rows + 10, 1), 0.1)], axis=1).astype(np.float32)
+    constant = np.full((rows + 10, int(copies > 0)), 0.1)
+    x = np.concatenate([x, x[:, :copies], constant], axis=1).astype(np.float32)
     scaler = StandardScaler().fit(x[:rows].astype(np.float64))
     train, test = (scaler.transform(part.astype(np.float64)) for part in (x[:rows], x[rows:]))
     _, values, directions = np.linalg.svd(train, full_matrices=False)
     basis = directions[values > 1e-10 * values[0]].T
-    got_train, got_test = probe._rotate(x[:rows], x[rows:])
+    got_train, got_test = rotation.rotate(x[:rows], x[rows:])
     assert got_train.shape[1] == basis.shape[1] == min(dims, rows - 1) and got_train.dtype == np.float64
     # equal but for a rotation: products of rows tell
     np.testing.assert_allclose(got_train @ got_train.T, train @ train.T, atol=1e-8)

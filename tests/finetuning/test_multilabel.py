@@ -16,7 +16,7 @@ from transformers import pipeline
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.data import DataArguments, Examples, load_examples
 from bridle_hf.data.examples import balanced_weights
-from bridle_hf.evaluation.probe import linear_probe
+from bridle_hf.evaluation.cross_validation import check_probe
 from bridle_hf.evaluation.quality import tokenizer_quality
 from bridle_hf.finetuning.finetune import (
     FinetuneRecipe,
@@ -191,8 +191,8 @@ def test_what_takes_one_label_says_so(pretrained, data, extractor, tmp_path):
     with pytest.raises(ValueError, match="test_split` is missing"):
         finetune(recipe(pretrained, replace(data, fold_column=None), tmp_path))
     examples = load_examples(data, extractor)
-    with pytest.raises(ValueError, match=r"labels: got shape \(36, 2\)"):
-        linear_probe(np.zeros((36, 3)), examples.labels, examples.folds)
+    with pytest.raises(ValueError, match="clips have several labels; this probe takes one class a clip"):
+        check_probe(examples)
     tokenizer = BridleForPreTraining.from_pretrained(pretrained).tokenizer
     assert tokenizer_quality(tokenizer, examples)["bag_of_codes"] is None
 

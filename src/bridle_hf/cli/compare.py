@@ -3,15 +3,16 @@
     bridle compare first.csv                # confusions, and the clips that were got wrong
     bridle compare first.csv second.csv     # the difference of two probes on the same clips, with its interval
 
-Of several seeds a clip counts with the share that got it right. Intervals are of 95 %, by bootstrap over clips. The
-last line of standard output is one JSON object.
+Of several seeds a clip counts with the share that got it right. Of clips with several labels it is the mean average
+precision of each fold that counts, and instead of confusions there are the classes with their precisions, lowest first.
+Intervals are of 95 %, by bootstrap over clips. The last line of standard output is one JSON object.
 """
 
 import argparse
 import json
 import sys
 
-from ..evaluation.comparison import bootstrap, compare, confusion_rows, mean_by_clip, read_predictions, wrong_rows
+from ..evaluation.comparison import compare, read_predictions, summary, tables
 from ..evaluation.tables import markdown
 from .checks import setting_up
 
@@ -26,9 +27,6 @@ def main(arguments=None, prog=None):
         if given.second:
             report = compare(first, read_predictions(given.second))
     if not given.second:
-        columns = [[row[name] for row in first] for name in ("clip", "label", "said")]
-        tables = markdown(confusion_rows(*columns[1:])), markdown(wrong_rows(*columns))
-        sys.stdout.write("\n".join(tables))
-        right = mean_by_clip(first)
-        report = {"accuracy": right.mean(), "interval": bootstrap(right), "clips": len(right)}
+        sys.stdout.write("\n".join(map(markdown, tables(first))))
+        report = summary(first)
     sys.stdout.write(json.dumps(report) + "\n")

@@ -2,9 +2,11 @@
 
     bridle features --model runs/esc10_tiny/final --dataset DIR --output features.parquet
     bridle features --model ... --dataset DIR --pooling frames --layers 6 12 --overlap 0.5
+    bridle features --model ... --dataset DIR --layers all --mix mean
 
-A row holds the dataset's other columns, `clip_name` and a column per layer (`last`, `layer_6`): one vector, or with
-`--pooling frames` a vector per patch in time and their `start`s in seconds. Long sounds are read in windows.
+A row holds the dataset's other columns, `clip_name` and a column per layer (`last`, `layer_6`), or one of their `mean`:
+one vector, or with `--pooling frames` a vector per patch in time and their `start`s in seconds. Long sounds are read in
+windows.
 """
 
 import argparse
@@ -13,12 +15,21 @@ import sys
 
 import torch
 
-from ..clip_features_bridle import check_layers, check_poolings
+from ..clip_features_bridle import check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_output, open_model, setting_up
-from .options import add_data_options, add_pad_short, given_data, number, padded_short
+from .options import (
+    add_data_options,
+    add_layers,
+    add_pad_short,
+    check_mix,
+    given_data,
+    given_layers,
+    number,
+    padded_short,
+)
 
 MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
 
@@ -28,7 +39,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model")
     add_data_options(parser)
     parser.add_argument("--output", default="features.parquet")
-    parser.add_argument("--layers", nargs="+", type=int, help="1..depth, 0 for the patch embeddings")
+    add_layers(parser, ("mean",), "without it a column each")
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
     parser.add_argument(
         "--window-seconds",
@@ -47,10 +58,10 @@ def main(arguments=None, prog=None):
     given = parser.parse_args(arguments)
 
     with setting_up(parser):
+        check_mix(given)
         check_output(given.output, given.dataset)
         model = open_model(BridleModel, given.model)
-        layers = given.layers or (None,)
-        check_layers(model.config, layers)
+        layers = given_layers(given, model.config)
         unit = model.config.patch_size[0]
         frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
         data = given_data(given, max_frames=frames)
@@ -58,5 +69,6 @@ def main(arguments=None, prog=None):
         check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)
+    which = {"layers": layers, "even": given.mix == "mean", "pooling": given.pooling, "overlap": given.overlap}
+    clips = write_features(given.output, model, data, processor, **which, batch_size=given.batch_size)
     sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")

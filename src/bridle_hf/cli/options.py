@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..clip_features_bridle import choose_layers
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES
@@ -73,6 +74,48 @@ def number(kind: type[int] | type[float], low: float, high: float | None = None)
         return value
 
     return parse
+
+
+def layer(text: str) -> int | str:
+    """The `type` of `--layers`: a number, or "all".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return text if text == "all" else int(text)
+
+
+def add_layers(parser: argparse.ArgumentParser, mixes: Sequence[str], default: str) -> None:
+    """Add `--layers` and `--mix`, which `given_layers` reads.
+
+    Args:
+        parser: the command's.
+        mixes: what `--mix` takes.
+        default: what is done with several layers without it.
+    """
+    of_layers = "1..depth, 0 for the patch embeddings, or all; the final output by default"
+    parser.add_argument("--layers", "--layer", nargs="+", type=layer, metavar="LAYER", help=of_layers)
+    parser.add_argument("--mix", choices=mixes, help=f"of several layers; {default}")
+
+
+def check_mix(given: Any) -> None:
+    """Raise a `ValueError` for layers or a mix that are none, without looking at the model."""
+    layers = given.layers or []
+    if "all" in layers and len(layers) > 1:
+        raise ValueError("--layers has all beside numbers; it takes one or the other.")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--layers is {' '.join(map(str, layers))}; it takes each layer once.")
+    if given.mix and len(layers) < 2 and "all" not in layers:
+        raise ValueError(f"--mix is {given.mix!r}; it takes several --layers.")
+
+
+def given_layers(given: Any, config: BridleConfig) -> tuple[int | None, ...]:
+    """The layers of a model that are asked for; None is its final output.
+
+    Raises:
+        ValueError: the model lacks one.
+    """
+    return choose_layers(config, "all" if given.layers == ["all"] else given.layers)
 
 
 def add_pad_short(parser: argparse.ArgumentParser) -> None:

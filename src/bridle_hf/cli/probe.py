@@ -1,15 +1,17 @@
-"""Probe of a frozen encoder: logistic regression on pooled features, five folds, nested search of C.
+"""Probe of a frozen encoder: logistic regression on pooled features, or another kind; folds, nested search of a knob.
 
     bridle probe --model runs/mine/final --dataset DIR --label-column target --fold-column fold
     bridle probe --model runs/mine/final --dataset DIR ... --baseline random --pooling mean_std
     bridle probe --model runs/cifar10_tiny/final --dataset uoft-cs/cifar10 --label-column label --test-split test
+    bridle probe --model runs/mine/final --dataset DIR ... --kind gradient --layers all --mix weighted
 
 Baselines under the same protocol: `random`, the model's architecture with random weights; and features without any
 encoder. For audio `logmel`, mean and standard deviation of the log-mel bins, and `logmel-delta`, with mean absolute
 differences of neighbouring frames as well; for images `colours` and `pixels`; for videos `one-frame` and
-`frame-differences`. `--kind knn` votes among nearest neighbours, and `--kind gradient`
-fits the linear classifier by AdamW, for large sets. The last line of standard output is one JSON object; its `interval`
-is of 95 % of the accuracy, by bootstrap over clips.
+`frame-differences`. `--kind knn` votes among nearest neighbours, `--kind gradient` fits the linear classifier by AdamW,
+for large sets, and `--kind attentive` learns by AdamW which patches to look at, instead of pooling them. Labels may be
+lists; a clip has all classes of its list then, and mean average precision is measured instead of accuracy. The last
+line of standard output is one JSON object; its `interval` is of 95 %, by bootstrap over clips.
 """
 
 import argparse
@@ -20,17 +22,27 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..clip_features_bridle import POOLINGS, check_layers, check_poolings
+from ..clip_features_bridle import POOLINGS, check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
-from ..evaluation.comparison import bootstrap, mean_by_clip, write_predictions
+from ..evaluation.comparison import SCORE, summary, write_predictions
 from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
-from ..evaluation.features import encoder_features
-from ..evaluation.probe import KINDS, linear_probe
+from ..evaluation.features import encoder_features, encoder_patches
+from ..evaluation.measures import mean_of_known
+from ..evaluation.probe import KINDS, LAYERED, linear_probe
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_model, check_output, open_model, setting_up
-from .options import add_data_options, add_pad_short, given_data, number, padded_short
+from .options import (
+    add_data_options,
+    add_layers,
+    add_pad_short,
+    check_mix,
+    given_data,
+    given_layers,
+    number,
+    padded_short,
+)
 from .process import log_progress
 
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
@@ -41,17 +53,19 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
     add_data_options(parser, "folder or Hub id of a labelled dataset")
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
-    parser.add_argument("--label-column", required=True)
+    parser.add_argument("--label-column", required=True, help="of one class a clip, or of lists of them")
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
     parser.add_argument("--folds", nargs="+", help="test folds, all by default; needed with {fold}")
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
-    parser.add_argument("--layer", type=int, help="1..depth, 0 for the patch embeddings; the final output by default")
-    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of the encoder's patches")
+    add_layers(parser, ("mean", "weighted"), "their mean by default, or one with learned weights")
+    parser.add_argument("--pooling", choices=POOLINGS, help="of the encoder's patches; mean by default")
     parser.add_argument(
         "--test-windows", choices=("all", "first"), default="all", help="of sounds longer than the model's window"
     )
     add_pad_short(parser)
-    parser.add_argument("--kind", choices=KINDS, default="linear", help="linear by Newton steps, knn, linear by AdamW")
+    parser.add_argument(
+        "--kind", choices=KINDS, default="linear", help="linear by Newton steps, knn, linear or attentive by AdamW"
+    )
     parser.add_argument("--output", help="CSV file of what is said of every tested clip, for `bridle compare`")
     parser.add_argument(
         "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="of random weights and drawn folds"
@@ -62,7 +76,24 @@ def parse_arguments(arguments, prog):
         parser.error(f"--model is missing; it is needed for everything but --baseline {', '.join(MODALITY_OF)}")
     if given.model and "{fold}" in given.model and not (given.folds and given.fold_column):
         parser.error("--model has {fold} in it, one model per test fold; give --fold-column and --folds, too")
+    with setting_up(parser):
+        check_kind(given)
     return parser, given
+
+
+def check_kind(given):
+    """Raise a `ValueError` for options that do not go together."""
+    check_mix(given)
+    if given.mix == "weighted" and given.kind not in LAYERED:
+        raise ValueError(f"--mix is 'weighted'; it takes --kind {' or '.join(LAYERED)}, which learn weights.")
+    if given.kind == "attentive" and given.pooling:
+        raise ValueError(f"--pooling is {given.pooling!r}; --kind attentive learns how to pool, and takes none.")
+    if given.baseline in MODALITY_OF and given.layers:
+        raise ValueError(f"--layers is given; --baseline {given.baseline} has no encoder, and none.")
+    if given.baseline in MODALITY_OF and given.kind == "attentive":
+        raise ValueError(
+            f"--baseline is {given.baseline!r}, one vector a clip; --kind attentive looks at patches, and takes random."
+        )
 
 
 def open_given(given, source, data):
@@ -85,34 +116,46 @@ def open_given(given, source, data):
     check_data(data, processor, "--dataset")
     if given.baseline in (None, "random"):
         config = BridleConfig.from_pretrained(source)
-        check_poolings(config, [given.pooling])
-        check_layers(config, [given.layer])
+        check_poolings(config, [given.pooling] if given.pooling else [])
+        given_layers(given, config)
     return processor, None if given.baseline else open_model(BridleModel, source)
 
 
 def features_of(given, source, model, examples, seed):
-    """(n, features) of the frozen model, or of the baseline."""
+    """(n, features) of the frozen model, or of the baseline; with weights to learn (n, layers, features); for an
+    attentive probe `ClipPatches`."""
     if given.baseline in MODALITY_OF:
         return baseline_features(examples, examples.modality.baselines[given.baseline])
     if given.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    which = given.layer, given.pooling
-    return encoder_features(model, examples, which[:1], which[1:], given.batch_size)[which]
+    layers, pooling = given_layers(given, model.config), given.pooling or "mean"
+    how = {"batch_size": given.batch_size, "even": len(layers) > 1 and given.mix != "weighted"}
+    if given.kind == "attentive":
+        return encoder_patches(model, examples, layers, **how)
+    found = list(encoder_features(model, examples, layers, (pooling,), **how).values())
+    return found[0] if len(found) == 1 else np.stack(found, axis=1)
 
 
 def clip_rows(examples, folds, tested, seed, result):
-    """A row for each clip that was tested."""
-    names = examples.label_names
+    """A row for each clip that was tested; of several labels with a score for each class."""
+    names, several = examples.label_names, result.scores is not None
+
+    def name(said):
+        if not several:
+            return names[said]
+        return json.dumps([names[label] for label in np.flatnonzero(said)], ensure_ascii=False)
+
     return [
         {
             "clip": f"{row} {examples.clip_names[row]}",  # names may be the same
             "fold": folds[row],
             "seed": seed,
-            "label": names[examples.labels[row]],
-            "said": names[result.predicted[row]],
+            "label": name(examples.labels[row]),
+            "said": name(result.predicted[row]),
         }
+        | ({f"{SCORE}{each}": score for each, score in zip(names, result.scores[row], strict=True)} if several else {})
         for row in np.flatnonzero(np.isin(folds, tested))
     ]
 
@@ -134,11 +177,12 @@ def main(arguments=None, prog=None):
     said = []
     per_fold = {seed: {} for seed in seeds}
     chosen = {seed: {} for seed in seeds}
+    weights = {seed: {} for seed in seeds}
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
         with setting_up(parser, LabelError):
-            check = partial(check_probe, wanted=test_folds, seed=seeds[0])
+            check = partial(check_probe, wanted=test_folds, seed=seeds[0], several=True)
             examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:
             features = features_of(given, source, model, examples, seed)
@@ -149,22 +193,26 @@ def main(arguments=None, prog=None):
             said += clip_rows(examples, folds, tested, seed, result)
             per_fold[seed] |= result.per_fold
             chosen[seed] |= result.chosen_c
+            weights[seed] |= result.layer_weights
     if given.output:
         write_predictions(given.output, said)
-    accuracy = np.array([list(folds.values()) for folds in per_fold.values()])  # (seeds, folds)
+    measured = summary(said)
+    per_fold = np.array([list(folds.values()) for folds in per_fold.values()])  # (seeds, folds)
     report = {
-        "accuracy": accuracy.mean(),
-        "per_fold": accuracy.mean(axis=0).tolist(),
-        "folds": list(per_fold[seeds[0]]),
-        "per_seed": accuracy.mean(axis=1).tolist(),
+        next(iter(measured)): mean_of_known(per_fold.ravel()),
+        "per_fold": [None if np.isnan(value) else value for value in mean_of_known(per_fold.T)],
+        "folds": list(chosen[seeds[0]]),
+        "per_seed": mean_of_known(per_fold).tolist(),
         "seeds": seeds,
         "kind": given.kind,
-        "interval": bootstrap(mean_by_clip(said)),
+        "interval": measured["interval"],
         "C": [list(folds.values()) for folds in chosen.values()],
         "features": given.baseline or given.model,
-        "layer": given.layer,
-        "pooling": None if given.baseline in MODALITY_OF else given.pooling,
-        "dimensions": features.shape[1],
+        "layer": given.layers[0] if given.layers and len(given.layers) == 1 else given.layers,
+        "pooling": None if given.baseline in MODALITY_OF or given.kind == "attentive" else given.pooling or "mean",
+        "dimensions": features.width if given.kind == "attentive" else features.shape[-1],
         "clips": len(features),
     }
+    if given.mix == "weighted":
+        report["layer_weights"] = [list(folds.values()) for folds in weights.values()]
     sys.stdout.write(json.dumps(report) + "\n")

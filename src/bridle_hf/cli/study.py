@@ -29,7 +29,7 @@ from ..clip_features_bridle import poolings_of
 from ..configuration_bridle import BridleConfig
 from ..data import LabelError, load_examples
 from ..evaluation.baselines import baseline_features
-from ..evaluation.cross_validation import check_folds
+from ..evaluation.cross_validation import check_probe
 from ..evaluation.features import encoder_features
 from ..evaluation.probe import linear_probe
 from ..evaluation.report import codebook_report
@@ -83,7 +83,7 @@ def study(parser, given, recipe, data, processor):
     """Trains what is not trained yet, measures all of it, and writes and prints the tables."""
     folder = Path(recipe.output_dir)
     with setting_up(parser, LabelError):
-        examples = load_examples(data, processor, check=check_folds, for_training=False)
+        examples = load_examples(data, processor, check=check_probe, for_training=False)
 
     runs = list_runs(given, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(given.jobs, [pretrain_command(given, recipe, run) for run in runs], [run["folder"] for run in runs])

@@ -1,15 +1,20 @@
 """What single clips say about a probe: intervals, paired tests of two of them, confusions, clips that it gets wrong."""
 
 import csv
+import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from . import classes
+from .measures import mean_average_precision, mean_of_known
 
 SAMPLES = 10_000
+DRAWS = 1_000  # of clips with several labels, since each draw is ranked anew for every class
+SCORE = "score: "  # begins the names of the columns with the scores of classes
 
 
 def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
@@ -24,7 +29,64 @@ def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
     means = np.concatenate(
         [values[rng.integers(len(values), size=(100, len(values)))].mean(axis=1) for _ in range(samples // 100)]
     )
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+    return interval_of(means, level)
+
+
+def interval_of(draws, level=0.95):
+    """Percentile interval: lower end, upper end. A draw that says nothing (NaN) does not count."""
+    return tuple(np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist())
+
+
+@dataclass
+class Scored:
+    """What a probe says of clips with several labels.
+
+    Attributes:
+        clips: names, in the order in which they come first.
+        classes: names.
+        groups: for each seed and fold the numbers of its clips (m,), scores (m, classes) and labels (m, classes).
+    """
+
+    clips: list
+    classes: list
+    groups: list
+
+    def precision(self, weights=None):
+        """Mean over seeds and folds of the mean average precision: a number, or of weights (draws, clips) (draws,)."""
+        found = [
+            mean_average_precision(scores, labels, None if weights is None else weights[:, numbers])
+            for numbers, scores, labels in self.groups
+        ]
+        return mean_of_known(np.stack(found, axis=-1))
+
+
+def scored(rows):
+    """`Scored` of the rows of clips with several labels; None of those with one."""
+    columns = [name for name in rows[0] if name.startswith(SCORE)]
+    if not columns:
+        return None
+    names, parts = [column.removeprefix(SCORE) for column in columns], defaultdict(list)
+    numbers = {clip: number for number, clip in enumerate(dict.fromkeys(row["clip"] for row in rows))}
+    for row in rows:
+        parts[str(row["seed"]), str(row["fold"])].append(row)
+    groups = []
+    for part in parts.values():
+        labels = np.array([np.isin(names, json.loads(row["label"])) for row in part])
+        scores = np.array([[row[column] for column in columns] for row in part], dtype=np.float32)
+        groups.append((np.array([numbers[row["clip"]] for row in part]), scores, labels))
+    return Scored(list(numbers), names, groups)
+
+
+def draw_precisions(*probes, seed=0, draws=DRAWS):
+    """Mean average precision (probes, draws) of `Scored` of the same clips when these are drawn anew, for all of them
+    the same ones. A class that none of the drawn clips of a fold has does not count there."""
+    rng, order = np.random.default_rng(seed), {clip: number for number, clip in enumerate(probes[0].clips)}
+    places = [[order[clip] for clip in probe.clips] for probe in probes]
+    number, found = len(order), []
+    for start in range(0, draws, 100):
+        weights = rng.multinomial(number, np.full(number, 1 / number), size=min(100, draws - start))
+        found.append([probe.precision(weights[:, place]) for probe, place in zip(probes, places, strict=True)])
+    return np.concatenate(found, axis=1)
 
 
 def confusion_rows(labels, predictions):
@@ -48,8 +110,30 @@ def mean_by_clip(rows):
     return np.array([np.mean(values) for values in right.values()])
 
 
+def summary(rows):
+    """`accuracy`, or of clips with several labels `mean_average_precision`; its 95 % `interval` by bootstrap over
+    clips, and the number of `clips`."""
+    if several := scored(rows):
+        interval = interval_of(draw_precisions(several)[0])
+        return {"mean_average_precision": several.precision(), "interval": interval, "clips": len(several.clips)}
+    right = mean_by_clip(rows)
+    return {"accuracy": right.mean(), "interval": bootstrap(right), "clips": len(right)}
+
+
+def tables(rows):
+    """Tables, as lists of dicts: confusions and the clips that were got wrong; of clips with several labels the
+    classes with their precisions, lowest first."""
+    if several := scored(rows):
+        scores, labels = (np.concatenate(each) for each in list(zip(*several.groups, strict=True))[1:])
+        by_class = classes.class_rows(scores, labels.astype(np.int64), several.classes)
+        return [classes.worst_classes(by_class, number=len(by_class))]
+    columns = [[row[name] for row in rows] for name in ("clip", "label", "said")]
+    return [confusion_rows(*columns[1:]), wrong_rows(*columns)]
+
+
 def write_predictions(path, rows):
-    """Write rows with `clip`, `fold`, `seed`, `label` and `said` as CSV."""
+    """Write rows with `clip`, `fold`, `seed`, `label` and `said` as CSV; of clips with several labels the last two are
+    lists in JSON, and a column `score: NAME` follows for each class."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     classes.write_text(path, classes.csv_text(classes.with_header(rows)))
 
@@ -62,7 +146,10 @@ def read_predictions(path):
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if not rows or not {"clip", "label", "said"} <= rows[0].keys():
+    columns = {"clip", "label", "said"}
+    if rows and any(name.startswith(SCORE) for name in rows[0]):
+        columns |= {"seed", "fold"}
+    if not rows or not columns <= rows[0].keys():
         raise ValueError(f"{str(path)!r} holds no predictions; it takes a file of `bridle probe --output`.")
     return rows
 
@@ -71,8 +158,8 @@ def compare(first, second):
     """Paired comparison of two lists of rows on the same clips.
 
     Returns:
-        dict: `accuracy` of both, their `difference` (second - first), its 95 % `interval` by bootstrap over clips, and
-        `clips`.
+        dict: `accuracy` of both, or of clips with several labels `mean_average_precision`, their `difference` (second -
+        first), its 95 % `interval` by bootstrap over clips, and `clips`.
 
     Raises:
         ValueError: they are of different clips, or classes of them.
@@ -83,6 +170,18 @@ def compare(first, second):
             f"the files are of {len(labels[0])} and {len(labels[1])} clips, not all of them the same with the same "
             "classes; a paired comparison takes two probes of one dataset."
         )
+    several = [scored(rows) for rows in (first, second)]
+    if None not in several and several[0].classes != several[1].classes:
+        raise ValueError("the files have scores of other classes; a paired comparison takes two probes of one dataset.")
+    if None not in several:
+        a, b = (probe.precision() for probe in several)
+        drawn = draw_precisions(*several)
+        return {
+            "mean_average_precision": [a, b],
+            "difference": b - a,
+            "interval": interval_of(drawn[1] - drawn[0]),
+            "clips": len(labels[0]),
+        }
     order = {clip: number for number, clip in enumerate(labels[0])}
     a, b = (mean_by_clip(sorted(rows, key=lambda row: order[row["clip"]])) for rows in (first, second))
     return {

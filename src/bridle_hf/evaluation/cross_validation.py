@@ -15,8 +15,22 @@ logger = logging.getLogger(__name__)
 DRAWN = 5  # folds, where the data has none
 
 
+def strata(labels):
+    """Groups (n,) that folds are drawn evenly from: the classes; of several labels the rarest that a clip has, and one
+    group more for clips without any."""
+    if labels.ndim == 1:
+        return labels
+    here, counts = labels > 0, labels.sum(axis=0, dtype=np.int64)
+    return np.where(here.any(axis=1), np.where(here, counts, len(labels) + 1).argmin(axis=1), labels.shape[1])
+
+
+def learnable(labels) -> bool:
+    """Whether labels (n,), or multi-hot (n, classes), tell two clips apart."""
+    return bool((labels[1:] != labels[:1]).any())
+
+
 def outer_folds(labels, folds=None, seed=0, num_folds=DRAWN):
-    """The folds as given, or seeded stratified ones numbered from 1 where the data has none: (n,).
+    """The folds as given, or ones numbered from 1 where the data has none, drawn evenly of `strata` by `seed`: (n,).
 
     Raises:
         LabelError: there is one fold alone, or no class has a clip for each that is to be drawn.
@@ -26,6 +40,7 @@ def outer_folds(labels, folds=None, seed=0, num_folds=DRAWN):
         if len(np.unique(folds)) < 2:
             raise LabelError(f"folds: got only {np.unique(folds).tolist()}; at least two folds are needed")
         return folds
+    labels = strata(np.asarray(labels))
     most = np.unique(labels, return_counts=True)[1].max()
     if most < num_folds:
         raise LabelError(
@@ -91,25 +106,36 @@ def check_folds(found: Labels, seed: int = 0, wanted: Sequence | None = None) ->
 
 
 def check_training(labels: np.ndarray, folds: np.ndarray, tested: Sequence) -> None:
-    """Raise a `LabelError` for a fold that is tested while the others hold one class alone, which no probe can take."""
+    """Raise a `LabelError` for a fold that is tested while the others hold one class alone, or clips that all have the
+    same labels: no probe can take them."""
     for fold in tested:
-        rest = np.unique(labels[folds != fold])
-        if len(rest) < 2:
+        rest = labels[folds != fold]
+        if not learnable(rest):
+            what = "have the same labels" if labels.ndim > 1 else f"are of one class, {rest.tolist()[0]!r}"
             raise LabelError(
-                f"folds: all clips outside of fold {fold!r} are of one class, {rest.tolist()[0]!r}, and nothing can be "
-                "learned; test other folds."
+                f"folds: all clips outside of fold {fold!r} {what}, and nothing can be learned; test other folds."
             )
 
 
-def check_probe(found: Labels, seed: int = 0, wanted: Sequence | None = None) -> None:
-    """`check_folds`, for probes, which take one class per clip and at least two classes to learn from.
+def check_probe(found: Labels, seed: int = 0, wanted: Sequence | None = None, several: bool = False) -> None:
+    """`check_folds`, for probes, which take at least two classes to learn from.
+
+    Args:
+        found, seed, wanted: as for `check_folds`.
+        several: whether clips may have several labels.
 
     Raises:
         LabelError: a probe cannot take these labels or folds.
     """
-    if found.labels.ndim > 1:
-        raise LabelError("data.label_column: clips have several labels; a probe takes one class a clip.")
+    multi_hot = found.labels.ndim > 1
+    if multi_hot and not several:
+        raise LabelError(
+            "data.label_column: clips have several labels; this probe takes one class a clip, `bridle probe` several."
+        )
     check_folds(found, seed, wanted)
     folds = outer_folds(found.labels, found.folds, seed)
-    names = np.array(found.label_names)
-    check_training(names[found.labels], folds, choose_folds(wanted, folds, found.test_folds))
+    labels = found.labels if multi_hot else np.array(found.label_names)[found.labels]
+    tested = choose_folds(wanted, folds, found.test_folds)
+    check_training(labels, folds, tested)
+    if multi_hot and not any(found.labels[folds == fold].any() for fold in tested):
+        raise LabelError(f"folds: no clip of {name_some([str(fold) for fold in tested])} has a label; test others.")

@@ -6,8 +6,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..clip_features_bridle import FRAME_POOLINGS, POOLINGS, check_layers, check_poolings, clip_tokens, pool
+from ..clip_features_bridle import (
+    FRAME_POOLINGS,
+    POOLINGS,
+    check_layers,
+    check_poolings,
+    clip_tokens,
+    mix_layers,
+    pool,
+)
 from ..data.modalities import MODALITIES
+from .clip_patches import ClipPatches
 from .windows import frame_starts, run_windows, write_parquet
 
 STREAMED_POOLINGS = (*POOLINGS, *FRAME_POOLINGS)
@@ -29,7 +38,19 @@ def batches(examples, batch_size, device="cpu", description=None, whole=False):
 
 
 @torch.no_grad()
-def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_size=32, description="features"):
+def token_batches(model, examples, layers, batch_size, description, even=False):
+    """What `clip_tokens` gives of the examples, batch by batch, by a frozen encoder. `even` makes one layer of several,
+    their mean."""
+    model.eval()
+    check_layers(model.config, layers)
+    for values, mask in batches(examples, batch_size, model.device, description, whole=True):
+        tokens, valid, grid = clip_tokens(model, values, mask, layers, examples.window, batch_size=batch_size)
+        yield mix_layers(tokens, torch.zeros(len(layers))) if even else tokens, valid, grid
+
+
+def encoder_features(
+    model, examples, layers=(None,), poolings=("mean",), batch_size=32, description="features", even=False
+):
     """Pooled features of a frozen encoder; the model runs once for all layers and poolings.
 
     Sounds that are longer than `examples.window` go through it in windows, and each of their frames counts once.
@@ -42,24 +63,37 @@ def encoder_features(model, examples, layers=(None,), poolings=("mean",), batch_
         poolings: of `POOLINGS`.
         batch_size (`int`): clips at a time.
         description (`str`): of the progress bar; none without.
+        even (`bool`): pool the mean of the layers, not each of them.
 
     Returns:
-        dict (layer, pooling) -> float32 array (n, features).
+        dict (layer, pooling) -> float32 array (n, features). The mean of layers is that of the tuple of them.
 
     Raises:
         ValueError: for a layer or pooling the model does not have.
     """
-    model.eval()
-    check_layers(model.config, layers)
     check_poolings(model.config, poolings)
-    found = {(layer, pooling): [] for layer in layers for pooling in poolings}
-    for values, mask in batches(examples, batch_size, model.device, description, whole=True):
-        tokens, valid, grid = clip_tokens(model, values, mask, layers, examples.window, batch_size=batch_size)
-        for number, layer in enumerate(layers):
+    names = (tuple(layers),) if even else layers
+    found = {(name, pooling): [] for name in names for pooling in poolings}
+    for tokens, valid, grid in token_batches(model, examples, layers, batch_size, description, even):
+        for number, layer in enumerate(names):
             for pooling in poolings:
                 rows = pool(tokens[:, number], valid, pooling, model.config.use_cls_token, grid)
                 found[layer, pooling].append(rows.cpu().numpy())
     return {key: np.concatenate(rows) for key, rows in found.items()}
+
+
+def encoder_patches(model, examples, layers=(None,), batch_size=32, description="features", even=False):
+    """The patches of a frozen encoder that are no padding, as `ClipPatches`; arguments as for `encoder_features`.
+
+    Two bytes a number stay in memory: layers * patches * hidden_size * 2 bytes a clip.
+    """
+    found, prefix = [], int(model.config.use_cls_token)
+    for tokens, valid, _ in token_batches(model, examples, layers, batch_size, description, even):
+        patches = tokens[:, :, prefix:].to("cpu", torch.float16)
+        for row, clip in enumerate(patches):
+            # a copy: the batch is padded to its longest clip
+            found.append(clip.clone() if valid is None else clip[:, valid[row].cpu()])
+    return ClipPatches(found)
 
 
 def patch_validity(model, values, attention_mask):
@@ -73,15 +107,15 @@ def patch_validity(model, values, attention_mask):
 
 @torch.no_grad()
 def write_features(
-    path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None
+    path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None, even=False
 ):
     """Embed every clip that `data` names and stream the features to a parquet file.
 
-    A row holds the dataset's columns besides the clip, `clip_name`, and one column per layer, `last` or `layer_i`: a
-    vector, or with `pooling="frames"` and "frame_bands" one per patch in time, with `start` beside it, the seconds
-    at which each begins. A sound longer than `data.max_frames` goes through the model in overlapping windows, and
-    patches that several windows see get the mean of what they make of them. A column of the dataset that is called like
-    one of these is written with the prefix `dataset_`.
+    A row holds the dataset's columns besides the clip, `clip_name`, and one column per layer, `last` or `layer_i`, or
+    `mean` for the mean of the layers: a vector, or with `pooling="frames"` and "frame_bands" one per patch in time,
+    with `start` beside it, the seconds at which each begins. A sound longer than `data.max_frames` goes through the
+    model in overlapping windows, and patches that several windows see get the mean of what they make of them. A column
+    of the dataset that is called like one of these is written with the prefix `dataset_`.
 
     Args:
         path: of the file.
@@ -94,6 +128,7 @@ def write_features(
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        even (`bool`): write the mean of the layers, not each of them.
 
     Returns:
         the number of rows.
@@ -105,12 +140,12 @@ def write_features(
     check_layers(config, layers)
     check_poolings(config, [pooling], STREAMED_POOLINGS)
     modality, prefix, unit = MODALITIES[config.modality], int(config.use_cls_token), config.patch_size[0]
-    names = ["last" if layer is None else f"layer_{layer}" for layer in layers]
+    names = ["mean"] if even else ["last" if layer is None else f"layer_{layer}" for layer in layers]
     bandless = pooling in ("mean", "frames")
 
     def embed(values, mask):
         tokens, _, grid = clip_tokens(model, values, mask, layers)  # (B, layers, prefix + N, D)
-        tokens = tokens.float()
+        tokens = mix_layers(tokens, torch.zeros(len(layers))) if even else tokens.float()
         if pooling == "cls":
             return tokens[:, :, :1].cpu().numpy()
         in_time = grid[0] if modality.has_time else 1

@@ -17,33 +17,41 @@ def knn_predict(train, labels, test, k, distance="cosine"):
 
     Args:
         train: (n, d).
-        labels: (n,) classes of any type.
+        labels: (n,) classes of any type; or multi-hot (n, classes), of which each is voted on alone.
         test: (m, d).
         k: voters, at most n; or several numbers of them.
         distance (`str`): "cosine" or "euclidean".
 
     Returns:
-        (m,) classes, or (len(k), m); of classes with equally many votes the first in order, as in scikit-learn.
+        (m,) classes, or (len(k), m); of classes with equally many votes the first in order, as in scikit-learn. Of
+        several labels (m, classes), or (len(k), m, classes): the share of the votes for each, less one half.
 
     Raises:
         ValueError: another distance, or a k that is not between 1 and n.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance: got {distance!r}; it takes one of {', '.join(DISTANCES)}.")
-    voters = np.atleast_1d(k)
+    voters, labels = np.atleast_1d(k), np.asarray(labels)
     if voters.min() < 1 or voters.max() > len(train):
         raise ValueError(f"k: got {voters.tolist()}; it takes numbers from 1 to {len(train)}, the training rows.")
     train, test = (normalized(x) if distance == "cosine" else np.asarray(x, dtype=np.float64) for x in (train, test))
-    classes, index = np.unique(labels, return_inverse=True)
-    found = np.empty((len(voters), len(test)), dtype=classes.dtype)
+    if labels.ndim > 1:
+        found = np.empty((len(voters), len(test), labels.shape[1]), dtype=np.float32)
+    else:
+        classes, index = np.unique(labels, return_inverse=True)
+        found = np.empty((len(voters), len(test)), dtype=classes.dtype)
     for start in range(0, len(test), ROWS_AT_ONCE):
         rows = test[start : start + ROWS_AT_ONCE]
         # |a - b|^2 without |a|^2, which is the same for all neighbours of a row; of length 1 it is the cosine, too
         far = np.square(train).sum(axis=1) - 2 * rows @ train.T
-        nearest = index[np.argsort(far, axis=1, kind="stable")[:, : voters.max()]]  # (rows, k)
+        nearest = np.argsort(far, axis=1, kind="stable")[:, : voters.max()]  # (rows, k)
         for number, most in enumerate(voters):
-            votes = (nearest[:, :most, None] == np.arange(len(classes))).sum(axis=1)
-            found[number, start : start + len(rows)] = classes[votes.argmax(axis=1)]
+            if labels.ndim > 1:
+                said = labels[nearest[:, :most]].mean(axis=1) - 0.5
+            else:
+                votes = (index[nearest[:, :most], None] == np.arange(len(classes))).sum(axis=1)
+                said = classes[votes.argmax(axis=1)]
+            found[number, start : start + len(rows)] = said
     return found if np.ndim(k) else found[0]
 
 
@@ -97,3 +105,49 @@ def normalized(features):
     """(n, d) float64, the rows at length 1; rows of zeros stay."""
     features = np.asarray(features, dtype=np.float64)
     return features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+
+
+def average_precisions(scores, labels, weights=None):
+    """Average precision of each class, as scikit-learn's; for clips drawn anew many at a time.
+
+    Args:
+        scores: (n, classes), any monotone scale.
+        labels: (n, classes), multi-hot.
+        weights: (draws, n), how often each clip was drawn; each once by default.
+
+    Returns:
+        (classes,), or (draws, classes); NaN for a class that no clip has.
+    """
+    drawn = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
+    found = np.full((len(drawn), scores.shape[1]), np.nan)
+    for label in range(scores.shape[1]):
+        order = np.argsort(-scores[:, label], kind="stable")
+        falling = -scores[order, label]
+        places = np.flatnonzero(labels[order, label])  # of the clips that have it, by score
+        if len(places) == 0:
+            continue
+        # clips of equal scores come together: what counts is the end of them
+        ends = np.searchsorted(falling, falling[places], side="right") - 1
+        ranked = drawn[:, order]
+        true = ranked[:, places]
+        hits = true.cumsum(axis=1)
+        above = ranked.cumsum(axis=1)[:, ends]
+        hits_above = hits[:, np.searchsorted(places, ends, side="right") - 1]
+        precision = np.divide(hits_above, above, out=np.zeros_like(above), where=above > 0)
+        np.divide((true * precision).sum(axis=1), hits[:, -1], out=found[:, label], where=hits[:, -1] > 0)
+    return found if weights is not None else found[0]
+
+
+def mean_average_precision(scores, labels, weights=None):
+    """The mean of `average_precisions` over the classes that a clip has: a number or (draws,); NaN where none has any.
+
+    It is the metric `mean_average_precision` of fine-tuning, which knows no weights.
+    """
+    return mean_of_known(average_precisions(scores, labels, weights))
+
+
+def mean_of_known(values):
+    """The mean over the last axis of what is not NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    number, total = known.sum(axis=-1), np.where(known, values, 0.0).sum(axis=-1)
+    return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)[()]

@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
+from ..evaluation.cross_validation import strata
 from ..files import write_whole
 from ..training.tracking import start_tracker
 
@@ -30,9 +31,7 @@ def hold_out(labels, rows, share, seed):
     """
     rows = np.asarray(rows)
     here = labels[rows] if labels.ndim > 1 else np.eye(labels.max() + 1, dtype=bool)[labels[rows]]  # (n, classes)
-    counts = here.sum(axis=0)
-    # the rarest label; a clip without one comes after all classes
-    stratum = np.where(here.any(axis=1), np.where(here, counts, len(rows) + 1).argmin(axis=1), here.shape[1])
+    counts, stratum = here.sum(axis=0), strata(here)  # a clip without a label comes after all classes
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(rows))
     order = order[np.argsort(stratum[order], kind="stable")]
