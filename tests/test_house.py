@@ -27,6 +27,7 @@ FLOORS = [
         "checks_bridle",
         "codebook_bridle",
         "codebook_metrics",
+        "extras",
         "files",
         "losses_bridle",
         "markdown",
@@ -37,7 +38,14 @@ FLOORS = [
         "video_decoding_bridle",
     },
     {"quantization_bridle", "layers_bridle"},
-    {"clip_features_bridle", "fixed_quantization_bridle", "learned_quantization_bridle", "swin_bridle"},
+    {
+        "clip_features_bridle",
+        "codebook_training_bridle",
+        "cold_start_bridle",
+        "fixed_quantization_bridle",
+        "learned_quantization_bridle",
+        "swin_bridle",
+    },
     {"configuration_bridle"},
     {
         "modeling_bridle",
@@ -53,6 +61,7 @@ FLOORS = [
     {"quantizer_experiments"},
     {"finetuning"},
     {"hub"},
+    {"loading"},
     {"public"},  # the names that `import bridle_hf` gives
     {"cli"},
     {""},  # the front page, `bridle_hf/__init__.py`

@@ -18,7 +18,13 @@ from datasets import Dataset
 from picture_files import picture, png
 from sound_files import clip, flac
 
-from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleForAudioClassification, BridleForPreTraining
+from bridle_hf import (
+    BridleConfig,
+    BridleFeatureExtractor,
+    BridleForAudioClassification,
+    BridleForPreTraining,
+    recipes,
+)
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.feature_extraction_bridle import front_end
 from bridle_hf.finetuning.finetune import FinetuneRecipe
@@ -75,7 +81,16 @@ def test_python_runs_as_written(text, tmp_path, monkeypatch):
         "quantizer_config": {"codebook_size": 8, "codebook_dim": 8},
     }  # fmt: skip
     model_class = BridleForAudioClassification if "pipeline(" in text else BridleForPreTraining
-    for folder in set(re.findall(r'"(runs/[^"]+)"', text)):
+    made = set(re.findall(r'"(runs/[^"]+)"', text)) if "pretrain(" not in text else ()
+    if "my_sounds" in text:
+        for number in range(20):
+            (tmp_path / "my_sounds").mkdir(exist_ok=True)
+            (tmp_path / "my_sounds" / f"{number}.flac").write_bytes(flac(clip(number)))
+    if "own_small" in text:
+        shutil.copytree(recipes.FOLDER, tmp_path / "recipes")
+        shrink(tmp_path / "recipes")
+        monkeypatch.setattr(recipes, "FOLDER", tmp_path / "recipes")
+    for folder in made:
         model_class(BridleConfig(modality="audio", **small)).save_pretrained(tmp_path / folder)
         BridleFeatureExtractor().save_pretrained(tmp_path / folder)
     if "checkpoint.pth" in text:
@@ -214,17 +229,21 @@ def merged(recipe: dict, changes: dict) -> dict:
     return recipe | changes | inner
 
 
+def shrink(folder: Path) -> None:
+    """Make the recipes in a folder small enough for a test."""
+    for path in folder.glob("*/*.yaml"):
+        changes = next(change for ending, change in SMALLER.items() if path.stem.endswith(ending))
+        if path.parent.name in ("audio", "image", "video"):
+            path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder like the repository, with datasets of the Hub's names in it, and recipes as small."""
     folder = tmp_path_factory.mktemp("beside") / "repository"
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for path in (folder / "src" / "bridle_hf" / "recipes").glob("*/*.yaml"):
-        changes = next(change for ending, change in SMALLER.items() if path.stem.endswith(ending))
-        if path.parent.name in ("audio", "image", "video"):
-            path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
-
+    shrink(folder / "src" / "bridle_hf" / "recipes")
     sounds = [{"audio": {"bytes": flac(clip(i)), "path": "a.flac"}} for i in range(20)]
     labels = [{"target": i % 2, "category": "ab"[i % 2], "fold": i // 2 % 5 + 1, "esc10": True} for i in range(20)]
     rows = [sound | label for sound, label in zip(sounds, labels, strict=True)]

@@ -5,9 +5,9 @@ import torch
 from tiny import fill_codebooks_, tiny_config, values_for
 
 from bridle_hf import modeling_bridle
+from bridle_hf.codebook_training_bridle import project
 from bridle_hf.data import build_processor
 from bridle_hf.modeling_bridle import BridleForPreTraining, BridleTokenizer
-from bridle_hf.training.codebooks import project
 
 SIZES = {
     "audio": {"input_size": (64, 32), "patch_size": (16, 16)},  # 4 x 2 patches

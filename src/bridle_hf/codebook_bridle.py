@@ -339,7 +339,7 @@ class Codebook(nn.Module):
 
     Buffers, all float32: codes c `embed` (K, d), averaged input sums m `embed_sum` (K, d), averaged counts N
     `cluster_size` (K,), and `initialized` (), 1 once the codes were set from data. A new codebook is uniform in [-1, 1]
-    and depends on `seed` alone.
+    and depends on `seed` alone. `was_set` says the same as `initialized` without a wait for the device.
 
     Args:
         num_codes: K.
@@ -363,6 +363,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed_sum", torch.empty(num_codes, dim, dtype=torch.float32))
         self.register_buffer("cluster_size", torch.empty(num_codes, dtype=torch.float32))
         self.register_buffer("initialized", torch.empty((), dtype=torch.float32))
+        self.was_set = False
         to_default_(self)
 
     def default_state(self):
@@ -431,6 +432,15 @@ class Codebook(nn.Module):
         self.cluster_size.copy_(cluster_size)
         self.embed_sum.copy_(self.embed * self.cluster_size[:, None])
         self.initialized.fill_(1)
+        self.was_set = True
+
+    def note_state_(self):
+        """Let `was_set` follow tensors that were loaded, in this process or another. It waits for the device."""
+        self.was_set = not self.initialized.is_meta and bool(self.initialized)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.note_state_()
 
     @torch.no_grad()
     def initialize_(self, rows, method, *, iterations=10, generator=None):

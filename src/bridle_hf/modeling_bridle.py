@@ -15,7 +15,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .clip_features_bridle import extract_features
-from .codebook_bridle import to_default_
+from .codebook_bridle import Codebook
+from .codebook_training_bridle import initialize_codebooks, start_encoder_phase, start_tokenizer_phase
+from .cold_start_bridle import BridleColdStart
 from .configuration_bridle import BridleConfig
 from .layers_bridle import (
     BridleAttention,
@@ -56,6 +58,15 @@ class BridlePreTrainedModel(PreTrainedModel):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         self.main_input_name = "input_values" if config.modality == "audio" else "pixel_values"
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, which fills buffers past `load_state_dict`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, Codebook):
+                module.note_state_()
+        return loaded
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers; `config.cold_start` is saved as that of the tokenizer whose weights are."""
@@ -331,38 +342,6 @@ class BridleEstimator(nn.Module):
         return self.head(self.norm(hidden_states))
 
 
-class BridleColdStart(nn.Module):
-    """What the tokenizer of iteration 1 feeds to its quantizer: a frozen random projection of the patch embeddings."""
-
-    def __init__(self, config):
-        super().__init__()
-        width, dim = config.hidden_size, config.quantizer_config.codebook_dim
-        self.patch_embeddings = BridlePatchEmbeddings(config)
-        self.positions = BridlePositions(config, width) if config.cold_start_positions else None
-        # frozen, hence a buffer
-        self.register_buffer("projection", torch.empty(dim, width, dtype=torch.float32))
-        to_default_(self)
-
-    def default_state(self):
-        """Name -> tensor of what is frozen, on the CPU, the same in every process and every run."""
-        generator = torch.Generator("cpu").manual_seed(0)
-        normal = torch.randn(self.projection.shape, generator=generator, device="cpu", dtype=torch.float32)
-        return {"projection": normal * self.projection.shape[1] ** -0.5}
-
-    def forward(self, values):
-        """(B, ...), padding zero -> (B, N, d)"""
-        with torch.autocast(values.device.type, enabled=False):  # cheap enough to be exact
-            patches = self.patch_embeddings(self.patch_embeddings.patchify(values))
-            if self.positions is not None:
-                patches = patches + self.positions(self.patch_embeddings.grid(values), patches)
-            return F.linear(patches, self.projection.to(patches.dtype))
-
-    def features(self, quantized):
-        """Quantized vectors (B, N, d) led back to patch embeddings (B, N, D) by the transposed projection."""
-        quantized = in_precision_of(self.patch_embeddings.projection, quantized)
-        return F.linear(quantized, self.projection.t().to(quantized.dtype))
-
-
 class BridleTokenizer(BridlePreTrainedModel):
     """Turns every patch into M codes.
 
@@ -507,9 +486,14 @@ class BridleTokenizer(BridlePreTrainedModel):
 class BridleForPreTraining(BridlePreTrainedModel):
     """Encoder, decoder and tokenizer with the losses of the three kinds of phase.
 
-    Set the codebooks of a new model before training, by `model.tokenizer.quantizer.initialize_` on what
-    `model.tokenizer.project` makes of a sample. `forward` does not check that they are: it would wait for the device.
+    Set the codebooks of a new model before training, by `initialize_codebooks`; a training step on others warns. Under
+    transformers' `Trainer`, `bridle_hf.BridleTrainerCallback` does it, and moves codebooks that have no gradients.
+
+    Attributes:
+        phase: the `phase` of a `forward` that names none, "encoder" at first.
     """
+
+    phase = "encoder"
 
     def __init__(self, config: BridleConfig):
         super().__init__(config)
@@ -517,6 +501,10 @@ class BridleForPreTraining(BridlePreTrainedModel):
         self.decoder = BridleDecoder(config)
         self.tokenizer = BridleTokenizer(config)
         self.post_init()
+
+    initialize_codebooks = initialize_codebooks
+    start_tokenizer_phase = start_tokenizer_phase
+    start_encoder_phase = start_encoder_phase
 
     @can_return_tuple
     def forward(
@@ -529,7 +517,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         patch_mask: PatchMask | None = None,
         valid: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
-        phase: str = "encoder",
+        phase: str | None = None,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BridleForPreTrainingOutput:
         r"""
@@ -542,10 +531,18 @@ class BridleForPreTraining(BridlePreTrainedModel):
                 codes of a codebook 97.6 to 99.95 % were the same in one measurement. Give `codes=tokenizer.encode(...)`
                 for equal ones. In the joint phase the targets are the codes that the tokenizer trains on. Not taken
                 where `config.soft_targets` asks for several codes per codebook.
-            phase (`str`): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and codebooks),
-                `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does both (eq. 8).
+            phase (`str`, *optional*): `"encoder"` predicts the codes of masked patches (eq. 4, mean over patches and
+                codebooks), `"tokenizer"` trains the tokenizer against the frozen encoder (eq. 5, 6), `"joint"` does
+                both (eq. 8). By default that of the attribute `phase`.
+            return_loss (`bool`): `False` leaves `loss` out. Its name tells `Trainer.evaluate` that there is one.
         """
+        phase = phase or self.phase
         weights = phase_weights(self.config, phase)
+        if self.training and not torch.compiler.is_compiling() and not self.tokenizer.quantizer.was_set:
+            logger.warning_once(
+                "The codebooks were never set from data, and training on them says next to nothing: most inputs get "
+                "the same few codes. Call `model.initialize_codebooks(batches)` first."
+            )
         values = pick_input(self, input_values, pixel_values)
         values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask, valid)
         losses, fields, projected = {}, {}, None
@@ -558,7 +555,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
                     noise = self._default_noise(values)
                 patch_mask = self.bridle.make_patch_mask(values, None, noise, bool_masked_pos, valid)
             fields |= self._encoder_losses(losses, values, valid, patch_mask, codes, projected, **kwargs)
-        return BridleForPreTrainingOutput(loss=objective(losses, weights), losses=losses, **fields)
+        loss = objective(losses, weights) if return_loss else None
+        return BridleForPreTrainingOutput(loss=loss, losses=losses, **fields)
 
     def _encoder_losses(self, losses, values, valid, patch_mask, codes, projected, **kwargs):
         grid = self.bridle.patch_layer.grid(values)

@@ -76,13 +76,14 @@ class Quantizer(nn.Module):
         codebook_size: K, that of the largest codebook.
         codebook_sizes: K_m of each of the M codebooks.
         codebooks: M modules with codes `embed` (K_m, d), subtracted from z one after another; () for other structures.
-        initialized: False while codebooks wait for `initialize_`.
+        initialized: False while codebooks wait for `initialize_`. It waits for the device.
+        was_set: the same, as Python noted it: no wait.
         init_sample_size: vectors to give to `initialize_`, over all processes; 0 if it needs none.
         learned: whether an optimizer trains it, so that codes mean nothing before training.
         normalizations: values of the option `normalize`.
     """
 
-    initialized = True
+    initialized = was_set = True
     learned = False
     normalizations = NORMALIZATIONS
 
@@ -383,6 +384,11 @@ class ResidualQuantizer(StagedQuantizer):
         """Whether all codebooks were set from data."""
         return all(bool(book.initialized) for book in self.codebooks)
 
+    @property
+    def was_set(self) -> bool:
+        """As `initialized`, without a wait for the device."""
+        return all(book.was_set for book in self.codebooks)
+
     def search_key(self, residual):
         """The vectors that a stage searches for and averages: (n, d)."""
         return F.normalize(residual, dim=-1) if self.normalize == "per_stage" else residual
@@ -473,6 +479,7 @@ class ResidualQuantizer(StagedQuantizer):
                 if is_first_process():
                     book.initialize_(key, self.codebook_init, iterations=self.kmeans_iterations, generator=generator)
                 book.broadcast_()
+                book.note_state_()
                 residual, _ = self.subtract(residual, book)
 
     @torch.no_grad()
@@ -536,6 +543,11 @@ class ProductQuantizer(Quantizer):
     def initialized(self) -> bool:
         """Whether all groups are."""
         return all(group.initialized for group in self.groups)
+
+    @property
+    def was_set(self) -> bool:
+        """As `initialized`, without a wait for the device."""
+        return all(group.was_set for group in self.groups)
 
     def slices(self, z):
         """Pairs of a group and its slice (..., d_g) of z (..., d)."""

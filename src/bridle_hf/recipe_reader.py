@@ -5,8 +5,9 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from os import PathLike, fspath
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -19,13 +20,14 @@ class RecipeError(ValueError):
 
 
 Find = Callable[[str | Path, Path], Path]  # what a recipe calls another, the folder it is in -> the file
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def _in_folder(name: str | Path, folder: Path) -> Path:
     return folder / name
 
 
-def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find: Find = _in_folder) -> Any:
+def read_recipe(cls: type, path: str | Path, overrides: Overrides = (), find: Find = _in_folder) -> Any:
     """Reads a recipe file into `cls`.
 
     Args:
@@ -34,16 +36,21 @@ def read_recipe(cls: type, path: str | Path, overrides: Sequence[str] = (), find
             merged, lists and values replaced.
         overrides: `key=value` with a dotted key (`training.batch_size=8`, `phases.0.steps=10`) and a YAML value. Where
             the key takes text, the value is that text as it is (`data.dataset=2024`, `output_dir=run #2`), unless it is
-            in quotes; where it takes text or nothing, `null` is nothing. Text that begins with `~/`, here and in
-            files, is a path in the home folder.
+            in quotes; where it takes text or nothing, `null` is nothing. Or a mapping of dotted keys to values as they
+            are; a mapping among these is laid over the section (`{"training": {"batch_size": 8}}`). Text that begins
+            with `~/`, here and in files, is a path in the home folder.
         find: gives the file of `path` and of `base`, which may then be names that are no path.
 
     Raises:
         RecipeError: unknown key, wrong type or missing value, named with the file or override it came from.
     """
     values, origins = _read(find(path, Path()), (), find)
-    for override in overrides:
-        _override(cls, values, origins, override)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(values, origins, str(key), _plain(value), f"{key}={value!r}", over=True)
+    else:
+        for override in overrides:
+            _override(cls, values, origins, override)
     return _build(cls, values, "", Origins(origins, str(path)))
 
 
@@ -107,18 +114,10 @@ def _merge(target: dict, update: dict, origins: dict, origin: str, prefix: str) 
 
 
 def _override(cls: type, values: dict, origins: dict, override: str) -> None:
+    """Set a key by `key=value`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {override!r} is not of the form key=value, such as training.batch_size=8.")
-    *parents, last = key.split(".")
-    target = values
-    for parent in parents:
-        if isinstance(target, list):
-            target = target[_index(target, parent, override)]
-        else:
-            if not isinstance(target.get(parent), dict | list):
-                target[parent] = {}
-            target = target[parent]
     hint = _type_of(cls, key)
     nothing = ("", "null", "~") if hint == str | None else ("",)
     quoted = re.fullmatch(r"""'.*'|".*\"""", text, re.DOTALL)
@@ -129,8 +128,27 @@ def _override(cls: type, values: dict, origins: dict, override: str) -> None:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
-    target[_index(target, last, override) if isinstance(target, list) else last] = value
-    origins[key] = f"override {override!r}"
+    _set(values, origins, key, value, override)
+
+
+def _set(values: dict, origins: dict, key: str, value: Any, override: str, over: bool = False) -> None:
+    """Put a value at a dotted key; `over`, a mapping is laid over the section that is there."""
+    *parents, last = key.split(".")
+    target = values
+    for parent in parents:
+        if isinstance(target, list):
+            target = target[_index(target, parent, override)]
+        else:
+            if not isinstance(target.get(parent), dict | list):
+                target[parent] = {}
+            target = target[parent]
+    place = _index(target, last, override) if isinstance(target, list) else last
+    origin = f"override {override!r}"
+    if over and isinstance(value, dict) and isinstance(target, dict) and isinstance(target.get(place), dict):
+        _merge(target[place], value, origins, origin, f"{key}.")
+    else:
+        target[place] = value
+        origins[key] = origin
 
 
 def _type_of(cls: type, key: str) -> Any:
@@ -284,4 +302,6 @@ def _unknown(dotted: str, key: str, known: typing.Iterable[str], origin: str) ->
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, PathLike):
+        return fspath(value)
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

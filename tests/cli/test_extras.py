@@ -11,10 +11,11 @@ import pytest
 import bridle_hf
 from bridle_hf import cli, hub
 from bridle_hf.cli import checks
-from bridle_hf.cli.main import COMMANDS, EXTRAS, main
+from bridle_hf.cli.main import COMMANDS, main
+from bridle_hf.extras import EXTRAS
 from bridle_hf.training import load_recipe
 
-HERE = ("cli.", "data", "demo_data", "training", "evaluation", "quantizer_experiments", "finetuning", "hub.")
+HERE = ("cli.", "data", "demo_data", "evaluation", "finetuning", "hub.", "loading", "quantizer_experiments", "training")
 NEEDED = [(module, extra) for extra in ("train", "report") for module in EXTRAS[extra] if module != "evaluate"]
 
 

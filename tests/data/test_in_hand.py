@@ -179,7 +179,11 @@ def test_a_split_to_test_on(waveforms, extractor):
 @pytest.mark.parametrize(
     ("given", "data", "message"),
     [
-        (5, {}, "dataset is a int; it takes a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays"),
+        (
+            5,
+            {},
+            "dataset is a int; it takes a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays",
+        ),
         ([{"audio": np.zeros(9)}], {}, "datasets.Dataset.from_list"),
         ([], {}, "dataset is an empty list"),
         ([np.zeros(9)], {"dataset": "somewhere"}, "data.dataset is 'somewhere' and a dataset was given"),

@@ -10,8 +10,8 @@ from runs import differing, records, weights
 
 from bridle_hf import BridleForPreTraining
 from bridle_hf.cli.main import main as bridle
+from bridle_hf.codebook_training_bridle import reset_dead_codes_
 from bridle_hf.training import engine, load_recipe, replay
-from bridle_hf.training.codebooks import reset_dead_codes_
 from bridle_hf.training.run import Run
 
 ONE_PHASE = ("phases=[{kind: encoder, steps: 5}]", "training.checkpoint_steps=1", "training.keep_checkpoints=9")

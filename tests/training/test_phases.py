@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bridle_hf import BridleForPreTraining
+from bridle_hf.codebook_training_bridle import project
 from bridle_hf.losses_bridle import objective, phase_weights
 from bridle_hf.training import RecipeError, load_recipe
-from bridle_hf.training.codebooks import initialize_codebooks_, project
 from bridle_hf.training.phases import KINDS, EncoderPhase, JointPhase, build_schedule
 
 
@@ -98,7 +98,7 @@ def test_modes_of_each_phase(schedule, model):
 
 def test_codebooks_start_from_real_patches_only(model):
     batches = iter([batch(2, padded=16, seed=seed) for seed in range(9)])
-    initialize_codebooks_(model, batches, torch.Generator().manual_seed(0))
+    model.initialize_codebooks(batches, torch.Generator().manual_seed(0))
     # 8 samples for each of 4 codes; 2 clips of 4 x 2 patches, a quarter of them padding, are 12
     assert len(list(batches)) == 9 - 3
     assert model.tokenizer.quantizer.initialized
@@ -147,7 +147,7 @@ def test_encoder_phase_of_the_second_iteration_forgets_only_the_head(schedule, m
 )
 def test_dead_codes_are_reset_when_the_config_says_so(schedule, model, policy, due):
     (phase,) = schedule("phases=[{kind: tokenizer, steps: 14}]")
-    initialize_codebooks_(model, iter([batch(seed=seed) for seed in range(9)]), torch.Generator().manual_seed(0))
+    model.initialize_codebooks([batch(seed=seed) for seed in range(9)], torch.Generator().manual_seed(0))
     model.config.quantizer_config.reset = policy
     model.config.quantizer_config.reset_interval = 3
     found = []

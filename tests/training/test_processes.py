@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleTokenizer, ResidualQuantizer
+from bridle_hf.codebook_training_bridle import start_codebooks_
 from bridle_hf.training import engine, load_recipe, phases, pretrain, replay
-from bridle_hf.training.codebooks import start_codebooks_
 from bridle_hf.training.run import Run
 
 LENGTHS = (64, 48, 10, 64, 32, 64, 0, 0)  # frames of the 8 clips of a step; the last two are padding altogether

@@ -9,31 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import get_available_trackers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import load_processor
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
 from ..finetuning.lora import require_peft
-from ..modeling_bridle import BridleForClassification, BridleModel
+from ..loading import check_model as check_model
+from ..loading import open_model as open_model
 from ..training.evaluating import of_section
-from ..training.parameters import check_finite
 from ..training.pretraining import PretrainRecipe
 from ..video_decoding_bridle import require_av
 from ..video_processing_bridle import BridleVideoProcessor
 
 logger = logging.get_logger(__name__)
-
-PRETRAINED, CLASSIFIER = (
-    "a pretraining model such as runs/mine/final",
-    "a fine-tuned one such as runs/mine_classes/fold-1",
-)
 
 
 @contextmanager
@@ -166,59 +157,6 @@ def as_options(message: str) -> str:
 
 def _option(match: re.Match) -> str:
     return "--" + match[1].replace("_", "-")
-
-
-def check_model(source: str, argument: str = "--model") -> None:
-    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
-    try:
-        BridleConfig.from_pretrained(source)
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt"):
-                pass
-    except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
-        if folder.is_dir():
-            raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
-        if not isinstance(error, OSError):
-            raise
-        hub = "the Hub cannot be reached" if "connect to" in str(error) else "no such model on the Hub"
-        raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
-
-
-def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model") -> PreTrainedModel:
-    """Loads a model whose weights are all there and finite; transformers draws missing ones at random and goes on.
-
-    Raises:
-        ValueError: there is no such model, or it is damaged, or a part of it has no weights.
-    """
-    check_model(source, argument)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a table of all names
-    try:
-        model, report = cls.from_pretrained(source, output_loading_info=True)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    if missing := report["missing_keys"]:
-        part, takes = _part(cls, missing)
-        raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")
-    check_finite(model, f"{argument} is {str(source)!r}")
-    return model
-
-
-def _part(cls: type, missing: list[str]) -> tuple[str, str]:
-    """What a model without these weights lacks, and what to give instead."""
-    if issubclass(cls, BridleForClassification):
-        return "classifier", CLASSIFIER
-    no_encoder = cls is BridleModel or any(key.startswith("bridle.") for key in missing)
-    return "encoder" if no_encoder else "tokenizer", PRETRAINED
 
 
 def _checked_processor(build):

@@ -12,12 +12,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..extras import cure
+
 # Command -> its module, which is imported when it is called, and the line of `bridle --help`.
 COMMANDS = {
     "pretrain": (".pretrain", "run a recipe's phases of pretraining"),
     "finetune": (".finetune", "fine-tune a pretrained encoder on a labelled set"),
     "probe": (".probe", "probe of a frozen encoder, or of a baseline"),
     "compare": (".compare", "two probes clip by clip, or what one of them gets wrong"),
+    "classify": (".classify", "classify a dataset: one csv table of labels and scores"),
     "features": (".features", "embed a dataset: one parquet file of features"),
     "tokens": (".tokens", "tokenize a dataset: one parquet file of codes"),
     "report": (".report", "HTML page about the codebooks of a pretrained model"),
@@ -30,19 +33,6 @@ COMMANDS = {
     "autoencoding": (".autoencoding", "discrete autoencoding with each quantizer of a recipe"),
     "wav2vec2": (".wav2vec2", "wav2vec 2.0 pretraining with each quantizer of a recipe"),
 }
-
-
-# Extra of the package -> the modules that it brings.
-EXTRAS = {
-    "train": (
-        "accelerate", "datasets", "evaluate", "pyarrow", "scipy", "sklearn", "soundfile", "threadpoolctl", "torchdata"
-    ),
-    "av": ("av",),
-    "report": ("matplotlib",),
-    "tracking": ("tensorboard",),
-    "lora": ("peft",),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,11 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         parser.exit(130, f"\nbridle {command}: stopped\n")
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
-        if extra is None:
+        missing = cure(error, f"bridle {command}")
+        if missing is None:
             raise
-        missing = f'{name} is not installed; bridle {command} needs it: pip install "bridle-hf[{extra}]"\n'
+        missing += "\n"
         if {"-h", "--help"} & set(words):
             sys.stdout.write(f"{_explained(command).format_help()}\n{missing}")
         else:

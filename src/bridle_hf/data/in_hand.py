@@ -1,6 +1,7 @@
-"""Datasets that the caller built: a `datasets.Dataset`, an `IterableDataset`, or a list of arrays."""
+"""Datasets that the caller built: a `datasets.Dataset`, an `IterableDataset`, or a list of arrays or files."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-TAKES = "a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays"
+TAKES = "a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays or files"
 NUMBER = "number"  # column of a list of arrays: the place of each
 NESTED = (datasets.List, datasets.LargeList, datasets.Array2D, datasets.Array3D, datasets.Array4D, datasets.Array5D)
+OF_A_CLIP = {"array", "sampling_rate", "bytes", "path"}  # keys of a dict that stands for one clip
 MEDIA = (datasets.Audio, datasets.Image, datasets.Video)
 
 
@@ -20,8 +22,8 @@ class InHand:
     """A dataset in hand, its media undecoded.
 
     Attributes:
-        dataset: the examples; of a list of arrays their numbers.
-        arrays: the list of arrays.
+        dataset: the examples; of a list their numbers, and the paths of its files as `clip_name`.
+        arrays: the list, of arrays and of what decoders take for a file.
         fingerprint: identifies the content; None for an `IterableDataset`, which has none.
     """
 
@@ -36,7 +38,8 @@ def take_in_hand(given: Any, split: str) -> InHand:
     Args:
         given: a dataset; a dictionary of datasets, of which `split` is taken; or a list of arrays, PIL images or
             tensors: waveforms (samples,) at the processor's rate, images (H, W, C) or (C, H, W) uint8, videos
-            (T, H, W, C) or (T, C, H, W) uint8.
+            (T, H, W, C) or (T, C, H, W) uint8; or of paths or URLs of files, or dicts `{"array", "sampling_rate"}` or
+            `{"bytes", "path"}`.
 
     Raises:
         TypeError: it is something else.
@@ -54,12 +57,27 @@ def take_in_hand(given: Any, split: str) -> InHand:
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         if not given:
             raise ValueError("dataset is an empty list; it takes at least one array.")
-        if isinstance(given[0], dict):
-            raise TypeError("dataset is a list of dicts; make it a dataset by datasets.Dataset.from_list(...).")
-        arrays = [each if isinstance(each, Image.Image) else np.asarray(each) for each in given]
-        numbers = datasets.Dataset.from_dict({NUMBER: list(range(len(arrays)))})
-        return InHand(numbers, arrays, hash_arrays(arrays))
+        arrays = [_clip(each) for each in given]
+        paths = [each.get("path") if isinstance(each, dict) else None for each in arrays]
+        columns = {NUMBER: list(range(len(arrays)))}
+        if any(paths):
+            columns["clip_name"] = [path or f"row {row}" for row, path in enumerate(paths)]
+        return InHand(datasets.Dataset.from_dict(columns), arrays, hash_arrays(arrays))
     raise TypeError(f"dataset is a {type(given).__name__}; it takes {TAKES}.")
+
+
+def _clip(given: Any) -> Any:
+    """An entry of a list, as the decoder of its modality takes it."""
+    if isinstance(given, str | os.PathLike):
+        return {"path": os.fspath(given)}
+    if isinstance(given, dict):
+        if not given.keys() <= OF_A_CLIP:
+            raise TypeError(
+                f"dataset is a list of dicts with {', '.join(map(str, given))}; make it a dataset by "
+                "datasets.Dataset.from_list(...)."
+            )
+        return given if given.get("array") is None else given | {"array": np.asarray(given["array"])}
+    return given if isinstance(given, Image.Image) else np.asarray(given)
 
 
 def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -78,9 +96,17 @@ def with_arrays(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 def hash_arrays(arrays: Sequence) -> str:
-    """A fingerprint of the content of arrays or PIL images."""
+    """A fingerprint of the content of arrays, PIL images and dicts that stand for clips; of a file its path and
+    state."""
     digest = hashlib.sha256()
-    for each in map(np.asarray, arrays):
+    for each in arrays:
+        if isinstance(each, dict):
+            path = each.get("path") or ""
+            state = os.stat(path) if os.path.isfile(path) else None
+            state = state and (state.st_size, state.st_mtime_ns)
+            digest.update(repr((path, state, each.get("sampling_rate"), each.get("bytes"))).encode())
+            each = each.get("array", ())
+        each = np.asarray(each)
         digest.update(f"{each.dtype.str}{each.shape}".encode())
         digest.update(np.ascontiguousarray(each).data)
     return digest.hexdigest()[:16]

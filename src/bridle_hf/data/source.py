@@ -34,6 +34,18 @@ MARK = 0  # key of an example that no column can have: what tells it from all ot
 BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
+class BadShareError(RuntimeError):
+    """Too many samples that cannot be used.
+
+    Attributes:
+        name, reason: of the last of them.
+    """
+
+    def __init__(self, message: str, name: str, reason: Exception):
+        super().__init__(message)
+        self.name, self.reason = name, reason
+
+
 class BadShardError(OSError):
     """A shard that could not be read, however often it was tried."""
 
@@ -58,7 +70,7 @@ class Source:
         skipped: mark -> reason of the samples that could not be used when all of them were decoded.
         behind: number of examples up to the one that `decode_all` gave last.
         rows: the examples as an indexable table; None where they can only be read in order.
-        arrays: of a list of arrays, these; an example then holds the place of its own.
+        arrays: of a list, its arrays and files; an example then holds the place of its own.
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
         dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
@@ -180,7 +192,9 @@ class Source:
         if not self.exclude:
             total = splits[split].num_examples if split in splits else None
             total = total if self.rows is None else len(self.rows)
-        bar = tqdm(examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start)
+        bar = tqdm(
+            examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start, disable=total == 1
+        )
         seen, bad, last, self.behind = 0, 0, "", start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
@@ -241,11 +255,13 @@ def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
 
 
 def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason: Exception) -> None:
-    """Raise a `RuntimeError` if more than `max_bad_share` of the samples read could not be used."""
+    """Raise a `BadShareError` if more than `max_bad_share` of the samples read could not be used."""
     if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
-        raise RuntimeError(
+        raise BadShareError(
             f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
-            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share."
+            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share.",
+            name,
+            reason,
         )
 
 

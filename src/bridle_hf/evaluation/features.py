@@ -17,7 +17,7 @@ from ..clip_features_bridle import (
 )
 from ..data.modalities import MODALITIES
 from .clip_patches import ClipPatches
-from .windows import frame_starts, run_windows, write_parquet
+from .windows import frame_starts, mean_of_windows, run_windows, write_parquet
 
 STREAMED_POOLINGS = (*POOLINGS, *FRAME_POOLINGS)
 
@@ -105,11 +105,19 @@ def patch_validity(model, values, attention_mask):
     return valid
 
 
-@torch.no_grad()
 def write_features(
     path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None, even=False
 ):
-    """Embed every clip that `data` names and stream the features to a parquet file.
+    """Stream the rows of `feature_rows` to a parquet file at `path`; returns their number."""
+    rows = feature_rows(model, data, processor, layers, pooling, overlap, batch_size, dataset, even)
+    return write_parquet(path, rows)
+
+
+@torch.no_grad()
+def feature_rows(
+    model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None, even=False
+):
+    """Embed every clip that `data` names, one row each.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and one column per layer, `last` or `layer_i`, or
     `mean` for the mean of the layers: a vector, or with `pooling="frames"` and "frame_bands" one per patch in time,
@@ -118,7 +126,6 @@ def write_features(
     of the dataset that is called like one of these is written with the prefix `dataset_`.
 
     Args:
-        path: of the file.
         model: `BridleModel`. It is put in evaluation mode.
         data: `DataArguments`.
         processor: the model's front-end.
@@ -130,8 +137,8 @@ def write_features(
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         even (`bool`): write the mean of the layers, not each of them.
 
-    Returns:
-        the number of rows.
+    Yields:
+        dict of a row.
 
     Raises:
         ValueError: for a layer or pooling the model does not have.
@@ -155,19 +162,15 @@ def write_features(
     timed = pooling in FRAME_POOLINGS and modality.hop_seconds is not None
     ours = [*names, *["start"] * timed]
 
-    def rows():
-        parts = run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset, ours)
-        for example, windows in parts:
-            if pooling == "cls":
-                chosen = np.average([x[:, 0] for *_, x in windows], axis=0, weights=[n or 1 for _, n, _ in windows])
-            else:
-                chosen = overlap_mean(windows)  # (layers, T, D or F * D)
-            times = {"start": frame_starts(chosen.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
-            if pooling not in ("cls", *FRAME_POOLINGS):
-                chosen = pool_frames(chosen, pooling, config.hidden_size)
-            yield example | times | dict(zip(names, chosen.astype(np.float32), strict=True))
-
-    return write_parquet(path, rows())
+    for example, windows in run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset, ours):
+        if pooling == "cls":
+            chosen = mean_of_windows(windows, lambda tokens: tokens[:, 0])
+        else:
+            chosen = overlap_mean(windows)  # (layers, T, D or F * D)
+        times = {"start": frame_starts(chosen.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
+        if pooling not in ("cls", *FRAME_POOLINGS):
+            chosen = pool_frames(chosen, pooling, config.hidden_size)
+        yield example | times | dict(zip(names, chosen.astype(np.float32), strict=True))
 
 
 def pool_frames(frames, pooling, width):

@@ -1,7 +1,6 @@
 """Discrete codes of a dataset, for models of token sequences."""
 
 import json
-from math import prod
 
 import numpy as np
 import torch
@@ -29,24 +28,32 @@ def code_layout(config, processor) -> dict:
     return layout
 
 
-@torch.no_grad()
 def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
-    """Encode every clip that `data` names and stream the codes to a parquet file.
+    """Stream the rows of `code_rows` to a parquet file at `path`, with flat codes; returns their number."""
+    rows = (
+        row | {"codes": row["codes"].reshape(-1), "shape": list(row["codes"].shape)}
+        for row in code_rows(tokenizer, data, processor, batch_size, dataset)
+    )
+    return write_parquet(path, rows, {"bridle_codes": json.dumps(code_layout(tokenizer.config, processor))})
 
-    A row holds the dataset's columns besides the clip, `clip_name`, `codes` (the flat codes of all real patches, in the
-    order that `code_layout` says) and `shape`, the lengths of those axes. The codes of a sound longer than a window
-    are those of windows side by side.
+
+@torch.no_grad()
+def code_rows(tokenizer, data, processor, batch_size=32, dataset=None):
+    """Encode every clip that `data` names, one row each.
+
+    A row holds the dataset's columns besides the clip, `clip_name`, and `codes`, int32 of all real patches, with the
+    axes that `code_layout` says. The codes of a sound longer than a window are those of windows side by side. A column
+    of the dataset that is called `codes` or `shape` gets the prefix `dataset_`.
 
     Args:
-        path: of the file.
         tokenizer: `BridleTokenizer`; it is put in evaluation mode.
         data: `DataArguments`.
         processor: the model's front-end.
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
 
-    Returns:
-        the number of rows.
+    Yields:
+        dict of a row.
     """
     config = tokenizer.eval().config
     patches = tokenizer.patch_layer
@@ -55,15 +62,11 @@ def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
         grid = patches.grid(values)
         return tokenizer.encode(values, attention_mask=mask).unflatten(1, grid).cpu().numpy()  # (B, *grid, M)
 
-    def rows():
-        unit, device = config.patch_size[0], tokenizer.device
-        parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, ours=("codes", "shape"))
-        for example, windows in parts:
-            pieces, done = [], 0
-            for start, length, codes in windows:
-                pieces.append(codes[done - start : length])  # the last window sees some patches again
-                done += len(pieces[-1])
-            codes = np.concatenate(pieces).astype(np.int32)
-            yield example | {"codes": codes.reshape(prod(codes.shape)), "shape": list(codes.shape)}
-
-    return write_parquet(path, rows(), {"bridle_codes": json.dumps(code_layout(config, processor))})
+    unit, device = config.patch_size[0], tokenizer.device
+    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, ours=("codes", "shape"))
+    for example, windows in parts:
+        pieces, done = [], 0
+        for start, length, codes in windows:
+            pieces.append(codes[done - start : length])  # the last window sees some patches again
+            done += len(pieces[-1])
+        yield example | {"codes": np.concatenate(pieces).astype(np.int32)}

@@ -24,11 +24,14 @@ logger = logging.getLogger(__name__)
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 
 
-def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None, ours=()):
+def run_windows(
+    data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None, ours=(), skipped=None
+):
     """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
 
     Args:
-        data (`DataArguments`): `max_frames` is the window of a sound, by default the feature extractor's `max_length`.
+        data (`DataArguments`): `max_frames` is the window of a sound, by default the feature extractor's `max_length`;
+            with `test_windows` "first" the rest of it is left out.
         processor: the model's front-end.
         unit (`int`): frames of one patch.
         run: (values (B, ...), attention mask (B, T) or None) -> a sequence of B results.
@@ -36,6 +39,7 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         ours: names of the columns that the caller adds to a row.
+        skipped (`dict`): receives the name of each clip that cannot be used, and the reason.
 
     Yields:
         (example, parts): the dataset's row without the media, columns called like one of `ours` renamed; and for each
@@ -43,6 +47,9 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
     """
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
     columns = OwnColumns(source, ours)
+    if skipped is not None:
+        skipped.update(source.skipped)
+        source.skipped = skipped
     source.featurize = partial(source.featurize, views=(1, 1))
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
@@ -52,7 +59,8 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
             if size is None:
                 yield number, example, 0, None, clip
                 continue
-            for start in window_starts(len(clip), size, overlap, unit):
+            starts = window_starts(len(clip), size, overlap, unit)
+            for start in starts if data.test_windows == "all" else starts[:1]:
                 piece = clip[start : start + size]
                 yield number, example, start // unit, math.ceil(len(piece) / unit), piece
 
@@ -69,6 +77,11 @@ def run_windows(data, processor, unit, run: Callable, overlap=0.0, batch_size=32
     for _, parts in groupby(results(), key=lambda item: item[0]):
         parts = list(parts)
         yield parts[0][1], [part for *_, part in parts]
+
+
+def mean_of_windows(windows, part=lambda result: result):
+    """The mean of an array of each window (start, length, result) of a clip, weighted by its patches in time."""
+    return np.average([part(result) for *_, result in windows], axis=0, weights=[n or 1 for _, n, _ in windows])
 
 
 class OwnColumns:

@@ -13,9 +13,9 @@ from accelerate.utils import send_to_device
 from safetensors.torch import load_model, save_model
 
 from ..codebook_bridle import this_process
+from ..codebook_training_bridle import start_codebooks_
 from ..files import write_whole
 from ..recipe_reader import RecipeError, changed_keys
-from ..training.codebooks import start_codebooks_
 from ..training.engine import train
 from ..training.metrics import code_usage
 from ..training.parameters import parameter_groups

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..codebook_metrics import usage
+from ..codebook_training_bridle import real_patches
 from ..files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,6 @@ def stage_predictions(output, accelerator: Accelerator) -> dict[str, list[float]
     correct = ((logits.argmax(-1) == labels) & valid).sum(0)
     sums = accelerator.reduce(torch.stack([entropy, correct, valid.sum(0)]), "sum")
     return {"cross_entropy": (sums[0] / sums[2]).tolist(), "accuracy": (sums[1] / sums[2]).tolist()}
-
-
-def real_patches(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """(n, d), the rows of `values` (B, N, d) where `valid` (B, N) is True; all of them without `valid`."""
-    return values.flatten(0, 1) if valid is None else values[valid.to(values.device)]
 
 
 @torch.no_grad()

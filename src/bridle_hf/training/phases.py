@@ -22,12 +22,13 @@ from typing import ClassVar, Literal
 import torch
 from accelerate import Accelerator
 
+from ..codebook_training_bridle import reset_dead_codes_
 from ..files import set_aside
 from ..losses_bridle import phase_weights
 from ..modeling_bridle import BridleForPreTraining
 from ..recipe_reader import RecipeError
 from .checkpoints import folder_written_beside
-from .codebooks import initialize_codebooks_, reset_dead_codes_, residual_energy
+from .codebooks import residual_energy
 from .metrics import code_usage, stage_predictions
 from .remarks import codebook_remarks, feature_remarks, prediction_remarks
 from .seeds import seed_from
@@ -114,7 +115,7 @@ class Phase(Task):
             getattr(model, part).train(trains).requires_grad_(trains)
 
     def initialize_codebooks_(self, model, batches, generator):
-        initialize_codebooks_(model, batches, generator, self.recipe.training.gradient_accumulation_steps)
+        model.initialize_codebooks(batches, generator, self.recipe.training.gradient_accumulation_steps)
 
     # -- a step -------------------------------------------------------------------------------------------------------
     def losses_at(self, step: int) -> str:
@@ -213,7 +214,7 @@ class EncoderPhase(Phase):
 
     def start_(self, model, batches, generator):
         if self.iteration > 1:
-            model.decoder.reset_head_()
+            model.start_encoder_phase()
         elif model.tokenizer.cold_start is not None:
             self.initialize_codebooks_(model, batches, generator)
 
@@ -234,9 +235,7 @@ class TokenizerPhase(Phase):
     trains = ("tokenizer",)
 
     def start_(self, model, batches, generator):
-        model.tokenizer.reset_()
-        if self.from_encoder:
-            model.tokenizer.encoder.load_state_dict(model.bridle.state_dict())
+        model.start_tokenizer_phase(self.from_encoder)
         self.initialize_codebooks_(model, batches, generator)
 
     def after_step_(self, model, batches, step, generator):

@@ -1,6 +1,6 @@
 """A whole pretraining run: its recipe, and the call that runs it."""
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Union
@@ -13,7 +13,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import AUTO, DataArguments
 from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
 from ..data.streaming import build_loader
-from ..recipe_reader import config_keys, read_recipe
+from ..recipe_reader import Overrides, config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .auto import STATISTICS, check_statistics, measure_statistics, settle
@@ -143,7 +143,7 @@ def _laid_over(sections: dict, entry: Any) -> Any:
     return {key: value for key, value in section.items() if key not in said} | entry
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type = PretrainRecipe) -> Any:
+def load_recipe(path: str | Path, overrides: Overrides = (), cls: type = PretrainRecipe) -> Any:
     """Reads a recipe of pretraining, or of another `cls`, by its path or by its name in the package (`audio/demo`). So
     can the `base` of a recipe be named. See `read_recipe`."""
     return read_recipe(cls, path, overrides, find_recipe)
@@ -173,28 +173,41 @@ def _measured_once(accelerator, recipe: PretrainRecipe, dataset, earlier: dict) 
     return processor
 
 
-def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, stop: Stop | None = None) -> bool:
+def pretrain(
+    recipe: PretrainRecipe | str | Path, dataset=None, *, evaluate_dataset=None, stop: Stop | None = None, **overrides
+) -> Path | None:
     """Runs a recipe's phases and writes checkpoints/, encoder-iterK/, final/ and metrics.jsonl to its `output_dir`.
 
+    ```python
+    final = pretrain("audio/own_small", "my_sounds", output_dir="runs/mine", training={"batch_size": 8})
+    ```
+
     Args:
-        recipe: what to do.
-        dataset: a dataset in hand instead of `recipe.data.dataset`, in every process the same: a `datasets.Dataset` or
-            `IterableDataset`, a dictionary of them by split, or a list of arrays; see `data.in_hand.take_in_hand`.
-        evaluate_dataset: likewise, instead of `recipe.evaluate.dataset`; where neither is given it is `dataset`.
+        recipe: what to do: name of a recipe of the package, path of a YAML file, or what `load_recipe` read.
+        dataset: what to read instead of `recipe.data.dataset`: a folder or Hub id; or a dataset in hand, in every
+            process the same: a `datasets.Dataset` or `IterableDataset`, a dictionary of them by split, or a list of
+            arrays or files; see `data.in_hand.take_in_hand`.
+        evaluate_dataset: a dataset in hand instead of `recipe.evaluate.dataset`; where neither is given it is
+            `dataset`.
         stop: entered while steps are taken. Once the function that it gives returns True, in any process, the run ends
             after the step at hand and a checkpoint. The commands pass one that listens to SIGTERM and SIGINT.
+        overrides: keys of a recipe that is named, with their values: `output_dir="runs/mine"`,
+            `encoder={"steps": 500}` for some keys of a section, or dotted, `**{"encoder.steps": 500}`.
 
     Returns:
-        True when the run is finished, False when it was stopped.
+        The folder `output_dir`/final of the finished run; None when it was stopped.
 
     Raises:
+        RecipeError: no such recipe, an unknown key or a value of another type.
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
         RuntimeError: another process ended or hangs, or too many samples cannot be used.
         EvaluationError: a set that cannot be evaluated on.
         OSError: a checkpoint could not be written; those before it are intact.
+        TypeError: `overrides` of a recipe that has been read.
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
             processes that do not know of each other.
     """
+    recipe, dataset = _with_dataset(recipe, dataset, overrides)
     folder, earlier = Path(recipe.output_dir), _begun_with(recipe)
     settings = settle(recipe.training, earlier.get("training", {}))
     accelerator = build_accelerator(settings, folder)
@@ -226,4 +239,22 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, sto
     run = Run(
         accelerator, folder, tasks, settings, open_batches, recipe, recipe.seed, recipe.resume, evaluation=evaluation
     )
-    return train(run, stop)
+    return folder / "final" if train(run, stop) else None
+
+
+def _with_dataset(recipe: PretrainRecipe | str | Path, dataset: Any, overrides: dict) -> tuple[PretrainRecipe, Any]:
+    """The arguments of `pretrain` as a recipe that names the data, or leaves them to the dataset in hand."""
+    named = isinstance(dataset, str | os.PathLike)
+    if isinstance(recipe, PretrainRecipe):
+        if overrides:
+            raise TypeError(
+                f"pretrain got {', '.join(overrides)} and a recipe that was read; it takes them with the name of a "
+                "recipe. Give load_recipe(name, overrides) what is to change."
+            )
+        if named:
+            recipe = replace(recipe, data=replace(recipe.data, dataset=os.fspath(dataset)))
+    else:
+        if dataset is not None:
+            overrides = {"data.dataset": os.fspath(dataset) if named else ""} | overrides
+        recipe = load_recipe(recipe, overrides)
+    return recipe, None if named else dataset

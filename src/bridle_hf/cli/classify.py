@@ -1,0 +1,54 @@
+"""Classify the clips of a dataset with a fine-tuned model, one csv table.
+
+    bridle classify --model runs/mine_classes/final --dataset DIR --output predictions.csv
+
+A row holds the `name` of a clip, its `prediction` and `score`, a column `score_LABEL` for each label, and `problem`:
+why a file cannot be used, if it cannot. All windows of a long sound count; `--windows first` takes the first alone. Of
+a model for several labels per clip, prediction and score are lists in JSON of those above `--threshold`.
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from .. import modeling_bridle
+from ..configuration_bridle import BridleConfig
+from ..data.modalities import MODALITIES, load_processor
+from ..evaluation.classifying import write_predictions
+from ..loading import check_model, model_folder, open_model
+from .checks import check_data, check_output, setting_up
+from .options import add_data_options, add_pad_short, given_data, number, padded_short
+
+
+def main(arguments=None, prog=None):
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a fine-tuned model")
+    add_data_options(parser)
+    parser.add_argument("--output", default="predictions.csv")
+    parser.add_argument(
+        "--threshold",
+        type=number(float, 0, 1),
+        help="labels likelier than this are given: by default 0.5 of several labels a clip, and the likeliest of one",
+    )
+    parser.add_argument("--windows", choices=("all", "first"), default="all", help="of long sounds")
+    add_pad_short(parser)
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
+    given = parser.parse_args(arguments)
+
+    with setting_up(parser):
+        check_output(given.output, given.dataset)
+        source = str(model_folder(given.model, "--model"))
+        check_model(source)
+        config = BridleConfig.from_pretrained(source)
+        model = open_model(getattr(modeling_bridle, MODALITIES[config.modality].classifier), source)
+        # a file that cannot be used is a row of its own, however many there are
+        data = given_data(given, test_windows=given.windows, max_bad_share=1.0)
+        processor = load_processor(source, **padded_short(given, config))
+        check_data(data, processor, "--dataset")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with setting_up(parser):
+        clips, unusable = write_predictions(given.output, model, data, processor, given.threshold, given.batch_size)
+    sys.stdout.write(json.dumps({"clips": clips, "unusable": unusable, "output": given.output}) + "\n")

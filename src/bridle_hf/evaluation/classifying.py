@@ -1,0 +1,91 @@
+"""What a classifier says of whole clips: one row each, as a table or for Python."""
+
+import json
+import logging
+
+import numpy as np
+import torch
+
+from .classes import csv_text, write_text
+from .windows import mean_of_windows, run_windows
+
+logger = logging.getLogger(__name__)
+
+HALF = 0.5
+
+
+def takes_several_labels(config) -> bool:
+    """Whether a classifier of this config was trained to give a clip several labels, or none."""
+    return config.problem_type == "multi_label_classification"
+
+
+@torch.no_grad()
+def classified(model, data, processor, threshold=None, batch_size=32, dataset=None, skipped=None):
+    """Classify every clip that `data` names.
+
+    Of a sound that is longer than a window, the logits of all windows are averaged, each weighted by its patches in
+    time, as in tests of fine-tuning; with `data.test_windows` "first", its first window counts alone.
+
+    Args:
+        model: `BridleForAudioClassification` or that of another modality; it is put in evaluation mode.
+        data: `DataArguments`.
+        processor: the model's front-end.
+        threshold (`float`, *optional*): labels are given that are likelier than this: by default one half where a clip
+            can have several labels; otherwise the likeliest one always.
+        batch_size (`int`): windows at a time.
+        dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        skipped (`dict`): receives the name of each clip that cannot be used, and the reason.
+
+    Yields:
+        dict: `name` of the clip; its `labels`, the likeliest first; `scores`, label -> probability of all labels, the
+        likeliest first. No labels and NaN for a clip whose logits are not finite.
+    """
+    config, several = model.eval().config, takes_several_labels(model.config)
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    floor = (HALF if several else 0.0) if threshold is None else threshold
+
+    def run(values, mask):
+        given = {} if mask is None else {"attention_mask": mask}
+        return model(**{model.main_input_name: values}, **given).logits.float().cpu().numpy()
+
+    unit, device = config.patch_size[0], model.device
+    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, skipped=skipped)
+    for example, windows in parts:
+        logits = torch.from_numpy(mean_of_windows(windows)).double()
+        scores = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
+        order = np.argsort(-scores, kind="stable")
+        chosen = [label for label in (order if several else order[:1]) if scores[label] > floor]
+        yield {
+            "name": example["clip_name"],
+            "labels": [names[label] for label in chosen],
+            "scores": {names[label]: float(scores[label]) for label in order},
+        }
+
+
+def write_predictions(path, model, data, processor, threshold=None, batch_size=32, dataset=None):
+    """Write a csv table of `classified`, as a whole or not at all.
+
+    A row holds `name`, `prediction`, its `score`, one column `score_LABEL` per label in their order, and `problem`: why
+    a clip could not be used. Where a clip can have several labels, prediction and score are lists in JSON.
+
+    Returns:
+        the number of clips that were classified, and of those that could not be used.
+    """
+    config, several, skipped = model.config, takes_several_labels(model.config), {}
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    rows, bad = [["name", "prediction", "score", *(f"score_{label}" for label in labels), "problem"]], 0
+    for found in classified(model, data, processor, threshold, batch_size, dataset, skipped):
+        scores = {label: round(score, 6) for label, score in found["scores"].items()}
+        chosen = [scores[label] for label in found["labels"]]
+        problem = None
+        if np.isnan(list(scores.values())).any():
+            problem, scores, bad = "the logits are not finite", dict.fromkeys(labels), bad + 1
+        given = [found["labels"], chosen]
+        if several:
+            given = [json.dumps(each, ensure_ascii=False) for each in given]
+        else:
+            given = [each[0] if each else None for each in given]
+        rows.append([found["name"], *given, *(scores[label] for label in labels), problem])
+    rows += [[name, None, None, *([None] * len(labels)), reason] for name, reason in skipped.items()]
+    write_text(path, csv_text(rows))
+    return len(rows) - 1 - len(skipped) - bad, len(skipped) + bad

@@ -1,0 +1,303 @@
+"""`bridle_hf.load`: a trained model with its processor, for files and arrays."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from . import modeling_bridle
+from .clip_features_bridle import FRAME_POOLINGS, check_layers, check_poolings
+from .configuration_bridle import BridleConfig
+from .data.arguments import DataArguments
+from .data.in_hand import TAKES
+from .data.modalities import MODALITIES, load_processor
+from .data.source import BadShareError
+from .evaluation.classifying import classified
+from .evaluation.features import STREAMED_POOLINGS, feature_rows
+from .evaluation.tokens import code_rows
+from .modeling_bridle import BridleForClassification, BridleForPreTraining, BridleModel, BridleTokenizer
+from .training.parameters import check_finite
+
+PRETRAINED, CLASSIFIER = (
+    "a pretraining model such as runs/mine/final",
+    "a fine-tuned one such as runs/mine_classes/fold-1",
+)
+WINDOWS = ("all", "first")
+DATASETS = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict)
+
+
+def load(source: str | Path, device: torch.device | str | None = None, **settings) -> "LoadedModel":
+    """Load a trained model with its processor.
+
+    ```python
+    model = bridle_hf.load("runs/mine")
+    features = model.embed(["a.wav", "b.mp3"])  # (2, D)
+    ```
+
+    Args:
+        source: a folder that a run wrote, its `final/` or one of its `fold-K`; or the id of a model on the Hub.
+        device: by default the GPU where there is one.
+        settings: what is to change in the processor, such as `pad_short=True`.
+
+    Raises:
+        ValueError: there is no such model, it is damaged or has parts without weights; or several are there.
+    """
+    source = str(model_folder(source))
+    check_model(source, "source")
+    config = BridleConfig.from_pretrained(source)
+    known = {name: getattr(modeling_bridle, name) for name in modeling_bridle.__all__}
+    cls = known.get((config.architectures or [""])[0], BridleForPreTraining)
+    model = open_model(cls, source, "source")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel(model.eval().to(device), load_processor(source, **settings), source)
+
+
+def model_folder(source: str | Path, argument: str = "source") -> str | Path:
+    """The folder of the model in the folder of a run: `final/`, unless it is one itself; a Hub id as it is.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return source
+    for each in (folder, folder / "final"):
+        if (each / "config.json").is_file():
+            return each
+    inside = sorted(each.parent.relative_to(folder).as_posix() for each in folder.glob("*/config.json"))
+    inside += sorted(each.parents[1].relative_to(folder).as_posix() for each in folder.glob("*/final/config.json"))
+    there = f"it holds {', '.join(inside)}: take one of them" if inside else f"it takes {PRETRAINED}"
+    raise ValueError(f"{argument} is {str(source)!r}, a folder with neither a config.json nor a final/; {there}.")
+
+
+class LoadedModel:
+    """A trained model, and what it is for.
+
+    Its methods take one clip or a list of clips, each of them a file (path or URL, of any format, rate and length that
+    training reads), an array, a PIL image, or a dict `{"array", "sampling_rate"}`; or a folder of files, all of which
+    are read in the order of their names; or a dataset in hand, as `bridle_hf.pretrain` takes it. Arrays of sounds take
+    `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
+
+    Raises (all methods):
+        ValueError: a clip that cannot be used, which is named, with the reason. `bridle features`, `bridle tokens` and
+            `bridle classify` leave such clips out, and say so.
+
+    Attributes:
+        model: `BridleForPreTraining`, `BridleModel`, or a classifier, in evaluation mode.
+        processor: feature extractor, image or video processor.
+        source: folder or Hub id of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor, source: str):
+        self.model, self.processor, self.source = model, processor, source
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.source!r})"
+
+    @cached_property
+    def encoder(self) -> BridleModel:
+        """The encoder alone; that of a classifier with the classifier's norm as its last, a second copy."""
+        if isinstance(self.model, BridleModel):
+            return self.model
+        if isinstance(self.model, BridleForPreTraining):
+            return self.model.bridle
+        return open_model(BridleModel, self.source, "source").eval().to(self.model.device)
+
+    @property
+    def tokenizer(self) -> BridleTokenizer:
+        """The tokenizer of a pretraining model.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        found = self.model if isinstance(self.model, BridleTokenizer) else getattr(self.model, "tokenizer", None)
+        if found is None:
+            raise ValueError(f"{self!r} holds no tokenizer; codes take {PRETRAINED}.")
+        return found
+
+    def embed(
+        self,
+        clips: Any,
+        pooling: str = "mean",
+        layers: int | Sequence[int] | str | None = None,
+        *,
+        sampling_rate: int | None = None,
+        windows: str = "all",
+        overlap: float = 0.5,
+        batch_size: int = 32,
+        num_workers: int = 2,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Features of n clips, as `bridle features` writes them.
+
+        Args:
+            clips: see the class.
+            pooling, layers: as of `BridleModel.extract_features`.
+            sampling_rate: of arrays of sounds, Hz.
+            windows: "all" of a long sound, or the "first" alone.
+            overlap: share of a window that the next one sees again.
+            batch_size: windows at a time.
+            num_workers: threads that decode.
+
+        Returns:
+            float32 (n, D), or (n, L, D) of several layers; D is wider for some poolings. With "frames" and
+            "frame_bands", a list of n arrays (T, D), or (L, T, D), since clips differ in their length.
+        """
+        config = self.encoder.config
+        everything = isinstance(layers, str) and layers == "all"
+        chosen = range(config.num_hidden_layers + 1) if everything else layers
+        several = not (chosen is None or isinstance(chosen, int))
+        chosen = tuple(chosen) if several else (chosen,)
+        check_layers(config, chosen)
+        check_poolings(config, [pooling], STREAMED_POOLINGS)
+        data, dataset = self._data(clips, sampling_rate, windows, num_workers)
+        names = ["last" if layer is None else f"layer_{layer}" for layer in chosen]
+        rows = feature_rows(self.encoder, data, self.processor, chosen, pooling, overlap, batch_size, dataset)
+        found = [[row[name] for name in names] for row in _without_bad(rows)]
+        found = [np.stack(each) if several else each[0] for each in found]
+        return found if pooling in FRAME_POOLINGS else np.stack(found)
+
+    def tokens(
+        self,
+        clips: Any,
+        *,
+        sampling_rate: int | None = None,
+        windows: str = "all",
+        batch_size: int = 32,
+        num_workers: int = 2,
+    ) -> list[np.ndarray]:
+        """Codes of n clips, as `bridle tokens` writes them: a list of n arrays (*grid, M) int32 of the real patches,
+        of sounds (time, frequency, codebook). Arguments as of `embed`.
+
+        Raises:
+            ValueError: the model has no tokenizer.
+        """
+        tokenizer = self.tokenizer
+        data, dataset = self._data(clips, sampling_rate, windows, num_workers)
+        rows = code_rows(tokenizer, data, self.processor, batch_size, dataset)
+        return [row["codes"] for row in _without_bad(rows)]
+
+    def classify(
+        self,
+        clips: Any,
+        threshold: float | None = None,
+        *,
+        sampling_rate: int | None = None,
+        windows: str = "all",
+        batch_size: int = 32,
+        num_workers: int = 2,
+    ) -> list[dict]:
+        """Labels of n clips, as `bridle classify` writes them: n dicts with the `name` of the clip, its `labels` and
+        the `scores` of all labels, the likeliest first. Of a model for one label a clip, that is the likeliest.
+
+        Args:
+            threshold: labels are given that are likelier than this: by default one half where a clip can have several
+                labels, and no bound where it has one. Other arguments as of `embed`.
+
+        Raises:
+            ValueError: the model is no classifier.
+        """
+        if not isinstance(self.model, BridleForClassification):
+            raise ValueError(f"{self!r} is no classifier; labels take {CLASSIFIER}.")
+        data, dataset = self._data(clips, sampling_rate, windows, num_workers)
+        rows = classified(self.model, data, self.processor, threshold, batch_size, dataset)
+        return list(_without_bad(rows))
+
+    def _data(self, clips: Any, sampling_rate: int | None, windows: str, num_workers: int) -> tuple[DataArguments, Any]:
+        """What to read of `clips`, and the dataset in hand of them, if they are none with a name."""
+        if windows not in WINDOWS:
+            raise ValueError(f"windows is {windows!r}; it takes 'all' or 'first'.")
+        settings = {"num_workers": num_workers, "test_windows": windows, "max_bad_share": 0.0, "min_seconds": 0.0}
+        if isinstance(clips, str | os.PathLike) and Path(clips).expanduser().is_dir():
+            return DataArguments(dataset=os.fspath(clips), files="**/*", **settings), None
+        if isinstance(clips, DATASETS):
+            return DataArguments(**settings), clips
+        if isinstance(clips, str | os.PathLike | dict | np.ndarray | torch.Tensor | Image.Image):
+            clips = [clips]
+        if isinstance(clips, Sequence) and not isinstance(clips, bytes):
+            has_rate = MODALITIES[self.model.config.modality].waveform is not None
+            clips = [_with_rate(each, sampling_rate if has_rate else None, has_rate) for each in clips]
+            if not clips:
+                raise ValueError("clips is an empty list; it takes at least one file or array.")
+            return DataArguments(**settings), clips
+        raise TypeError(f"clips is a {type(clips).__name__}; it takes a file, an array, {TAKES}.")
+
+
+def _with_rate(clip: Any, sampling_rate: int | None, has_rate: bool) -> Any:
+    """An array of a sound with its rate; anything else as it is."""
+    if not has_rate or not isinstance(clip, np.ndarray | torch.Tensor | list):
+        return clip
+    if sampling_rate is None:
+        raise ValueError("sampling_rate is missing; arrays of sounds take it, in Hz.")
+    samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
+    return {"array": samples, "sampling_rate": sampling_rate}
+
+
+def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
+    """The rows, of which none may be left out."""
+    try:
+        yield from rows
+    except BadShareError as error:
+        raise ValueError(f"{error.name} cannot be used: {error.reason}") from error
+
+
+def check_model(source: str, argument: str = "--model") -> None:
+    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
+    try:
+        BridleConfig.from_pretrained(source)
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt"):
+                pass
+    except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
+        if folder.is_dir():
+            raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
+        if not isinstance(error, OSError):
+            raise
+        hub = "the Hub cannot be reached" if "connect to" in str(error) else "no such model on the Hub"
+        raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
+
+
+def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model") -> PreTrainedModel:
+    """Loads a model whose weights are all there and finite; transformers draws missing ones at random and goes on.
+
+    Raises:
+        ValueError: there is no such model, or it is damaged, or a part of it has no weights.
+    """
+    check_model(source, argument)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a table of all names
+    try:
+        model, report = cls.from_pretrained(source, output_loading_info=True)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := report["missing_keys"]:
+        part, takes = _part(cls, missing)
+        raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")
+    check_finite(model, f"{argument} is {str(source)!r}")
+    return model
+
+
+def _part(cls: type, missing: list[str]) -> tuple[str, str]:
+    """What a model without these weights lacks, and what to give instead."""
+    if issubclass(cls, BridleForClassification):
+        return "classifier", CLASSIFIER
+    no_encoder = cls is BridleModel or any(key.startswith("bridle.") for key in missing)
+    return "encoder" if no_encoder else "tokenizer", PRETRAINED

@@ -1,0 +1,76 @@
+"""What transformers' `Trainer` does not do for a pretraining model: it moves nothing that has no gradients."""
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainerCallback
+
+from ..codebook_bridle import this_process
+from ..codebook_training_bridle import reset_dead_codes_
+from ..modeling_bridle import BridleForPreTraining
+from .seeds import seed_from
+
+
+class BridleTrainerCallback(TrainerCallback):
+    """Makes `Trainer(model=BridleForPreTraining(config), callbacks=[BridleTrainerCallback()], ...)` train as the loop
+    of `bridle_hf.pretrain` does.
+
+    It sets codebooks that were never set from the first batches of the training set, before the first step. Where
+    `model.phase` trains the tokenizer, it moves the codebooks by the statistics of each step (eq. 9-13), and replaces
+    dead codes as `quantizer_config.reset` says. A `Trainer` trains one phase: for the next one begin it by
+    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`.
+
+    Raises (when training begins):
+        TypeError: another model.
+        ValueError: several GPUs in one process, or fewer tokens in the training set than codes.
+    """
+
+    def __init__(self):
+        self.inputs, self.statistics, self.hook = [], None, None
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        if not isinstance(model, BridleForPreTraining):
+            raise TypeError(f"BridleTrainerCallback got a {type(model).__name__}; it takes a BridleForPreTraining.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"Trainer would share {args.n_gpu} GPUs in one process, which leaves the codebooks behind: start it by "
+                "torchrun or accelerate launch, or show it one GPU (CUDA_VISIBLE_DEVICES)."
+            )
+        if not model.tokenizer.quantizer.was_set:
+            rank, _ = this_process()
+            with torch.random.fork_rng():
+                batches = first_batches(train_dataloader, args.per_device_train_batch_size, seed_from(args.seed, rank))
+                model.initialize_codebooks(batches, torch.Generator().manual_seed(args.seed))
+        self.inputs, self.statistics = [], None
+        self.hook = model.register_forward_hook(self.note, with_kwargs=True)
+
+    def note(self, model, args, inputs, output):
+        """Keep the inputs and the statistics of a forward pass in training for the end of its step."""
+        found = output.quantizer_stats
+        if model.training and found is not None:
+            self.inputs.append({name: inputs.get(name) for name in (model.main_input_name, "attention_mask", "valid")})
+            before = self.statistics
+            self.statistics = found if before is None else {name: before[name] + found[name] for name in found}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.statistics is not None:
+            model.tokenizer.update_(self.statistics)
+            self.statistics = None
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.inputs:
+            step = state.global_step - 1
+            generator = torch.Generator().manual_seed(seed_from(args.seed, step))
+            reset_dead_codes_(model, self.inputs, step, state.max_steps, generator)
+            self.inputs = []
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.hook.remove()
+
+
+def first_batches(loader: DataLoader, batch_size: int, seed: int) -> DataLoader:
+    """Batches of the training set of a loader, which itself stays where it is. They are drawn at random where the set
+    is indexable."""
+    options = {}
+    if not isinstance(loader.dataset, IterableDataset):
+        options = {"shuffle": True, "generator": torch.Generator().manual_seed(seed)}
+    return DataLoader(loader.dataset, batch_size=batch_size, collate_fn=loader.collate_fn, **options)
