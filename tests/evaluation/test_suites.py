@@ -303,9 +303,14 @@ def test_xares_checker_passes(source, monkeypatch):
 @pytest.mark.parametrize("modality", ["audio", "image", "video"])
 def test_mtebs_mock_run_passes(modality, request):
     mteb = pytest.importorskip("mteb")
+    if modality != "image":
+        try:
+            import torchcodec.decoders  # noqa: F401
+        except Exception as error:
+            pytest.skip(f"torchcodec, which mteb decodes with, does not load: {str(error).splitlines()[0]}")
     name = {"audio": "source", "image": "image_source", "video": "video_source"}[modality]
     source = request.getfixturevalue(name)
     encoder = mteb_suite.model_meta(source, name=f"me/{modality}").load_model(device="cpu")
     results = mteb.mock_run(encoder)
     assert results.all_passed, results.to_markdown()
-    assert any(result is not None for _, result in results.items())
+    assert sum(result is not None for _, result in results.items()) >= 3
