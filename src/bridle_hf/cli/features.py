@@ -17,7 +17,7 @@ from ..clip_features_bridle import check_layers, check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_output, open_model, setting_up
+from .checks import check_data, check_output, open_model, reading, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
 
 MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
@@ -58,5 +58,7 @@ def main(arguments=None, prog=None):
         check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    clips = write_features(given.output, model, data, processor, layers, given.pooling, given.overlap, given.batch_size)
+    how = layers, given.pooling, given.overlap, given.batch_size
+    with reading(parser):
+        clips = write_features(given.output, model, data, processor, *how)
     sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")

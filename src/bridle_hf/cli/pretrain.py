@@ -10,9 +10,11 @@ import argparse
 
 from transformers.utils.logging import disable_progress_bar
 
+from ..data import UnusableDataError
 from ..files import FolderError
 from ..recipe_reader import RecipeError
 from ..training import load_recipe, pretrain
+from ..training.checkpoints import CheckpointError
 from ..training.evaluating import EvaluationError
 from .checks import check_recipe, setting_up
 from .options import add_recipe_options, parse_recipe_options
@@ -29,5 +31,5 @@ def main(arguments=None, prog=None):
         check_recipe(recipe)
     disable_progress_bar()  # of saving small files; the loop has its own
     keep_freed_memory()
-    with setting_up(parser, (FolderError, RecipeError, EvaluationError)):
+    with setting_up(parser, (FolderError, RecipeError, CheckpointError, EvaluationError, UnusableDataError)):
         pretrain(recipe, stop=stop_signals())

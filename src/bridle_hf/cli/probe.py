@@ -22,14 +22,14 @@ import torch
 
 from ..clip_features_bridle import POOLINGS, check_layers, check_poolings
 from ..configuration_bridle import BridleConfig
-from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
+from ..data import MODALITIES, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
 from ..evaluation.comparison import bootstrap, mean_by_clip, write_predictions
 from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import encoder_features
 from ..evaluation.probe import KINDS, linear_probe
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_model, check_output, open_model, setting_up
+from .checks import check_data, check_model, check_output, open_model, reading, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
 from .process import log_progress
 
@@ -137,7 +137,7 @@ def main(arguments=None, prog=None):
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
-        with setting_up(parser, LabelError):
+        with reading(parser):
             check = partial(check_probe, wanted=test_folds, seed=seeds[0])
             examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix
 from . import classes
 
 SAMPLES = 10_000
+COLUMNS = {"clip", "label", "said"}  # of a file of predictions, that a comparison needs
 
 
 def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
@@ -60,10 +61,17 @@ def read_predictions(path):
     Raises:
         ValueError: the file is another one.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"clip", "label", "said"} <= rows[0].keys():
-        raise ValueError(f"{str(path)!r} holds no predictions; it takes a file of `bridle probe --output`.")
+    takes = "it takes a file of `bridle probe --output`"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r} is no CSV file ({error}); {takes}.") from error
+    if not rows or not COLUMNS <= rows[0].keys():
+        raise ValueError(f"{str(path)!r} holds no predictions; {takes}.")
+    for number, row in enumerate(rows, start=1):
+        if None in row or any(row[name] is None for name in COLUMNS):
+            raise ValueError(f"{str(path)!r} is damaged: its row {number} has other columns than its header.")
     return rows
 
 

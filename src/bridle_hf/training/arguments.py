@@ -1,7 +1,10 @@
 """Settings of optimization, shared by pretraining and the quantizer experiments."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from accelerate.utils import LoggerType
 
 
 @dataclass
@@ -58,6 +61,24 @@ class OptimizationArguments:
             raise ValueError(f"`skip_bad_steps` is {self.skip_bad_steps}; it takes a whole number of at least 0.")
         if not 0 < self.deadline < 1e9:
             raise ValueError(f"`deadline` is {self.deadline}; it takes a number of seconds above 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas` is {list(self.betas)}; it takes two numbers of at least 0, below 1.")
+        check_optimizer(self, "weight_decay", "max_grad_norm")
+        check_tracker(self.tracker)
+
+
+def check_optimizer(settings: Any, *names: str) -> None:
+    """Raise a `ValueError` for a setting of the optimizer that is negative, NaN or inf; None is left to others."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` is {value}; it takes a number of at least 0.")
+
+
+def check_tracker(tracker: str | None) -> None:
+    """Raise a `ValueError` for a tracker that Accelerate does not know."""
+    if tracker is not None and tracker not in LoggerType.list():
+        raise ValueError(f"`tracker` is {tracker!r}; it takes null or one of {', '.join(LoggerType.list())}.")
 
 
 def _at_least_one(key: str, value: int) -> None:

@@ -8,11 +8,12 @@ from typing import Any, Union
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from ..clip_features_bridle import check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
 from ..data.streaming import build_loader
-from ..recipe_reader import config_keys, read_recipe
+from ..recipe_reader import RecipeError, config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .engine import Stop, train
@@ -57,7 +58,13 @@ class PretrainRecipe(Sections):
             raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
-        check_channels(self.config())
+        config = self.config()
+        check_channels(config)
+        if self.evaluate is not None:
+            try:
+                check_poolings(config, [self.evaluate.pooling])
+            except ValueError as error:
+                raise ValueError(f"`evaluate`: {error}") from error
         self.build_tasks()  # their lengths
 
     @staticmethod
@@ -123,7 +130,14 @@ def _begun_with(recipe: PretrainRecipe) -> dict:
         return {}
     folders = [Path(recipe.output_dir)] + ([] if recipe.resume == "auto" else [Path(recipe.resume)])
     written = next((path for folder in folders if (path := folder / "recipe.yaml").is_file()), None)
-    return {} if written is None else yaml.safe_load(written.read_text()).get("training", {})
+    if written is None:
+        return {}
+    try:
+        return yaml.safe_load(written.read_text()).get("training", {})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise RecipeError(
+            f"{written} is no recipe, so nothing tells how its run was begun; give resume=never or another output_dir."
+        ) from error
 
 
 def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, stop: Stop | None = None) -> bool:
@@ -142,7 +156,8 @@ def pretrain(recipe: PretrainRecipe, dataset=None, *, evaluate_dataset=None, sto
 
     Raises:
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
-        RuntimeError: another process ended or hangs, or too many samples cannot be used.
+        RuntimeError: another process ended or hangs.
+        UnusableDataError: too many samples cannot be used, or there is none.
         EvaluationError: a set that cannot be evaluated on.
         OSError: a checkpoint could not be written; those before it are intact.
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
