@@ -145,10 +145,11 @@ def check_config(source: str, changes: dict, from_scratch: bool) -> None:
     """
     try:
         configs = BridleConfig.from_pretrained(source), BridleConfig.from_pretrained(source, **changes)
-    except (StrictDataclassError, TypeError) as error:
+        configs[1].validate()  # `from_pretrained` changes values without looking
+        with torch.device("meta"):
+            before, now = ({name: w.shape for name, w in BridleModel(each).named_parameters()} for each in configs)
+    except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"`config`: {error.__cause__ or error}") from error
-    with torch.device("meta"):
-        before, now = ({name: w.shape for name, w in BridleModel(each).named_parameters()} for each in configs)
     lacking = [name for name, shape in now.items() if before.get(name) != shape]
     if lacking and not from_scratch:
         raise ValueError(
