@@ -153,6 +153,26 @@ def test_where_nothing_can_be_written_a_message_says_so(tmp_path, monkeypatch):
         check_writable(tmp_path / "new" / "run")
 
 
+@pytest.mark.parametrize("name", ["", "null", "None", "~"])
+def test_no_folder_is_none_to_write_to(name):
+    with pytest.raises(FolderError, match=f"output_dir is '{name}'; it takes the name of a folder"):
+        check_writable(name)
+
+
+def test_what_lies_where_something_is_to_be_written_is_named(tmp_path):
+    names = {"folders": ("checkpoints", "encoder-iter*"), "files": ("metrics.jsonl",)}
+    check_writable(tmp_path, **names)
+    for name in ("checkpoints", "encoder-iter3"):
+        (tmp_path / name).touch()
+        with pytest.raises(FolderError, match=f"output_dir is '{tmp_path}', in which {name} is no folder"):
+            check_writable(tmp_path, **names)
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(FolderError, match="in which metrics.jsonl is no file; it takes another one"):
+        check_writable(tmp_path, **names)
+
+
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

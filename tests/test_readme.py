@@ -59,7 +59,8 @@ def commands(pages: list[str] = PAGES) -> list[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_checked_here():
-    assert {language for _, language, _ in BLOCKS} <= {"bash", "python", "bibtex"}
+    assert {language for _, language, _ in BLOCKS} <= {"bash", "python", "bibtex", "yaml"}
+    assert all(yaml.safe_load(text) for _, language, text in BLOCKS if language == "yaml")
     assert len(commands()) >= 5 and len(blocks("python")) >= 2
 
 

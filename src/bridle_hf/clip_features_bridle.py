@@ -42,6 +42,8 @@ def _missing(config, pooling: str) -> str | None:
 def check_layers(config, layers: Sequence[int | None]) -> None:
     """Raise a `ValueError` for a layer that the model does not have."""
     depth = config.num_hidden_layers
+    if not layers:
+        raise ValueError(f"layers: got none; the model has layers 1..{depth}, and 0 for the patch embeddings")
     for layer in layers:
         if layer is not None and not -depth - 1 <= layer <= depth:
             raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
@@ -148,11 +150,20 @@ def cut_windows(values, attention_mask, size: int | None, unit: int, overlap: fl
         attention_mask: (B, T) 1 for real frames, 0 for padding behind them; None where there is none.
         size: frames; None takes clips as a whole.
         unit, overlap: as for `window_starts`.
+
+    Raises:
+        ValueError: a size below 1, or clips to be cut that are no whole patches.
     """
     clips, total = values.shape[:2]
+    if size is not None and size < 1:
+        raise ValueError(f"window: got {size}; it takes at least 1 frame, or None.")
     if size is None or total <= size:
         eye = torch.eye(clips, device=values.device)
         return ClipWindows(values, attention_mask, torch.arange(clips), [0] * clips, eye)
+    if total % unit:
+        raise ValueError(
+            f"the clips have {total} frames; windows take whole patches of {unit} frames, padded if need be."
+        )
     size = max(unit, size // unit * unit)
     lengths = [total] * clips
     if attention_mask is not None:

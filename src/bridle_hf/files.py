@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,16 +136,30 @@ def set_aside(folder: Path) -> Path:
     return old
 
 
+NO_FOLDER = ("", "null", "None", "~")  # what is meant by them is none, as it is for other keys
+
+
 class FolderError(OSError):
     """A folder that cannot be written to, or that another process writes to."""
 
 
-def check_writable(folder: str | Path, argument: str = "output_dir") -> None:
-    """Check that a folder can be written to, or made, without making it. `argument` names it in the error.
+def check_writable(
+    folder: str | Path, argument: str = "output_dir", folders: Sequence[str] = (), files: Sequence[str] = ()
+) -> None:
+    """Check that a folder can be written to, or made, without making it.
+
+    Args:
+        argument: names the folder in the error.
+        folders, files: patterns of the names that are written in it as folders and as files.
 
     Raises:
-        FolderError: it cannot.
+        FolderError: it cannot, or a file lies where a folder is to be written, or a folder where a file is.
     """
+    if str(folder) in NO_FOLDER:
+        raise FolderError(f"{argument} is {str(folder)!r}; it takes the name of a folder, such as runs/mine.")
+    for names, fits, wrong in ((folders, Path.is_dir, "no folder"), (files, Path.is_file, "no file")):
+        for path in (path for name in names for path in sorted(Path(folder).glob(name)) if not fits(path)):
+            raise FolderError(f"{argument} is {str(folder)!r}, in which {path.name} is {wrong}; it takes another one.")
     there = Path(folder).resolve()
     while not there.exists():
         there = there.parent

@@ -16,9 +16,11 @@ from bridle_hf.cli.checks import (
     check_output,
     check_recipe,
     open_model,
+    reading,
     setting_up,
 )
-from bridle_hf.data import DataArguments, build_processor
+from bridle_hf.data import DataArguments, LabelError, UnusableDataError, build_processor
+from bridle_hf.files import FolderError
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.training import load_recipe
 
@@ -84,6 +86,26 @@ def test_what_a_pretraining_recipe_names_is_looked_at(recipe, overrides, message
         check_recipe(recipe(*overrides))
 
 
+def test_what_a_run_would_stumble_over_is_looked_at(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FolderError, match="^output_dir is 'null'; it takes the name of a folder"):
+        check_recipe(recipe("output_dir=null"))
+    with pytest.raises(ValueError, match="^`training.attention` is 'foo': .*not supported"):
+        check_recipe(recipe("training.attention=foo"))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "checkpoints").touch()
+    with pytest.raises(FolderError, match="^output_dir is 'x', in which checkpoints is no folder"):
+        check_recipe(recipe())
+
+
+def test_what_is_wrong_with_the_data_is_said_by_its_options(capsys):
+    for error in (UnusableDataError, LabelError):
+        with pytest.raises(SystemExit, match="2"), reading(argparse.ArgumentParser("script.py")):
+            raise error("more than data.max_bad_share=0 allows\n(data.input_column)")
+        said = "script.py: error: more than --max-bad-share=0 allows (--input-column)"
+        assert capsys.readouterr().err.splitlines()[-1] == said
+
+
 def test_good_recipes_pass_and_nothing_is_written(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_recipe(recipe())
@@ -92,9 +114,10 @@ def test_good_recipes_pass_and_nothing_is_written(recipe, tmp_path, monkeypatch)
 
 
 def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
-    def named(model="encoder", processor=None, **data):
+    def named(model="encoder", processor=None, config=None, from_scratch=False, **data):
         data = DataArguments(**{"dataset": str(sounds), "label_column": "label"} | data)
-        check_finetuning(FinetuneRecipe(model, "x", data, folds=[1], processor=processor or {}))
+        changes = {"processor": processor or {}, "config": config or {}, "from_scratch": from_scratch}
+        check_finetuning(FinetuneRecipe(model, "x", data, folds=[1], **changes))
 
     named()
     with pytest.raises(ValueError, match="^model is 'runs/1'; there is no such folder"):
@@ -105,6 +128,15 @@ def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
         named(dataset="no/such/set")
     with pytest.raises(ValueError, match="^`processor`: mean is"):
         named(processor={"mean": "abc"})
+    with pytest.raises(ValueError, match="^`config`: .*`patch_size` .* does not divide `input_size`"):
+        named(config={"input_size": [65, 16]})
+    for config in ({"hidden_size": 48}, {"num_hidden_layers": 9}):
+        with pytest.raises(
+            ValueError, match="^`config` is .*, for which model='encoder' has no .*; it takes what leav"
+        ):
+            named(config=config)
+        named(config=config, from_scratch=True)
+    named(config={"drop_path_rate": 0.5, "input_size": [128, 16]})
 
 
 def test_a_split_that_is_there_passes(recipe, tmp_path):

@@ -43,6 +43,25 @@ def test_words_between_the_seeds_of_a_study_are_overrides():
     assert (given.recipe, given.overrides, given.seeds, given.jobs) == ("audio/demo", ["output_dir=x"], [0, 1], 2)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x", "is not what a run writes to failure/"),
+        ("[1]", "is not what a run writes to failure/"),
+        ('{"step": 1, "phase": "e", "reason": "r"}', "is not what a run writes to failure/"),
+        (
+            '{"step": 1, "phase": "e", "reason": "r", "recipe": "PretrainRecipe"}',
+            "holds no rank-0.safetensors, which a run writes",
+        ),
+    ],
+)
+def test_a_replay_of_something_else(content, message, tmp_path, capsys):
+    (tmp_path / "rank-0.json").write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        replay.main([str(tmp_path)], "bridle replay")
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_values_to_leave_out_are_a_mapping(capsys):
     parser = argparse.ArgumentParser("script.py")
     add_data_options(parser)

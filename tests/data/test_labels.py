@@ -4,13 +4,14 @@ import io
 import json
 import logging
 import tarfile
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import pytest
 from sound_files import flac
 
-from bridle_hf.data import DataArguments, LabelError, audio, load_examples
+from bridle_hf.data import DataArguments, LabelError, UnusableDataError, audio, load_examples
 from bridle_hf.data.labels import encode_folds, encode_labels
 
 NAMES = [f"{number}.wav" for number in range(100)]
@@ -186,6 +187,13 @@ def test_a_set_without_any_label_is_refused(write, extractor, undecoded):
     data = write("parquet", [{"kind": -1} for _ in range(6)], label_column="kind")
     with pytest.raises(LabelError, match="none of the 6 clips of set .train. has a label, 'kind' is -1"):
         load_examples(data, extractor)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_set_of_which_nothing_is_left_is_refused(write, extractor, undecoded, in_memory):
+    data = write("parquet", [{"kind": n % 2} for n in range(6)], label_column="kind", exclude={"kind": [0, 1]})
+    with pytest.raises(UnusableDataError, match="no example in set .train. with exclude={'kind': .0, 1.}"):
+        load_examples(replace(data, in_memory=in_memory), extractor)
 
 
 def test_unlabelled_rows_of_a_dataset_in_hand(write, extractor, undecoded, caplog):

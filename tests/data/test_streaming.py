@@ -19,7 +19,7 @@ import pytest
 import torch
 from sound_files import clip, flac, write_audiofolder, write_parquet
 
-from bridle_hf.data import DataArguments, build_loader, streaming
+from bridle_hf.data import DataArguments, UnusableDataError, build_loader, streaming
 from bridle_hf.data.source import Source
 
 PLAIN = {"roll": False, "gain": False}
@@ -229,7 +229,7 @@ def test_missing_exclude_column(parquet_folder, extractor):
 
 def test_nothing_left_is_an_error(parquet_folder, extractor):
     data = DataArguments(parquet_folder, exclude={"fold": [0, 1, 2]})
-    with pytest.raises(ValueError, match="finds no example in .*exclude={'fold': "):
+    with pytest.raises(UnusableDataError, match="finds no example in .*exclude={'fold': "):
         next(build_loader(data, extractor, batch_size=1, seed=0))
 
 

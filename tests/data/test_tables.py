@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sound_files import clip, flac, wav
 
-from bridle_hf.data import DataArguments, load_examples, source
+from bridle_hf.data import DataArguments, UnusableDataError, load_examples, source
 from bridle_hf.data.source import open_source
 
 SOUND = flac(clip(0))
@@ -72,6 +72,15 @@ def test_where_nothing_can_be_used_the_last_reason_is_told(tmp_path, extractor):
     write_paths(tmp_path / "list.csv", ["no.wav", "neither.wav"])
     with pytest.raises(ValueError, match="2 bad clips; the last one, neither.wav, cannot be read: .*No such file"):
         read(tmp_path, extractor, input_column="path")
+
+
+def test_a_column_of_text_that_is_no_path_is_named(tmp_path, extractor):
+    write_paths(tmp_path / "list.csv", [f"word {number}" for number in range(8)])
+    said = r"The values of column 'path' \(data.input_column\) are taken for paths\.$"
+    with pytest.raises(UnusableDataError, match=f"^6 of 6 clips .*word 5: cannot be read: .*{said}"):
+        read(tmp_path, extractor, input_column="path")
+    with pytest.raises(UnusableDataError, match=rf"^no usable example .*, 8 bad clips; .*{said}"):
+        read(tmp_path, extractor, input_column="path", max_bad_share=1)
 
 
 def test_a_column_of_bytes_is_decoded(tmp_path, extractor):

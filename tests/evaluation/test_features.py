@@ -169,3 +169,31 @@ def test_one_window_alone_or_the_clip_as_a_whole(model, features):
         windows = model.extract_features(clip, pooling="mean").features
         torch.testing.assert_close(windows, model(input_values=torch.tensor(features)).pooler_output.mean(0)[None])
     assert (whole - windows).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("frames", "given", "message"),
+    [
+        (72, {}, "clips have 72 frames; windows take whole patches of 16 frames"),
+        (128, {"window": 0}, "window: got 0; it takes at least 1 frame"),
+        (128, {"window": -16}, "window: got -16"),
+        (128, {"layers": []}, r"layers: got none; the model has layers 1\.\.2"),
+    ],
+)
+def test_what_no_window_or_layer_is_made_of_is_named(model, frames, given, message):
+    with pytest.raises(ValueError, match=message):
+        model.extract_features(torch.zeros(1, frames, 32), **given)
+
+
+def test_odd_lengths_have_features(model):
+    """One patch, a clip that is nothing but padding beside a long one, a window shorter than a patch."""
+    with torch.no_grad():
+        assert model.extract_features(torch.ones(1, 16, 32)).features.shape == (1, 1, 24)
+        mask = torch.zeros(2, 128, dtype=torch.long)
+        mask[1] = 1
+        for pooling in (*POOLINGS, *FRAME_POOLINGS):
+            found = model.extract_features(torch.ones(2, 128, 32), attention_mask=mask, pooling=pooling)
+            assert found.features.isfinite().all() and (found.features[0] == 0).all()
+        found = model.extract_features(torch.ones(1, 64, 32), window=1)
+        assert found.features.shape == (1, 4, 24)
+        torch.testing.assert_close(found.features[:, :1], model.extract_features(torch.ones(1, 16, 32)).features)

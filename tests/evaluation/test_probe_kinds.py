@@ -105,6 +105,24 @@ def rows_of(said, seed=0):
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00PAR1", "is no CSV file ("),
+        (b'clip,label,said\n"' + b"x" * 200_000, "is no CSV file (field larger than"),
+        (b"clip,fold,seed,label,said\na,1,0,x,x\nb,1,0,x\n", "is damaged: its row 2 has other columns than"),
+        (b"clip,label,said\na,x,x,y\n", "is damaged: its row 1 has"),
+        (b"", "holds no predictions; it takes a file of `bridle probe --output`"),
+        (b"clip,label\na,x\n", "holds no predictions"),
+    ],
+)
+def test_a_file_of_something_else_is_named_in_one_line(content, message, tmp_path, capsys):
+    (tmp_path / "said.csv").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(tmp_path / "said.csv")])
+    assert f"error: '{tmp_path}/said.csv' {message}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_clips_are_counted_by_hand(tmp_path, capsys):
     first = rows_of(["dog", "rain", "rain", "rain"]) + rows_of(["dog", "dog", "dog", "rain"], seed=1)
     second = rows_of(["rain", "rain", "rain", "dog"])[::-1]  # in another order

@@ -123,3 +123,23 @@ def test_pictures_and_a_test_split(repository, tmp_path, modality):
     assert scores[baseline, ""]["accuracy"] == 1.0 and scores[baseline, ""]["per_fold"] == {"test": 1.0}
     assert ("iteration 1", "mean") in scores
     assert "<svg" in (tmp_path / "runs" / "report.html").read_text()
+
+
+def test_a_recipe_of_fine_tuning_that_is_none_is_named_before_anything_runs(tones, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "study", lambda *_: pytest.fail("begun"))
+    data = [f"data.dataset={tones}", f"output_dir={tmp_path / 'runs'}", "--label-column", "sound"]
+    for words, message in ((["nix"], "nix"), (["audio/demo"], "unknown key")):
+        with pytest.raises(SystemExit, match="2"):
+            bridle(["study", "audio/demo", *data, "--finetune", *words])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_ends_with_an_error_ends_the_study_in_one_line(tones, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise subprocess.CalledProcessError(2, [sys.executable, "-m", "bridle_hf.cli", "pretrain", "--recipe", "x"])
+
+    monkeypatch.setattr(study, "study", stop)
+    data = [f"data.dataset={tones}", f"output_dir={tmp_path / 'runs'}", "--label-column", "sound"]
+    with pytest.raises(SystemExit, match="1"):
+        bridle(["study", "audio/demo", *data])
+    assert capsys.readouterr().err.splitlines()[-1] == "bridle study: error: bridle pretrain --recipe x ended with 2"

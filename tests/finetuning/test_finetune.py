@@ -272,6 +272,11 @@ def test_a_fine_tuned_model_is_fine_tuned_further(recipe, tones, tone, tmp_path,
         ("training.loss=hinge", "cross_entropy"),
         ("training.mixup=2", "share between 0 and 1"),
         ("data.label_column=null", "label_column"),
+        ("folds=[]", r"`folds` is \[\]; it takes at least one fold, or null"),
+        ("training.learning_rate=-1", "`learning_rate` is -1.0; it takes a number of at least 0"),
+        ("training.weight_decay=inf", "`weight_decay` is inf; it takes"),
+        ("training.mixup_alpha=0", "`mixup_alpha` is 0.0; it takes a number above 0"),
+        ("training.layer_decay=2", "`layer_decay` is 2.0; it takes a factor between 0 and 1"),
     ],
 )
 def test_the_shipped_recipe_reads_and_bad_overrides_are_named(override, message):

@@ -158,6 +158,26 @@ def test_unknown_arguments_of_the_processor(golden, tmp_path):
         convert(golden("finetune_audio")[0], tmp_path, num_attention_heads=4, processor={"men": -6.6})
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a={b"], "'a={b': the value is no YAML"),
+        (["processor=5"], "`processor` is 5; it takes a mapping"),
+        (["processor={men: 1}"], "`processor.men` is no argument"),
+    ],
+)
+def test_the_command_says_it_in_one_line(words, message, golden, tmp_path, capsys):
+    save_file(golden("finetune_audio")[0], tmp_path / "in.safetensors")
+    given = [str(tmp_path / "in.safetensors"), str(tmp_path / "out"), "--source", "bridle", "num_attention_heads=4"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*given, *words])
+    assert message in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    assert f"OUT_DIR is '{tmp_path}/out', and " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_encoder_without_its_norm_makes_no_folder(golden, tmp_path):
     weights, *_ = golden("finetune_audio")
     for name in ("head.weight", "head.bias"):

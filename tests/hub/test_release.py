@@ -228,6 +228,34 @@ def test_a_folder_that_holds_something_is_left_alone(held, run, tmp_path, capsys
         release.stage(run / "final", other, "org/x")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--license", "MIT", "--license is 'MIT'; it takes an identifier of https://huggingface.co/docs/hub/"),
+        ("--license", "Apache 2.0", "or other; did you mean apache-2.0"),
+        ("--license", "mine", "such as apache-2.0, or other"),
+        ("--tag", "v 1", "--tag is 'v 1'; it takes letters and digits"),
+        ("--tag", "../main", "--tag is '../main'"),
+        ("--results", "{a", "is no YAML"),
+        ("--card", "{% if %}", "Expected an expression"),
+        ("--card", "{{ nothing.here }}", "'nothing' is undefined"),
+    ],
+)
+def test_what_the_hub_or_the_card_does_not_take_is_one_line(option, value, message, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(release, "check", lambda _: pytest.fail("checked"))
+    if option in ("--results", "--card"):
+        (tmp_path / "given").write_text(value)
+        value = str(tmp_path / "given")
+    with pytest.raises(SystemExit, match="2"):
+        release.main([str(run / "final"), "--repo-id", "org/x", "--dry-run", option, value])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("tag", ["v1", "1.0.0", "2026-11-26", "v1.0+cpu", "paper/final", None])
+def test_tags_that_do(tag):
+    release.check_tag(tag)
+
+
 class HubOfPublic:
     """A Hub with one public repository, which nobody writes to."""
 

@@ -244,6 +244,12 @@ def test_settings_outside_their_range(tiny_recipe, overrides, message):
         load_recipe(tiny_recipe, ["output_dir=x", *overrides])
 
 
+@pytest.mark.parametrize(("modality", "pooling"), [("image", "bands"), ("video", "bands_std")])
+def test_a_pooling_that_the_modality_does_not_have(modality, pooling):
+    with pytest.raises(RecipeError, match=f"`evaluate`: pooling: got '{pooling}', but patches of {modality} data have"):
+        load_recipe(f"{modality}/demo", [f"evaluate={{pooling: {pooling}}}"])
+
+
 def train_and_say(recipe, said, *overrides):
     try:
         train_here(recipe, *overrides)

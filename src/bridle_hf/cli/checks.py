@@ -8,23 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import get_available_trackers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
-from ..data.arguments import DataArguments
-from ..data.modalities import load_processor
+from ..configuration_bridle import BridleConfig
+from ..data.arguments import AUTO, DataArguments
+from ..data.labels import LabelError
+from ..data.media import UnusableDataError
+from ..data.modalities import load_processor, modality_of
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
 from ..finetuning.lora import require_peft
 from ..loading import check_model as check_model
 from ..loading import open_model as open_model
+from ..modeling_bridle import BridleModel
 from ..training.evaluating import of_section
 from ..training.pretraining import PretrainRecipe
 from ..video_decoding_bridle import require_av
 from ..video_processing_bridle import BridleVideoProcessor
 
 logger = logging.get_logger(__name__)
+
+OF_PRETRAINING = ("checkpoints", "encoder-iter*", "final", "best", "failure", "synthetic", "tensorboard")
 
 
 @contextmanager
@@ -39,6 +47,20 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
         yield
     except errors as error:
         parser.error(" ".join(str(error).split()))
+
+
+@contextmanager
+def reading(parser) -> Iterator[None]:
+    """Exit with code 2 and a one-line message when the data of `add_data_options` cannot be used; what is wrong with it
+    may be found only while it is read.
+
+    Args:
+        parser: the command's `argparse.ArgumentParser`.
+    """
+    try:
+        yield
+    except (LabelError, UnusableDataError) as error:
+        parser.error(as_options(" ".join(str(error).split())))
 
 
 def check_output(path: str, dataset: str = "") -> None:
@@ -71,8 +93,9 @@ def check_recipe(recipe: PretrainRecipe) -> None:
         FolderError: `output_dir` cannot be written to.
         ValueError: a setting of the processor that it does not take, or data that `check_data` refuses.
     """
-    check_writable(recipe.output_dir)
+    check_writable(recipe.output_dir, folders=OF_PRETRAINING, files=("metrics.jsonl", "recipe.yaml"))
     check_apart(recipe.output_dir, recipe.data.dataset)
+    check_attention(recipe.training.attention)
     _say_what_tracks_nothing(recipe.training.tracker)
     processor = _checked_processor(recipe.build_processor)
     if recipe.data.dataset != "synthetic":  # written by the run
@@ -91,17 +114,53 @@ def check_finetuning(recipe: Any) -> None:
     Raises:
         FolderError: `output_dir` cannot be written to.
         ModuleNotFoundError: `training.lora_rank` without peft.
-        ValueError: there is no such model, a setting that its processor does not take, or data that `check_data`
-            refuses.
+        ValueError: there is no such model, a setting that its processor does not take, an option that its modality does
+            not have, or data that `check_data` refuses.
     """
-    check_writable(recipe.output_dir)
+    check_writable(recipe.output_dir, folders=("fold-*", "final"), files=("finetune.yaml", "results.json"))
     check_apart(recipe.output_dir, recipe.data.dataset)
+    check_attention(recipe.training.attention)
     _say_what_tracks_nothing(recipe.training.tracker)
     if recipe.training.lora_rank:
         require_peft()
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
     check_model(source, "model")
-    check_data(recipe.data, _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor)))
+    check_config(source, recipe.config, recipe.from_scratch)
+    processor = _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor))
+    recipe.check_modality(modality_of(processor))
+    check_data(recipe.data, processor)
+
+
+def check_config(source: str, changes: dict, from_scratch: bool) -> None:
+    """Check what fine-tuning changes in the config of a saved model.
+
+    Raises:
+        ValueError: a value that the config does not take, or, unless `from_scratch`, one that the weights do not fit.
+    """
+    try:
+        configs = BridleConfig.from_pretrained(source), BridleConfig.from_pretrained(source, **changes)
+        configs[1].validate()  # `from_pretrained` changes values without looking
+        with torch.device("meta"):
+            before, now = ({name: w.shape for name, w in BridleModel(each).named_parameters()} for each in configs)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"`config`: {error.__cause__ or error}") from error
+    lacking = [name for name, shape in now.items() if before.get(name) != shape]
+    if lacking and not from_scratch:
+        raise ValueError(
+            f"`config` is {changes}, for which model={source!r} has no {lacking[0]} of {tuple(now[lacking[0]])}; it "
+            "takes what leaves the sizes of weights, or from_scratch=true."
+        )
+
+
+def check_attention(attention: str | None) -> None:
+    """Raise a `ValueError` for an attention implementation that transformers does not have, or not here."""
+    if attention in (None, AUTO):
+        return
+    try:
+        with torch.device("meta"):
+            BridleModel(BridleConfig(num_hidden_layers=1, attn_implementation=attention))
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"`training.attention` is {attention!r}: {error}") from error
 
 
 def _say_what_tracks_nothing(tracker: str | None) -> None:
@@ -152,7 +211,8 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
 def as_options(message: str) -> str:
     """A message that names keys of the section `data`, with the options of `add_data_options` in their place."""
-    return re.sub(r"\bdata\.(dataset|files|(?:test_)?split|(?:input|label|fold)_column|exclude)\b", _option, message)
+    keys = r"dataset|files|(?:test_)?split|(?:input|label|fold)_column|exclude|max_bad_share"
+    return re.sub(rf"\bdata\.({keys})\b", _option, message)
 
 
 def _option(match: re.Match) -> str:

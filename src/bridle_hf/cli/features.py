@@ -19,7 +19,7 @@ from ..clip_features_bridle import check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_output, open_model, setting_up
+from .checks import check_data, check_output, open_model, reading, setting_up
 from .options import (
     add_data_options,
     add_layers,
@@ -70,5 +70,6 @@ def main(arguments=None, prog=None):
         check_data(data, processor, "--dataset")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     which = {"layers": layers, "even": given.mix == "mean", "pooling": given.pooling, "overlap": given.overlap}
-    clips = write_features(given.output, model, data, processor, **which, batch_size=given.batch_size)
+    with reading(parser):
+        clips = write_features(given.output, model, data, processor, **which, batch_size=given.batch_size)
     sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.source import open_source
 from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
-from .checks import check_data, setting_up
+from .checks import check_data, reading, setting_up
 from .options import add_data_options, given_data, number
 
 
@@ -44,5 +44,6 @@ def main(arguments=None, prog=None):
     source = open_source(data, extractor)
     source.featurize = partial(window, source.featurize)
     clips = source.decode_all(data.workers, data.max_bad_share)
-    mean, std = measure_mean_std((features for _, features in clips), extractor)
+    with reading(parser):
+        mean, std = measure_mean_std((features for _, features in clips), extractor)
     sys.stdout.write(json.dumps({"mean": round(mean, 5), "std": round(std, 5)}) + "\n")

@@ -11,9 +11,11 @@ import logging
 
 from transformers.utils.logging import disable_progress_bar
 
+from ..data import UnusableDataError
 from ..files import FolderError
 from ..recipe_reader import RecipeError
 from ..training import load_recipe, pretrain
+from ..training.checkpoints import CheckpointError
 from ..training.evaluating import EvaluationError
 from .checks import check_recipe, setting_up
 from .options import add_recipe_options, parse_recipe_options
@@ -32,7 +34,7 @@ def main(arguments=None, prog=None):
         check_recipe(recipe)
     disable_progress_bar()  # of saving small files; the loop has its own
     keep_freed_memory()
-    with setting_up(parser, (FolderError, RecipeError, EvaluationError)):
+    with setting_up(parser, (FolderError, RecipeError, CheckpointError, EvaluationError, UnusableDataError)):
         finished = pretrain(recipe, stop=stop_signals())
     if finished:
         folder = recipe.output_dir

@@ -24,7 +24,7 @@ import torch
 
 from ..clip_features_bridle import POOLINGS, check_poolings
 from ..configuration_bridle import BridleConfig
-from ..data import MODALITIES, LabelError, build_processor, load_examples, load_processor, modality_of
+from ..data import MODALITIES, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
 from ..evaluation.comparison import SCORE, summary, write_predictions
 from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
@@ -32,7 +32,7 @@ from ..evaluation.features import encoder_features, encoder_patches
 from ..evaluation.measures import mean_of_known
 from ..evaluation.probe import KINDS, LAYERED, linear_probe
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_model, check_output, open_model, setting_up
+from .checks import check_data, check_model, check_output, open_model, reading, setting_up
 from .options import (
     add_data_options,
     add_layers,
@@ -181,7 +181,7 @@ def main(arguments=None, prog=None):
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
-        with setting_up(parser, LabelError):
+        with reading(parser):
             check = partial(check_probe, wanted=test_folds, seed=seeds[0], several=True)
             examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:

@@ -9,12 +9,30 @@ import sys
 from math import isfinite
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..quantizer_experiments.autoencoding import AutoencodingRecipe
 from ..quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
-from ..training import PretrainRecipe, replay
+from ..training import PretrainRecipe, RecipeError, replay
 from .checks import setting_up
 
 RECIPES = {cls.__name__: cls for cls in (PretrainRecipe, AutoencodingRecipe, Wav2Vec2Recipe)}
+
+
+def read_about(path):
+    """What a run wrote about a step.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        about = json.loads(path.read_text())
+        known = {"step", "phase", "reason"} <= about.keys() and about["recipe"] in RECIPES
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is not what a run writes to failure/.")
+    return about
 
 
 def main(arguments=None, prog=None):
@@ -24,15 +42,13 @@ def main(arguments=None, prog=None):
     given = parser.parse_args(arguments)
     with setting_up(parser):
         path = given.folder / f"rank-{given.rank}.json"
-        about = json.loads(path.read_text())
-        if (
-            not isinstance(about, dict)
-            or not {"step", "phase", "reason"} <= about.keys()
-            or about.get("recipe") not in RECIPES
-        ):
-            raise ValueError(f"{path} is not what a run writes to failure/.")
+        about = read_about(path)
+        for name in (f"rank-{given.rank}.safetensors", "model.safetensors", "recipe.yaml"):
+            if not (given.folder / name).is_file():
+                raise ValueError(f"{given.folder} holds no {name}, which a run writes to failure/.")
     sys.stdout.write(f"step {about['step'] + 1} of {about['phase']}: {about['reason']}\n")
-    losses, gradients = replay(given.folder, given.rank, RECIPES[about["recipe"]])
+    with setting_up(parser, (RecipeError, SafetensorError)):
+        losses, gradients = replay(given.folder, given.rank, RECIPES[about["recipe"]])
     sys.stdout.writelines(f"{name:>16} {loss:.6g}\n" for name, loss in losses.items())
     bad = [name for name, norm in gradients.items() if not isfinite(norm)]
     sys.stdout.write(f"gradients: {len(gradients) - len(bad)} finite, {len(bad)} not\n")

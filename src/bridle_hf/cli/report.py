@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ..data import LabelError, load_examples, load_processor
+from ..data import load_examples, load_processor
 from ..data.source import sound_reader
 from ..evaluation.report import codebook_report
 from ..modeling_bridle import BridleForPreTraining
 from ..training.metrics import read_metrics
-from .checks import check_data, check_output, open_model, setting_up
+from .checks import check_data, check_output, open_model, reading, setting_up
 from .options import add_data_options, given_data, number
 
 
@@ -61,7 +61,7 @@ def main(arguments=None, prog=None):
         data, processor = given_data(given), load_processor(source)
         check_data(data, processor, "--dataset")
         results = read_results(given.results) if given.results else ()
-    with setting_up(parser, LabelError):
+    with reading(parser):
         examples = load_examples(data, processor, for_training=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     codebook_report(

@@ -27,7 +27,7 @@ import torch
 
 from ..clip_features_bridle import poolings_of
 from ..configuration_bridle import BridleConfig
-from ..data import LabelError, load_examples
+from ..data import LabelError, UnusableDataError, load_examples
 from ..evaluation.baselines import baseline_features
 from ..evaluation.cross_validation import check_probe
 from ..evaluation.features import encoder_features
@@ -35,6 +35,7 @@ from ..evaluation.probe import linear_probe
 from ..evaluation.report import codebook_report
 from ..evaluation.tables import markdown
 from ..files import FolderError, FolderLock
+from ..finetuning.recipe import FinetuneRecipe
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from ..training import load_recipe
 from ..training.auto import STATISTICS
@@ -74,15 +75,20 @@ def main(arguments=None, prog=None):
         recipe.data.exclude.pop(given.fold_column, None)
         data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
         check_data(data, processor)
+        for *_, overrides in finetune_commands(given, recipe) if given.finetune else ():
+            load_recipe(given.finetune, overrides, FinetuneRecipe)  # it is run last, after hours
     lock = FolderLock(Path(recipe.output_dir) / ".lock")
     with setting_up(parser, (FolderError,)), sole_writer(lock, is_main_process=True):
-        study(parser, given, recipe, data, processor)
+        try:
+            study(parser, given, recipe, data, processor)
+        except subprocess.CalledProcessError as error:  # which has said why
+            parser.exit(1, f"{parser.prog}: error: bridle {' '.join(error.cmd[3:6])} ended with {error.returncode}\n")
 
 
 def study(parser, given, recipe, data, processor):
     """Trains what is not trained yet, measures all of it, and writes and prints the tables."""
     folder = Path(recipe.output_dir)
-    with setting_up(parser, LabelError):
+    with setting_up(parser, (LabelError, UnusableDataError)):
         examples = load_examples(data, processor, check=check_probe, for_training=False)
 
     runs = list_runs(given, folder, examples.test_folds or np.unique(examples.folds).tolist())
@@ -173,23 +179,33 @@ def row(name, pooling, seed, probes):
             "correct": correct.tolist()}  # fmt: skip
 
 
-def finetune_rows(given, recipe):
-    """Fine-tuning from the last encoder and from random weights, every seed; see `FinetuneRecipe.from_scratch`."""
+def finetune_commands(given, recipe):
+    """Fine-tuning from the last encoder and from random weights, every seed; see `FinetuneRecipe.from_scratch`.
+
+    Returns:
+        rows of a name, the seed, the output folder, and the overrides of the recipe.
+    """
     scratch = ["from_scratch=true", "training.layer_decay=null"]
-    variants = [("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", scratch)]
-    rows = []
+    commands = []
     for seed in given.seeds:
         model = f"{recipe.output_dir}/seed-{seed}" + ("-fold-{fold}" if given.inductive else "") + "/final"
-        for name, suffix, changes in variants:
+        for name, suffix, changes in (("fine-tuned", "", []), ("fine-tuned from random weights", "-scratch", scratch)):
             target = Path(recipe.output_dir) / f"finetune-seed-{seed}{suffix}"
-            command = ["finetune", "--recipe", given.finetune, f"model={model}", f"seed={seed}"]
-            command += [f"output_dir={target}", f"data.dataset={recipe.data.dataset}"]
-            command += [f"data.exclude={json.dumps(recipe.data.exclude)}", *changes]
-            run_all(1, [command], [target])  # what is done it passes over
-            results = json.loads((target / "results.json").read_text())
-            per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
-            scores = {score: results[score] for score in ("accuracy", "top_5_accuracy", "mean_average_precision")}
-            rows.append({"encoder": name, "pooling": "", "seed": seed, **scores, "per_fold": per_fold})
+            overrides = [f"model={model}", f"seed={seed}", f"output_dir={target}"]
+            overrides += [f"data.dataset={recipe.data.dataset}", f"data.exclude={json.dumps(recipe.data.exclude)}"]
+            commands.append((name, seed, target, overrides + changes))
+    return commands
+
+
+def finetune_rows(given, recipe):
+    """What `finetune_commands` score, as lines of results.json."""
+    rows = []
+    for name, seed, target, overrides in finetune_commands(given, recipe):
+        run_all(1, [["finetune", "--recipe", given.finetune, *overrides]], [target])  # what is done it passes over
+        results = json.loads((target / "results.json").read_text())
+        per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
+        scores = {score: results[score] for score in ("accuracy", "top_5_accuracy", "mean_average_precision")}
+        rows.append({"encoder": name, "pooling": "", "seed": seed, **scores, "per_fold": per_fold})
     return rows
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from accelerate import PartialState
 
 from ..evaluation.tables import markdown
-from ..files import FolderError, write_whole
+from ..files import FolderError, check_writable, write_whole
 from ..quantizer_experiments.rows import measure_methods, run_methods
 from ..quantizer_experiments.table import TableRecipe
 from ..recipe_reader import RecipeError
@@ -36,6 +36,7 @@ def run_table(
     keep_freed_memory()
     with setting_up(parser):
         recipe = load_recipe(given.recipe, given.overrides, recipe_class)
+        check_writable(recipe.output_dir)
     if given.split is not None:
         with setting_up(parser):
             results, name = measure_methods(recipe, given.split, given.method), f"results-{quote(given.split, safe='')}"

@@ -21,7 +21,7 @@ import torch
 from ..data import load_processor
 from ..evaluation.tokens import code_layout, write_codes
 from ..modeling_bridle import BridleTokenizer
-from .checks import check_data, check_output, open_model, setting_up
+from .checks import check_data, check_output, open_model, reading, setting_up
 from .options import add_data_options, given_data, number
 
 
@@ -40,6 +40,7 @@ def main(arguments=None, prog=None):
         data, processor = given_data(given), load_processor(given.model)
         check_data(data, processor, "--dataset")
     tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
-    clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
+    with reading(parser):
+        clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
     summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config, processor)
     sys.stdout.write(json.dumps(summary) + "\n")

@@ -5,7 +5,7 @@ from .audio import decode_audio, roll_magnitude, spec_augment
 from .examples import Examples, load_examples
 from .image import decode_image
 from .labels import LabelError
-from .media import BadClipError
+from .media import BadClipError, UnusableDataError
 from .mixing import cutmix, mixup
 from .modalities import MODALITIES, build_processor, load_processor, modality_of
 from .modality import Modality
@@ -20,6 +20,7 @@ __all__ = [
     "Examples",
     "LabelError",
     "Modality",
+    "UnusableDataError",
     "build_loader",
     "build_processor",
     "cutmix",

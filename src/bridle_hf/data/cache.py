@@ -143,7 +143,7 @@ def write_cache(source: Source, data: DataArguments, processor, decoded: bool = 
 
     Raises:
         ValueError: a stream that the caller built, which nothing identifies; or a place that one may not write to.
-        RuntimeError: the cache lacks more samples than `data.max_bad_share` allows.
+        UnusableDataError: the cache lacks more samples than `data.max_bad_share` allows.
     """
     if source.fingerprint is None:
         raise ValueError(
@@ -270,7 +270,7 @@ def _is_shard(mark: str) -> bool:
 
 
 def _check_shares(manifest: dict, max_bad_share: float) -> None:
-    """Raise a `RuntimeError` if a cache lacks too much, also where more was allowed when it was written."""
+    """Raise an `UnusableDataError` if a cache lacks too much, also where more was allowed when it was written."""
     shards = {mark: why for mark, why in manifest["skipped"].items() if _is_shard(mark)}
     clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards}
     if shards:

@@ -13,6 +13,7 @@ import numpy as np
 from .arguments import DataArguments
 from .fields import field_of, select, type_of, values_of
 from .listing import name_some
+from .media import UnusableDataError
 from .source import Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def read_labels(
 
     Raises:
         LabelError: they cannot be used.
+        UnusableDataError: `data.exclude` leaves out everything.
     """
     if not (data.label_column or data.fold_column):
         return None, data.exclude
@@ -75,6 +77,8 @@ def read_labels(
         columns = [column for column in (data.label_column, data.fold_column) if column]
         rows, all_shards = _read(replace(source, dataset=dataset), columns)
         whole = whole and all_shards
+        if all_shards and not rows:
+            raise UnusableDataError(f"no example in {source.description} with exclude={data.exclude}.")
         if data.label_column:
             rows, missing = _labelled(rows, data.label_column, source.dataset.features or {}, source.description)
             if missing:

@@ -21,6 +21,13 @@ class BadClipError(ValueError):
     """A sample that cannot be used: corrupt, empty, too short, or not finite. Loaders skip it, count it and name it."""
 
 
+class UnusableDataError(ValueError, RuntimeError):
+    """A set of which nothing is left, or too little: what a recipe leaves out, or what cannot be used.
+
+    A `RuntimeError`, too, since it may be found only after hours of reading.
+    """
+
+
 def is_array(raw: Any) -> bool:
     """Whether a raw value is an array of numbers, decoded already, and not a file."""
     return isinstance(raw, np.ndarray | torch.Tensor | list)

@@ -21,7 +21,7 @@ from .arguments import DataArguments
 from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
 from .fields import field_of, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
-from .media import BadClipError, is_url
+from .media import BadClipError, UnusableDataError, is_url
 from .modalities import modality_of
 from .opening import READ_AT_ONCE, open_named
 
@@ -34,14 +34,14 @@ MARK = 0  # key of an example that no column can have: what tells it from all ot
 BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
 
 
-class BadShareError(RuntimeError):
+class BadShareError(UnusableDataError):
     """Too many samples that cannot be used.
 
     Attributes:
-        name, reason: of the last of them.
+        name, reason: of the last of them; empty where the error comes from a worker of a loader, as text.
     """
 
-    def __init__(self, message: str, name: str, reason: Exception):
+    def __init__(self, message: str, name: str = "", reason: Exception | str = ""):
         super().__init__(message)
         self.name, self.reason = name, reason
 
@@ -66,6 +66,7 @@ class Source:
         input_column: column that holds the media; None of decoded samples from a cache.
         exclude: column -> values of the examples to skip.
         description: what messages call the dataset.
+        hint: what messages about many samples that cannot be used say of the column, where it may be the wrong one.
         of_files: whether an example names a file and holds nothing of it.
         skipped: mark -> reason of the samples that could not be used when all of them were decoded.
         behind: number of examples up to the one that `decode_all` gave last.
@@ -83,6 +84,7 @@ class Source:
     input_column: str | None
     exclude: dict[str, list]
     description: str
+    hint: str = ""
     of_files: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     behind: int = 0
@@ -206,12 +208,12 @@ class Source:
                     last = f"; the last one, {example['clip_name']}, {error}"
                     self.skipped[example[MARK]] = str(error)
                     logger.warning("skipped %s: %s", example[MARK], error)
-                    check_bad_share(bad, seen, max_bad_share, example[MARK], error)
+                    check_bad_share(bad, seen, max_bad_share, example[MARK], error, self.hint)
                 else:
                     yield example, features
         if seen == bad and start == 0:
-            raise ValueError(
-                f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last})."
+            raise UnusableDataError(
+                f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last}).{self.hint}"
             )
 
 
@@ -254,21 +256,23 @@ def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
     yield from waiting
 
 
-def check_bad_share(bad: int, seen: int, max_bad_share: float, name: str, reason: Exception) -> None:
+def check_bad_share(
+    bad: int, seen: int, max_bad_share: float, name: str, reason: Exception | str, hint: str = ""
+) -> None:
     """Raise a `BadShareError` if more than `max_bad_share` of the samples read could not be used."""
     if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
         raise BadShareError(
             f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
-            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share.",
+            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share.{hint}",
             name,
             reason,
         )
 
 
 def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Exception) -> None:
-    """Raise a `RuntimeError` if more than `max_bad_share` of the shards could not be read."""
+    """Raise an `UnusableDataError` if more than `max_bad_share` of the shards could not be read."""
     if bad > max_bad_share * shards:
-        raise RuntimeError(
+        raise UnusableDataError(
             f"{bad} of {shards} shards could not be read, more than data.max_bad_share={max_bad_share} allows; "
             f"the last one was {reason}"
         )
@@ -301,6 +305,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         column,
         data.exclude,
         description,
+        hint=f" The values of column {column!r} (data.input_column) are taken for paths." if of_paths else "",
         of_files=of_paths or opened.of_files,
         fingerprint=opened.fingerprint,
         dates_files=opened.of_files,

@@ -20,9 +20,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
 from .cache import open_shuffled
-from .media import BadClipError
+from .media import BadClipError, UnusableDataError
 from .modalities import modality_of
-from .source import MARK, BadShardError, Source, check_bad_shards, check_bad_share
+from .source import BAD_SHARE_OVER, MARK, BadShardError, Source, check_bad_shards, check_bad_share
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,13 @@ class ClipStream(IterableDataset):
             except BadClipError as error:
                 at["bad"] += 1
                 skipped.append((example[MARK], str(error)))
-                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example[MARK], error)
+                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example[MARK], error, self.source.hint)
+                # or a share of 1 would look for a usable one for ever
+                if at["bad"] == at["seen"] >= BAD_SHARE_OVER and at["epoch"] > 1:
+                    raise UnusableDataError(
+                        f"no usable example in {self.source.description}; the last one, {example[MARK]}, "
+                        f"{error}.{self.source.hint}"
+                    ) from error
             if len(features) == self.batch_size:
                 skipped += [(f"shard {n}", why) for n, why in self.bad_shards.items() if n not in named]
                 named |= self.bad_shards.keys()
@@ -119,8 +125,8 @@ class ClipStream(IterableDataset):
             at.update(epoch=at["epoch"] + 1, start=(0, 0, 0), block=0, index=0)
         raise self._nothing_for(consumer, consumers)
 
-    def _nothing_for(self, consumer: int, consumers: int) -> ValueError:
-        return ValueError(
+    def _nothing_for(self, consumer: int, consumers: int) -> UnusableDataError:
+        return UnusableDataError(
             f"reader {consumer} of {consumers} finds no example in {self.source.description} "
             f"with exclude={self.source.exclude}, in any of its shards."
         )
@@ -225,7 +231,8 @@ class ClipLoader:
 
     @contextmanager
     def _workers_in_time(self) -> Iterator[None]:
-        """Raise a `RuntimeError` where the workers take longer than the deadline.
+        """Raise a `RuntimeError` where the workers take longer than the deadline, and what they say of the data as they
+        said it: torch puts their traceback into the message.
 
         torch looks at the time while it waits for a batch, but not while it fetches one that a worker has announced:
         a worker that was stopped just then is ended, which ends the fetching.
@@ -237,6 +244,8 @@ class ClipLoader:
             watch.start()
         try:
             yield
+        except UnusableDataError as error:
+            raise UnusableDataError(str(error).rpartition(f"{UnusableDataError.__name__}: ")[2].strip()) from error
         except (RuntimeError, OSError, EOFError) as error:
             if not late.is_set() and not str(error).startswith("DataLoader timed out"):
                 raise
@@ -336,7 +345,8 @@ def build_loader(
         deadline: seconds after which a batch that does not come from the workers is a `RuntimeError`; 0 for none.
 
     Raises:
-        ValueError: for a missing column or an empty dataset.
+        ValueError: for a missing column.
+        UnusableDataError: the dataset is empty, or more of it cannot be used than `data.max_bad_share` allows.
     """
     collate = modality_of(processor).collator(data, processor)
     stream = ClipStream(open_shuffled(data, processor, dataset), collate, data, batch_size, seed, rank, world_size)

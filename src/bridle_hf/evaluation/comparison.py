@@ -15,6 +15,7 @@ from .measures import mean_average_precision, mean_of_known
 SAMPLES = 10_000
 DRAWS = 1_000  # of clips with several labels, since each draw is ranked anew for every class
 SCORE = "score: "  # begins the names of the columns with the scores of classes
+COLUMNS = {"clip", "label", "said"}  # of a file of predictions, that a comparison needs
 
 
 def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
@@ -144,13 +145,18 @@ def read_predictions(path):
     Raises:
         ValueError: the file is another one.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = {"clip", "label", "said"}
-    if rows and any(name.startswith(SCORE) for name in rows[0]):
-        columns |= {"seed", "fold"}
+    takes = "it takes a file of `bridle probe --output`"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r} is no CSV file ({error}); {takes}.") from error
+    columns = COLUMNS | ({"seed", "fold"} if rows and any(str(name).startswith(SCORE) for name in rows[0]) else set())
     if not rows or not columns <= rows[0].keys():
-        raise ValueError(f"{str(path)!r} holds no predictions; it takes a file of `bridle probe --output`.")
+        raise ValueError(f"{str(path)!r} holds no predictions; {takes}.")
+    for number, row in enumerate(rows, start=1):
+        if None in row or any(row[name] is None for name in columns):
+            raise ValueError(f"{str(path)!r} is damaged: its row {number} has other columns than its header.")
     return rows
 
 

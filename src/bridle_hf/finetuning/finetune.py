@@ -79,11 +79,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
     """
     recipe = replace(recipe, training=settle(recipe.training, begun_with(Path(recipe.output_dir))))
     processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), recipe.config, **recipe.processor)
-    modality = modality_of(processor)
-    if recipe.training.cutmix and not modality.has_boxes:
-        raise ValueError(f"`training.cutmix` is {recipe.training.cutmix}; {modality.name} takes 0, it has no boxes.")
-    if tuple(recipe.data.test_views) != (1, 1) and not modality.has_views:
-        raise ValueError(f"`data.test_views` is {recipe.data.test_views}; {modality.name} takes [1, 1] alone.")
+    recipe.check_modality(modality_of(processor))
     if recipe.training.lora_rank:
         require_peft()
     if recipe.final and test_dataset is not None:

@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import FolderLock, set_aside, sha256, write_whole
 from ..recipe_reader import changed_keys
+from ..training.checkpoints import CheckpointError
 from .validation import best_record
 
 logger = logging.getLogger(__name__)
@@ -180,11 +181,11 @@ def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> N
     """Advance a sampler to the position of `checkpoint`; Trainer does so for its own samplers only.
 
     Raises:
-        ValueError: a run of `steps` steps does not fit the checkpoint.
+        CheckpointError: a run of `steps` steps does not fit the checkpoint.
     """
     state = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME)
     if state.max_steps != steps:
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint} is of a run of {state.max_steps} steps and this one takes {steps}: start it with as many "
             "processes as before, or remove the checkpoint."
         )

@@ -1,12 +1,15 @@
 """The recipe of fine-tuning: what a YAML file of `bridle finetune` holds."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import processor_keys
-from ..recipe_reader import config_keys
+from ..data.modality import Modality
+from ..recipe_reader import RecipeError, config_keys
+from ..training.arguments import check_optimizer
 from ..training.tracking import check_tracker
 from .lora import TARGETS
 
@@ -100,6 +103,12 @@ class FinetuneTraining:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a `lora_rank`, such as 8.")
         if unknown := set(self.lora_target_modules or ()) - set(TARGETS):
             raise ValueError(f"`lora_target_modules` has {sorted(unknown)}; it takes some of {', '.join(TARGETS)}.")
+        check_optimizer(self, "learning_rate", "weight_decay", "warmup_epochs", "max_grad_norm")
+        for name in ("mixup_alpha", "lora_alpha"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; it takes a number above 0.")
+        if self.layer_decay is not None and not 0 <= self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` is {self.layer_decay}; it takes a factor between 0 and 1, or null.")
         check_tracker(self.tracker)
         for name, unused in (("patience", None), ("keep", "last")):
             if getattr(self, name) != unused and not self.validation_share:
@@ -141,6 +150,8 @@ class FinetuneRecipe:
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self):
+        if self.folds is not None and not self.folds:
+            raise ValueError("`folds` is []; it takes at least one fold, or null for all of them.")
         if "{fold}" in self.model and not self.folds:
             raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
         if self.from_scratch and self.training.lora_rank:
@@ -155,3 +166,10 @@ class FinetuneRecipe:
             )
         if not self.data.label_column:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
+
+    def check_modality(self, modality: Modality) -> None:
+        """Raise a `RecipeError` for an option that the modality of the model does not have."""
+        if self.training.cutmix and not modality.has_boxes:
+            raise RecipeError(f"`training.cutmix` is {self.training.cutmix}; {modality.name} takes 0, it has no boxes.")
+        if tuple(self.data.test_views) != (1, 1) and not modality.has_views:
+            raise RecipeError(f"`data.test_views` is {self.data.test_views}; {modality.name} takes [1, 1] alone.")

@@ -105,9 +105,10 @@ def read_results(path):
         ValueError: for a row that is no `EvalResult`; it needs `task_type`, `dataset_type`, `dataset_name`,
             `metric_type` and `metric_value`.
     """
-    rows = yaml.safe_load(Path(path).read_text())
     try:
-        return [EvalResult(**row) for row in rows]
+        return [EvalResult(**row) for row in yaml.safe_load(Path(path).read_text())]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     except TypeError as error:
         raise ValueError(f"{path}: a result has fields that are missing or unknown: {error}") from error
 

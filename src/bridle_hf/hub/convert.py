@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..data.modalities import MODALITIES, build_processor, processor_keys
+from ..files import check_writable
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
@@ -30,12 +33,14 @@ RESIDUE = "reference.safetensors"
 NORMALIZATION = {"audiomae": {"mean": -4.2677393, "std": 4.5689974}}
 
 
-def _processor(config: BridleConfig, **settings):
+def _processor(config: BridleConfig, settings: dict, **usual):
+    if not isinstance(settings, dict):
+        raise ValueError(f"`processor` is {settings!r}; it takes a mapping, such as {{mean: -6.6, std: 5.4}}.")
     known = processor_keys({"model": {"modality": config.modality}})
     if unknown := set(settings) - set(known):
         name = MODALITIES[config.modality].processor.__name__
         raise ValueError(f"`processor.{min(unknown)}` is no argument of {name}.")
-    return build_processor(config, **settings)
+    return build_processor(config, **usual | settings)
 
 
 def convert(checkpoint, folder, source="bridle", modality=None, processor=None, **overrides) -> ConversionReport:
@@ -55,6 +60,7 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     Raises:
         ValueError: as `load_official`; or an encoder without its final norm, which no folder can say.
     """
+    check_writable(folder, "OUT_DIR")
     modality = modality or ("audio" if source == "bridle" else MASKED_AUTOENCODERS[source].modality)
     beside = ConversionReport()
     state = read_checkpoint(checkpoint, beside)
@@ -65,8 +71,9 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
         raise ValueError(
             "`checkpoint` is an encoder without its final norm; convert one with the norm or with its head."
         )
+    front_end = _processor(model.config, processor or {}, **NORMALIZATION.get(source, {}))
     model.save_pretrained(folder)
-    _processor(model.config, **NORMALIZATION.get(source, {}) | (processor or {})).save_pretrained(folder)
+    front_end.save_pretrained(folder)
     back = to_official(model, source)
     changed = [name for name in back if name in state and not torch.equal(state[name], back[name])]
     changed += [name for name, reason in report.dropped.items() if reason in (OF_COLD_START, OF_TRAINED)]
@@ -82,10 +89,13 @@ def reverse(folder, checkpoint, source="bridle") -> None:
     What `convert` read comes back to the bit, as long as the folder's weights are those it wrote.
 
     Raises:
-        ValueError: the reference has no place for a part or a weight of the model.
+        ValueError: the folder holds no BRIDLE model, or the reference has no place for a part or a weight of it.
     """
     config = BridleConfig.from_pretrained(folder)
-    model = getattr(modeling_bridle, config.architectures[0]).from_pretrained(folder)
+    architecture = (config.architectures or [None])[0]
+    if architecture not in modeling_bridle.__all__:
+        raise ValueError(f"{folder} holds a {architecture}; it takes one of {', '.join(modeling_bridle.__all__)}.")
+    model = getattr(modeling_bridle, architecture).from_pretrained(folder)
     state = to_official(model, source)
     residue = Path(folder, RESIDUE)
     if residue.is_file():
@@ -117,7 +127,11 @@ def _assignment(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value, such as num_attention_heads=12")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is no YAML: {reason}") from error
 
 
 def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
@@ -150,8 +164,8 @@ def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
             for name, reason in sorted(report.initialised.items()):
                 logger.info("not in the file: %s, %s", name, reason)
             logger.info("%d keys used, %d dropped", len(report.used), len(report.dropped))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
+        parser.error(" ".join(str(error).split()))
     logger.info("wrote %s", given.output)
 
 

@@ -7,6 +7,7 @@ The card is that of the modality in bridle_hf/cards, or --card.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .. import modeling_bridle, pipeline_bridle
@@ -23,6 +26,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from . import reload
 from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
+from .licenses import check_license
 
 OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
 
@@ -41,9 +45,11 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         license: of the weights, as the Hub names it.
 
     Raises:
-        ValueError: `model_dir` holds no BRIDLE model, `folder` holds something, `repo_id` is none, or there is no card.
+        ValueError: `model_dir` holds no BRIDLE model, `folder` holds something, `repo_id` or `license` is none, or
+            there is no card.
     """
     check_repo_id(repo_id)
+    check_license(license)
     model_dir, folder = Path(model_dir), Path(folder)
     if held := sorted(path.name for path in folder.iterdir()) if folder.is_dir() else folder.exists():
         what = "a file" if held is True else f"which holds {', '.join(held[:3])}{', ...' if held[3:] else ''}"
@@ -113,6 +119,14 @@ def push(folder, repo_id, private=False, tag=None):
     return commit
 
 
+def check_tag(tag):
+    """Raise a `ValueError` for a name that no tag can have, which the Hub would refuse after the push alone."""
+    if tag is not None and not re.fullmatch(r"\w+([.+/-]\w+)*", tag, re.ASCII):
+        raise ValueError(
+            f"--tag is {tag!r}; it takes letters and digits, with single '.', '-', '+' or '/' between them."
+        )
+
+
 def refuse_public(repo_id):
     """Raise a `ValueError` if there is a public repository of this name."""
     try:
@@ -138,11 +152,12 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.output or temporary)
         try:
+            check_tag(given.tag)
             results = read_results(given.results) if given.results else ()
             if given.private and not given.dry_run:
                 refuse_public(given.repo_id)
             stage(given.model_dir, folder, given.repo_id, given.card, results, license=given.license)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, StrictDataclassError, SafetensorError, TemplateError) as error:
             parser.error(" ".join(str(error).split()))
         compared = check(folder)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -9,6 +9,7 @@ from typing import Literal
 
 import datasets
 import torch
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleQuantizerConfig
@@ -84,8 +85,9 @@ def open_split(data: DatasetArguments, train: bool) -> datasets.Dataset:
     key = "train_split" if train else "test_split"
     try:
         samples = datasets.load_dataset(data.dataset, data.name, split=getattr(data, key))
-    except ValueError as error:
-        raise ValueError(f"data.{key} is {getattr(data, key)!r}; {data.dataset}: {error}") from error
+    except (ValueError, DatasetGenerationError) as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        raise ValueError(f"data.{key} is {getattr(data, key)!r}; {data.dataset}: {reason}") from error
     if data.column not in samples.column_names:
         raise ValueError(f"data.column is {data.column!r}; {data.dataset} has {', '.join(samples.column_names)}.")
     for column in data.exclude:

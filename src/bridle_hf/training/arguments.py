@@ -1,7 +1,8 @@
 """Settings of optimization, shared by pretraining and the quantizer experiments."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .tracking import check_tracker
 
@@ -66,9 +67,20 @@ class OptimizationArguments:
                 _at_least_one(name, getattr(self, name))
         if self.skip_bad_steps < 0:
             raise ValueError(f"`skip_bad_steps` is {self.skip_bad_steps}; it takes a whole number of at least 0.")
-        check_tracker(self.tracker)
         if not 0 < self.deadline < 1e9:
             raise ValueError(f"`deadline` is {self.deadline}; it takes a number of seconds above 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"`betas` is {list(self.betas)}; it takes two numbers of at least 0, below 1.")
+        check_optimizer(self, "weight_decay", "max_grad_norm")
+        check_tracker(self.tracker)
+
+
+def check_optimizer(settings: Any, *names: str) -> None:
+    """Raise a `ValueError` for a setting of the optimizer that is negative, NaN or inf; None is left to others."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` is {value}; it takes a number of at least 0.")
 
 
 def _at_least_one(key: str, value: int) -> None:

@@ -44,6 +44,10 @@ UNFINISHED = re.compile(r"\.phase-\d+-step-\d+\.(partial|old)")  # what `put_in_
 OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml"}
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or that does not fit what is to go on from it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An intact checkpoint folder and the place in the run it was taken at: `step` steps of task `task` are done."""
@@ -157,19 +161,21 @@ def open_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
         verify: whether to read all of every file, and not only its size.
 
     Raises:
-        ValueError: not a checkpoint, or a file of it is missing or not what was written.
+        CheckpointError: not a checkpoint, or a file of it is missing or not what was written.
     """
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
+        raise CheckpointError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
     if not isinstance(manifest, dict) or not OF_EVERY_CHECKPOINT <= manifest.keys():
-        raise ValueError(f"{path / MANIFEST} lists {list(manifest)}; it takes {sorted(OF_EVERY_CHECKPOINT)} and more.")
+        raise CheckpointError(
+            f"{path / MANIFEST} lists {list(manifest)}; it takes {sorted(OF_EVERY_CHECKPOINT)} and more."
+        )
     for name, expected in manifest.items():
         found = _fingerprint(path / name, verify) if (path / name).is_file() else {}
         if not found or any(expected.get(key) != value for key, value in found.items()):
-            raise ValueError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
+            raise CheckpointError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(path, state["phase"], state["step"], state)
 

@@ -78,7 +78,7 @@ class Phase(Task):
 
     def check_range(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if value is not None and not value >= least:
+        if value is not None and not least <= value < float("inf"):
             raise ValueError(f"`{name}` is {value}; it takes a number of at least {least}.")
 
     @property

@@ -9,11 +9,12 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 
+from ..clip_features_bridle import check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import AUTO, DataArguments
 from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
 from ..data.streaming import build_loader
-from ..recipe_reader import Overrides, config_keys, read_recipe
+from ..recipe_reader import Overrides, RecipeError, config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .auto import STATISTICS, check_statistics, measure_statistics, settle
@@ -67,8 +68,14 @@ class PretrainRecipe(Sections):
             raise ValueError("`start_tokenizer` is true; it takes a model in `start_from`.")
         if self.start_from is not None and getattr(self.phases[0], "from_scratch", False):
             raise ValueError(f"`phases.0.from_scratch` is true; with `start_from` ({self.start_from}) it takes false.")
-        check_channels(self.config())
+        config = self.config()
+        check_channels(config)
         check_statistics(self.processor)
+        if self.evaluate is not None:
+            try:
+                check_poolings(config, [self.evaluate.pooling])
+            except ValueError as error:
+                raise ValueError(f"`evaluate`: {error}") from error
         self.build_tasks()  # their lengths
 
     @staticmethod
@@ -155,7 +162,14 @@ def _begun_with(recipe: PretrainRecipe) -> dict:
         return {}
     folders = [Path(recipe.output_dir)] + ([] if recipe.resume == "auto" else [Path(recipe.resume)])
     written = next((path for folder in folders if (path := folder / "recipe.yaml").is_file()), None)
-    return {} if written is None else yaml.safe_load(written.read_text())
+    if written is None:
+        return {}
+    try:
+        return dict(yaml.safe_load(written.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{written} is no recipe, so nothing tells how its run was begun; give resume=never or another output_dir."
+        ) from error
 
 
 def _measured_once(accelerator, recipe: PretrainRecipe, dataset, earlier: dict) -> dict[str, Any]:
@@ -200,7 +214,8 @@ def pretrain(
     Raises:
         RecipeError: no such recipe, an unknown key or a value of another type.
         FloatingPointError: batch, loss or gradient held NaN or inf; `output_dir`/failure/ holds the step.
-        RuntimeError: another process ended or hangs, or too many samples cannot be used.
+        RuntimeError: another process ended or hangs.
+        UnusableDataError: too many samples cannot be used, or there is none.
         EvaluationError: a set that cannot be evaluated on.
         OSError: a checkpoint could not be written; those before it are intact.
         TypeError: `overrides` of a recipe that has been read.

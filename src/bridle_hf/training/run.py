@@ -24,6 +24,7 @@ from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import OptimizationArguments
 from .checkpoints import (
     Checkpoint,
+    CheckpointError,
     drop_later_,
     find_checkpoint,
     list_checkpoints,
@@ -120,7 +121,8 @@ class Run:
         on from the newest of the checkpoints that it wrote itself.
 
         Raises:
-            ValueError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the processes.
+            CheckpointError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the
+                processes.
         """
         checkpoints = self.folder / "checkpoints"
         checkpoint = None if self.resume == "never" else find_checkpoint(checkpoints)
@@ -193,13 +195,13 @@ class Run:
         """Check that the recipe can resume the checkpoint; a changed recipe is logged as a warning.
 
         Raises:
-            ValueError: the recipe lacks the checkpoint's phase; the phase's length changed although the recipe did
+            CheckpointError: the recipe lacks the checkpoint's phase; the phase's length changed although the recipe did
                 not; or the run is finished and the recipe has changed.
         """
         before = checkpoint.state
         if not any((task.index, task.name) == (checkpoint.task, before["phase_name"]) for task in self.tasks):
             names = ", ".join(task.name for task in self.tasks)
-            raise ValueError(
+            raise CheckpointError(
                 f"{checkpoint.path} is of phase {checkpoint.task} ({before['phase_name']}); "
                 f"the recipe's phases are {names}. Give resume=never or another output_dir."
             )
@@ -208,13 +210,13 @@ class Run:
         changed = ", ".join(key for key in changed if key not in ("output_dir", "resume"))
         steps, processes = self.tasks[checkpoint.task].steps, self.accelerator.num_processes
         if not changed and steps != before["phase_steps"]:
-            raise ValueError(
+            raise CheckpointError(
                 f"Cannot resume {before['phase_name']}: it has {steps} steps with {processes} processes, but "
                 f"{checkpoint.path} belongs to one of {before['phase_steps']} steps with {before['num_processes']}. "
                 "Keep batch_size * gradient_accumulation_steps * processes as it was."
             )
         if changed and self.is_finished(checkpoint):
-            raise ValueError(
+            raise CheckpointError(
                 f"output_dir={self.folder} holds the finished run of another recipe (changed: {changed}). "
                 "Give another output_dir, or resume=never to train again."
             )
@@ -230,7 +232,7 @@ class Run:
         """The model of a task with the checkpoint's weights.
 
         Raises:
-            ValueError: they are of another model.
+            CheckpointError: they are of another model.
         """
         torch.manual_seed(seed_from(self.seed, task.index))
         if checkpoint is None:
@@ -238,7 +240,7 @@ class Run:
         try:
             return task.build(checkpoint.weights(), begins=checkpoint.task < task.index)
         except RuntimeError as error:
-            raise ValueError(f"{checkpoint.path} does not fit the recipe's model: {error}") from error
+            raise CheckpointError(f"{checkpoint.path} does not fit the recipe's model: {error}") from error
 
     def save(self, task: Task, step: int, model, optimizer, position: dict, minutes: float) -> Checkpoint:
         """A checkpoint after `step` steps of a task.
