@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from picture_files import picture, png
+from picture_files import counting_video, picture, png
 from sound_files import clip, flac
 
 from bridle_hf import (
@@ -257,6 +257,13 @@ def workplace(tmp_path_factory):
         path.write_bytes(flac(clip(number)))
     rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
     write(folder / "uoft-cs" / "cifar10", train=rows, test=rows[::4])
+    for number in range(16):
+        path = folder / "my_pictures" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(picture(number, 32)))
+        path = folder / "my_videos" / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counting_video(path, frames=24)
     torch.save({"model": reference_checkpoint(MODEL)}, folder / "checkpoint.pth")
     return folder
 
