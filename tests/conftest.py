@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # others, the fast lane, as do all tests with a `num_workers` above 0.
 END_TO_END = (
     "tests/data/test_cache.py",
+    "tests/evaluation/test_row_files.py",
     "tests/hub/test_onnx_export.py",
     "tests/training/test_hub_copy.py",
     "tests/data/test_streaming.py::test_fewer_clips_than_readers_are_enough",

@@ -13,10 +13,10 @@ from datasets import Dataset
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.clip_features_bridle import POOLINGS, window_starts
 from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.evaluation import windows
+from bridle_hf.evaluation import row_files
 from bridle_hf.evaluation.features import encoder_features, overlap_mean, write_features
+from bridle_hf.evaluation.row_files import write_parquet
 from bridle_hf.evaluation.tokens import code_layout, write_codes
-from bridle_hf.evaluation.windows import write_parquet
 
 RATE, WINDOW, UNIT = 16000, 48, 16
 
@@ -193,7 +193,7 @@ def test_codes_of_a_trained_tokenizer_come_from_windows_side_by_side(long_sounds
 
 
 def test_groups_of_large_rows_are_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(windows, "BYTES_PER_GROUP", 10_000)
+    monkeypatch.setattr(row_files, "BYTES_PER_GROUP", 10_000)
     rows = ({"name": str(i), "features": np.full((10, 100), i, dtype=np.float32)} for i in range(7))  # 4,000 bytes each
     assert write_parquet(tmp_path / "rows.parquet", rows) == 7
     file = pq.ParquetFile(tmp_path / "rows.parquet")

@@ -11,8 +11,6 @@ import argparse
 import json
 import sys
 
-import torch
-
 from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
@@ -20,6 +18,7 @@ from ..evaluation.classifying import write_predictions
 from ..loading import check_model, model_folder, open_model
 from .checks import check_data, check_output, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
+from .process import device
 
 
 def main(arguments=None, prog=None):
@@ -48,7 +47,7 @@ def main(arguments=None, prog=None):
         data = given_data(given, test_windows=given.windows, max_bad_share=1.0)
         processor = load_processor(source, **padded_short(given, config))
         check_data(data, processor, "--dataset")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     with setting_up(parser):
         clips, unusable = write_predictions(given.output, model, data, processor, given.threshold, given.batch_size)
     sys.stdout.write(json.dumps({"clips": clips, "unusable": unusable, "output": given.output}) + "\n")

@@ -6,23 +6,24 @@
 
 A row holds the dataset's other columns, `clip_name` and a column per layer (`last`, `layer_6`), or one of their `mean`:
 one vector, or with `--pooling frames` a vector per patch in time and their `start`s in seconds. Long sounds are read in
-windows.
+windows. Killed, the same command goes on where it was. Under `accelerate launch -m bridle_hf.cli features ...` the
+processes share the clips, and each writes a file, `features-00000-of-00004.parquet`.
 """
 
 import argparse
 import json
 import sys
 
-import torch
-
 from ..clip_features_bridle import check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
+from ..evaluation.row_files import shard_path
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_output, open_model, reading, setting_up
 from .options import (
     add_data_options,
     add_layers,
+    add_max_bad_share,
     add_pad_short,
     check_mix,
     given_data,
@@ -30,6 +31,7 @@ from .options import (
     number,
     padded_short,
 )
+from .process import device, launched
 
 MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
 
@@ -38,6 +40,7 @@ def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model")
     add_data_options(parser)
+    add_max_bad_share(parser)
     parser.add_argument("--output", default="features.parquet")
     add_layers(parser, ("mean",), "without it a column each")
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
@@ -68,8 +71,10 @@ def main(arguments=None, prog=None):
         processor = load_processor(given.model, **padded_short(given, model.config))
         check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     which = {"layers": layers, "even": given.mix == "mean", "pooling": given.pooling, "overlap": given.overlap}
     with reading(parser):
-        clips = write_features(given.output, model, data, processor, **which, batch_size=given.batch_size)
-    sys.stdout.write(json.dumps({"clips": clips, "output": given.output}) + "\n")
+        clips = write_features(
+            given.output, model, data, processor, **which, batch_size=given.batch_size, shard=launched()
+        )
+    sys.stdout.write(json.dumps({"clips": clips, "output": str(shard_path(given.output, launched()))}) + "\n")

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.source import open_source
 from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .checks import check_data, reading, setting_up
-from .options import add_data_options, given_data, number
+from .options import add_data_options, add_max_bad_share, given_data, number
 
 
 def window(featurize, example):
@@ -27,6 +27,7 @@ def window(featurize, example):
 def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser, "folder or Hub id of a dataset with audio")
+    add_max_bad_share(parser)
     parser.add_argument("--num-mel-bins", type=int, default=128)
     parser.add_argument("--sampling-rate", type=int, default=16000, help="of the recipe's processor, in Hz")
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")

@@ -58,6 +58,10 @@ def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or 
     parser.add_argument("--split", default="train")
     parser.add_argument("--input-column", help="by default the first column of the model's modality")
     parser.add_argument("--exclude", type=mapping, default={}, help="column: values to leave out, as '{fold: [1, 2]}'")
+
+
+def add_max_bad_share(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that end where many clips cannot be used."""
     parser.add_argument(
         "--max-bad-share", type=number(float, 0, 1), default=0.05, help="of the clips that cannot be used; more end it"
     )

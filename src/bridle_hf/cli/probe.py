@@ -36,6 +36,7 @@ from .checks import check_data, check_model, check_output, open_model, reading, 
 from .options import (
     add_data_options,
     add_layers,
+    add_max_bad_share,
     add_pad_short,
     check_mix,
     given_data,
@@ -52,6 +53,7 @@ def parse_arguments(arguments, prog):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
     add_data_options(parser, "folder or Hub id of a labelled dataset")
+    add_max_bad_share(parser)
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
     parser.add_argument("--label-column", required=True, help="of one class a clip, or of lists of them")
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")

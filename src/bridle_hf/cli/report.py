@@ -19,7 +19,7 @@ from ..evaluation.report import codebook_report
 from ..modeling_bridle import BridleForPreTraining
 from ..training.metrics import read_metrics
 from .checks import check_data, check_output, open_model, reading, setting_up
-from .options import add_data_options, given_data, number
+from .options import add_data_options, add_max_bad_share, given_data, number
 
 
 def read_results(path):
@@ -43,6 +43,7 @@ def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a run, or folder or Hub id of a pretrained model")
     add_data_options(parser, "folder or Hub id of clips, best unseen in pretraining")
+    add_max_bad_share(parser)
     parser.add_argument("--output", default="report.html")
     parser.add_argument("--label-column")
     parser.add_argument("--fold-column")

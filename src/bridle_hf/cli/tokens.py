@@ -2,6 +2,7 @@
 
     bridle tokens --model runs/esc10_tiny/final --dataset DIR --output codes.parquet
 
+Killed, it goes on where it was; `accelerate launch` shares the clips over processes, as for `bridle features`.
 A row holds the dataset's other columns, `clip_name`, `codes` (flat) and `shape` (patches in time, patches in frequency,
 codebooks). What the numbers stand for is written into the file's metadata under `bridle_codes`, and printed. Code k of
 codebook m is token m * codebook_size + k of one vocabulary:
@@ -16,19 +17,20 @@ import argparse
 import json
 import sys
 
-import torch
-
 from ..data import load_processor
+from ..evaluation.row_files import shard_path
 from ..evaluation.tokens import code_layout, write_codes
 from ..modeling_bridle import BridleTokenizer
 from .checks import check_data, check_output, open_model, reading, setting_up
-from .options import add_data_options, given_data, number
+from .options import add_data_options, add_max_bad_share, given_data, number
+from .process import device, launched
 
 
 def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
     add_data_options(parser)
+    add_max_bad_share(parser)
     parser.add_argument("--output", default="codes.parquet")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
@@ -39,8 +41,9 @@ def main(arguments=None, prog=None):
         tokenizer = open_model(BridleTokenizer, given.model)
         data, processor = given_data(given), load_processor(given.model)
         check_data(data, processor, "--dataset")
-    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer.to(device())
     with reading(parser):
-        clips = write_codes(given.output, tokenizer, data, processor, given.batch_size)
-    summary = {"clips": clips, "output": given.output} | code_layout(tokenizer.config, processor)
+        clips = write_codes(given.output, tokenizer, data, processor, given.batch_size, shard=launched())
+    written = {"clips": clips, "output": str(shard_path(given.output, launched()))}
+    summary = written | code_layout(tokenizer.config, processor)
     sys.stdout.write(json.dumps(summary) + "\n")

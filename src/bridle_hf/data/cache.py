@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -37,6 +36,7 @@ from .source import (
     check_bad_shards,
     check_bad_share,
     decode_column,
+    is_shard,
     leave_out,
     open_source,
 )
@@ -264,14 +264,9 @@ def _file_state(path: Path) -> tuple[int, int, str]:
     return about.st_size, about.st_mtime_ns, sha256(path)
 
 
-def _is_shard(mark: str) -> bool:
-    """Whether a mark in `skipped` is that of a shard and not of a sample."""
-    return re.fullmatch(r"shard \d+", mark) is not None
-
-
 def _check_shares(manifest: dict, max_bad_share: float) -> None:
     """Raise an `UnusableDataError` if a cache lacks too much, also where more was allowed when it was written."""
-    shards = {mark: why for mark, why in manifest["skipped"].items() if _is_shard(mark)}
+    shards = {mark: why for mark, why in manifest["skipped"].items() if is_shard(mark)}
     clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards}
     if shards:
         check_bad_shards(len(shards), manifest["shards"], max_bad_share, list(shards.values())[-1])
@@ -305,7 +300,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
             os.fsync(file.fileno())
         files[path.name] = _file_state(path)
         # A bad shard may be readable the next time; the number of examples would then not fit.
-        if not any(map(_is_shard, source.skipped)):
+        if not any(map(is_shard, source.skipped)):
             done |= {"files": files, "examples": source.behind, "skipped": source.skipped}
             write_whole(folder / PROGRESS, json.dumps(done))
     write_whole(folder / SKIPPED, json.dumps(source.skipped))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tarfile
 import time
 from collections import deque
@@ -181,19 +182,25 @@ class Source:
         parts = (pa.Table.from_pylist(part) for part in iter(lambda: list(islice(rows, FILES_AT_ONCE)), []))
         return datasets.Dataset(pa.concat_tables([pa.table({}), *parts], promote_options="default"))
 
-    def decode_all(self, num_workers: int, max_bad_share: float, start: int = 0) -> Iterator[tuple[dict, np.ndarray]]:
-        """Yield `(example, array)` for every example that is not excluded, in order from index `start` on.
+    def decode_all(
+        self, num_workers: int, max_bad_share: float, start: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[dict, np.ndarray]]:
+        """Yield `(example, array)` for every example that is not excluded, in order from index `start` on; of shard
+        (r, n) every n-th, from the r-th on, and `start` counts these.
 
         `num_workers` threads decode ahead (decoding and filter banks release Python's lock); `behind` counts the
         examples up to the last one yielded. Bad samples are skipped and logged; too many of them raise the error of
         `check_bad_share`.
         """
-        examples = islice(filter(self.keeps, self.read_all(max_bad_share)), start, None)
+        rank, processes = shard
+        examples = filter(self.keeps, self.read_all(max_bad_share))
+        examples = islice(examples, rank + start * processes, None, processes)
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
         total = None
         if not self.exclude:
             total = splits[split].num_examples if split in splits else None
             total = total if self.rows is None else len(self.rows)
+        total = total and len(range(rank, total, processes))
         bar = tqdm(
             examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start, disable=total == 1
         )
@@ -211,7 +218,7 @@ class Source:
                     check_bad_share(bad, seen, max_bad_share, example[MARK], error, self.hint)
                 else:
                     yield example, features
-        if seen == bad and start == 0:
+        if seen == bad and start == rank == 0:  # more processes than examples leave some without any
             raise UnusableDataError(
                 f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last}).{self.hint}"
             )
@@ -226,6 +233,11 @@ def made_whole(raw: Any, folder: str) -> Any:
     if not os.path.isfile(whole):
         return raw
     return raw | {"path": whole} if isinstance(raw, dict) else whole
+
+
+def is_shard(mark: str) -> bool:
+    """Whether a mark in `skipped` is that of a shard and not of a sample."""
+    return re.fullmatch(r"shard \d+", mark) is not None
 
 
 def keeps(exclude: dict[str, list], example: dict) -> bool:

@@ -17,7 +17,8 @@ from ..clip_features_bridle import (
 )
 from ..data.modalities import MODALITIES
 from .clip_patches import ClipPatches
-from .windows import frame_starts, mean_of_windows, run_windows, write_parquet
+from .row_files import Parts, key_of
+from .windows import frame_starts, mean_of_windows, run_windows
 
 STREAMED_POOLINGS = (*POOLINGS, *FRAME_POOLINGS)
 
@@ -106,16 +107,41 @@ def patch_validity(model, values, attention_mask):
 
 
 def write_features(
-    path, model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None, even=False
+    path,
+    model,
+    data,
+    processor,
+    layers=(None,),
+    pooling="mean",
+    overlap=0.5,
+    batch_size=32,
+    dataset=None,
+    even=False,
+    shard=(0, 1),
 ):
-    """Stream the rows of `feature_rows` to a parquet file at `path`; returns their number."""
-    rows = feature_rows(model, data, processor, layers, pooling, overlap, batch_size, dataset, even)
-    return write_parquet(path, rows)
+    """Stream the rows of `feature_rows` to a parquet file at `path`; returns their number.
+
+    A writer that was killed goes on where it was when it is called again. Of several processes, rank and number in
+    `shard`, each writes a file of its own, `NAME-00000-of-00004.parquet`, with every fourth clip.
+    """
+    settings = {"layers": layers, "pooling": pooling, "overlap": overlap, "even": even}
+    parts = Parts(path, key_of(model, processor, data, **settings), shard)
+    how = {**settings, "batch_size": batch_size, "dataset": dataset, "parts": parts}
+    return parts.write(feature_rows(model, data, processor, **how))
 
 
 @torch.no_grad()
 def feature_rows(
-    model, data, processor, layers=(None,), pooling="mean", overlap=0.5, batch_size=32, dataset=None, even=False
+    model,
+    data,
+    processor,
+    layers=(None,),
+    pooling="mean",
+    overlap=0.5,
+    batch_size=32,
+    dataset=None,
+    even=False,
+    parts=None,
 ):
     """Embed every clip that `data` names, one row each.
 
@@ -136,6 +162,7 @@ def feature_rows(
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         even (`bool`): write the mean of the layers, not each of them.
+        parts (`Parts`): where the rows are written.
 
     Yields:
         dict of a row.
@@ -162,7 +189,8 @@ def feature_rows(
     timed = pooling in FRAME_POOLINGS and modality.hop_seconds is not None
     ours = [*names, *["start"] * timed]
 
-    for example, windows in run_windows(data, processor, unit, embed, overlap, batch_size, model.device, dataset, ours):
+    how = {"overlap": overlap, "batch_size": batch_size, "device": model.device, "dataset": dataset, "parts": parts}
+    for example, windows in run_windows(data, processor, unit, embed, ours=ours, **how):
         if pooling == "cls":
             chosen = mean_of_windows(windows, lambda tokens: tokens[:, 0])
         else:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ..data.modalities import MODALITIES
-from .windows import run_windows, write_parquet
+from .row_files import Parts, key_of
+from .windows import run_windows
 
 
 def code_layout(config, processor) -> dict:
@@ -28,17 +29,19 @@ def code_layout(config, processor) -> dict:
     return layout
 
 
-def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None):
-    """Stream the rows of `code_rows` to a parquet file at `path`, with flat codes; returns their number."""
+def write_codes(path, tokenizer, data, processor, batch_size=32, dataset=None, shard=(0, 1)):
+    """Stream the rows of `code_rows` to a parquet file at `path`, with flat codes; returns their number. What is killed
+    goes on, and processes share the clips, as in `write_features`."""
+    parts = Parts(path, key_of(tokenizer, processor, data), shard)
     rows = (
         row | {"codes": row["codes"].reshape(-1), "shape": list(row["codes"].shape)}
-        for row in code_rows(tokenizer, data, processor, batch_size, dataset)
+        for row in code_rows(tokenizer, data, processor, batch_size, dataset, parts)
     )
-    return write_parquet(path, rows, {"bridle_codes": json.dumps(code_layout(tokenizer.config, processor))})
+    return parts.write(rows, {"bridle_codes": json.dumps(code_layout(tokenizer.config, processor))})
 
 
 @torch.no_grad()
-def code_rows(tokenizer, data, processor, batch_size=32, dataset=None):
+def code_rows(tokenizer, data, processor, batch_size=32, dataset=None, parts=None):
     """Encode every clip that `data` names, one row each.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and `codes`, int32 of all real patches, with the
@@ -51,6 +54,7 @@ def code_rows(tokenizer, data, processor, batch_size=32, dataset=None):
         processor: the model's front-end.
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
+        parts (`Parts`): where the rows are written.
 
     Yields:
         dict of a row.
@@ -63,8 +67,8 @@ def code_rows(tokenizer, data, processor, batch_size=32, dataset=None):
         return tokenizer.encode(values, attention_mask=mask).unflatten(1, grid).cpu().numpy()  # (B, *grid, M)
 
     unit, device = config.patch_size[0], tokenizer.device
-    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, ours=("codes", "shape"))
-    for example, windows in parts:
+    how = {"batch_size": batch_size, "device": device, "dataset": dataset, "parts": parts}
+    for example, windows in run_windows(data, processor, unit, run, ours=("codes", "shape"), **how):
         pieces, done = [], 0
         for start, length, codes in windows:
             pieces.append(codes[done - start : length])  # the last window sees some patches again

@@ -1,31 +1,35 @@
-"""Streaming of a dataset through a model, with long sounds in overlapping windows, and of rows to a parquet file."""
+"""Streaming of a dataset through a model, with long sounds in overlapping windows."""
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from ..clip_features_bridle import window_starts
-from ..data.cache import in_portions, open_clips
+from ..data.cache import open_clips
 from ..data.modalities import modality_of
 from ..data.source import MARK
-from ..files import whole_file
+from .row_files import Parts
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
-
 
 def run_windows(
-    data, processor, unit, run: Callable, overlap=0.0, batch_size=32, device="cpu", dataset=None, ours=(), skipped=None
+    data,
+    processor,
+    unit,
+    run: Callable,
+    overlap=0.0,
+    batch_size=32,
+    device="cpu",
+    dataset=None,
+    ours=(),
+    skipped=None,
+    parts: Parts | None = None,
 ):
     """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
 
@@ -40,9 +44,10 @@ def run_windows(
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         ours: names of the columns that the caller adds to a row.
         skipped (`dict`): receives the name of each clip that cannot be used, and the reason.
+        parts: where the rows are written, which tells what was done before and what this process reads.
 
     Yields:
-        (example, parts): the dataset's row without the media, columns called like one of `ours` renamed; and for each
+        (example, windows): the dataset's row without the media, columns called like one of `ours` renamed; and for each
             window the number of its first patch in time, the patches in time that it really has, and its result.
     """
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
@@ -54,8 +59,9 @@ def run_windows(
     collator, size = modality.collator(data, processor), modality.window(data, processor)
 
     def windows() -> Iterator[tuple]:
-        for number, (example, clip) in enumerate(source.decode_all(data.workers, data.max_bad_share)):
-            example = columns.of(example)
+        start, shard = (parts.begin(source), parts.shard) if parts else (0, (0, 1))
+        for example, clip in source.decode_all(data.workers, data.max_bad_share, start, shard):
+            number, example = source.behind, columns.of(example)
             if size is None:
                 yield number, example, 0, None, clip
                 continue
@@ -74,9 +80,11 @@ def run_windows(
             for (number, example, start, length, _), result in zip(batch, run(values, mask), strict=True):
                 yield number, example, (start, length, result)
 
-    for _, parts in groupby(results(), key=lambda item: item[0]):
-        parts = list(parts)
-        yield parts[0][1], [part for *_, part in parts]
+    for number, found in groupby(results(), key=lambda item: item[0]):
+        found = list(found)
+        if parts is not None:
+            parts.read = number
+        yield found[0][1], [part for *_, part in found]
 
 
 def mean_of_windows(windows, part=lambda result: result):
@@ -115,40 +123,3 @@ class OwnColumns:
 def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
     """Start of each of `count` patches in time, in seconds; `unit` frames per patch."""
     return (np.arange(count) * unit * hop_seconds).astype(np.float32)
-
-
-def write_parquet(path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
-    """Stream rows to a parquet file, written atomically; returns their number.
-
-    Args:
-        path: of the file.
-        rows: dicts with the keys of the first; arrays of up to two axes become lists. A column that is empty in the
-            first group of rows holds text.
-        metadata: key -> text of the file's schema.
-    """
-    path, writer, count, untyped = Path(path), None, 0, set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, ExitStack() as opened:
-        for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
-            names = writer.schema.names if writer else group[0]
-            columns = {name: [_plain(row.get(name)) for row in group] for name in names}
-            if writer:
-                columns = {name: _as_text(values) if name in untyped else values for name, values in columns.items()}
-            table = pa.table(columns, schema=writer.schema if writer else None)
-            if writer is None:
-                untyped = {field.name for field in table.schema if pa.types.is_null(field.type)}
-                types = [pa.field(f.name, pa.string()) if f.name in untyped else f for f in table.schema]
-                table = table.cast(pa.schema(types)).replace_schema_metadata(metadata)
-                writer = opened.enter_context(pq.ParquetWriter(partial, table.schema))
-            writer.write_table(table.cast(writer.schema))
-            count += len(group)
-    return count
-
-
-def _as_text(values: list) -> list[str | None]:
-    return [None if value is None else str(value) for value in values]
-
-
-def _plain(value):
-    """A 2D array as a list of 1D arrays, which pyarrow accepts."""
-    return list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value

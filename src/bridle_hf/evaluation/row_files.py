@@ -1,0 +1,171 @@
+"""Rows to a parquet file: streamed, typed by the first of them, and gone on with where the writer was killed."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ..data.cache import in_portions
+from ..data.source import Source, is_shard
+from ..files import remove, sha256, whole_file, write_whole
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
+SECONDS_PER_PART = 60.0  # of work that a kill costs at most
+PROGRESS = "progress.json"
+HOW_IT_IS_READ = ("num_workers", "cache", "cache_dir", "in_memory")  # settings of data from which no row follows
+
+
+class Types:
+    """The types of columns, as the first rows tell them. A column that is empty in these holds text.
+
+    Args:
+        metadata: key -> text of the schema.
+    """
+
+    def __init__(self, metadata: dict[str, str] | None = None):
+        self.metadata, self.schema, self.untyped = metadata, None, set()
+
+    def table(self, rows: list[dict]) -> pa.Table:
+        """A table of rows, which have the keys of the first ones; arrays of up to two axes become lists."""
+        names = self.schema.names if self.schema else rows[0]
+        columns = {name: [_plain(row.get(name)) for row in rows] for name in names}
+        if self.schema is not None:
+            columns = {name: _as_text(values) if name in self.untyped else values for name, values in columns.items()}
+            return pa.table(columns, schema=self.schema)
+        table = pa.table(columns)
+        self.untyped = {field.name for field in table.schema if pa.types.is_null(field.type)}
+        types = [pa.field(f.name, pa.string()) if f.name in self.untyped else f for f in table.schema]
+        self.schema = pa.schema(types, metadata=self.metadata)
+        return table.cast(self.schema)
+
+
+def write_parquet(path: str | Path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
+    """Stream rows to a parquet file, written atomically; returns their number. See `Types`."""
+    path, writer, count, types = Path(path), None, 0, Types(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial, ExitStack() as opened:
+        for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
+            table = types.table(group)
+            writer = writer or opened.enter_context(pq.ParquetWriter(partial, types.schema))
+            writer.write_table(table)
+            count += len(group)
+    return count
+
+
+class Parts:
+    """A parquet file in parts, in a hidden folder beside it until all are there, so that a writer that is killed goes
+    on after the last of them.
+
+    Args:
+        path: of the file. Of several processes each writes its own, such as `features-00001-of-00004.parquet`.
+        key: of all that the rows follow from but for the dataset, see `key_of`; parts of another are thrown away.
+        shard: this process and the number of processes; it reads every such example.
+
+    Attributes:
+        path: of the file that is written.
+        read: examples read for the rows given out so far, of those of this process. Who makes rows keeps it.
+    """
+
+    def __init__(self, path: str | Path, key: str, shard: tuple[int, int] = (0, 1)):
+        self.path, self.key, self.shard = shard_path(path, shard), key, shard
+        self.folder = self.path.with_name(f".{self.path.name}.parts")
+        self.done, self.read, self.source = {"parts": {}, "rows": 0, "untyped": []}, 0, None
+
+    def begin(self, source: Source) -> int:
+        """The number of examples of a source that need not be read again; of a stream that nothing identifies all are
+        read."""
+        self.source, key = source, f"{self.key}-{source.fingerprint}"
+        try:
+            found = json.loads((self.folder / PROGRESS).read_text())
+            whole = all(sha256(self.folder / name) == digest for name, digest in found["parts"].items())
+            if source.fingerprint is not None and found["key"] == key and whole:
+                self.done = found
+                logger.info("%s: going on after %d examples", self.path, found["read"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing there that can be gone on with
+        if not self.done["parts"]:
+            remove(self.folder)
+        self.done["key"], self.read = key, self.done.get("read", 0)
+        return self.read
+
+    def write(self, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
+        """Write all rows, then the file of all parts; returns the number of rows. Without any there is no file."""
+        types = None
+        for portion in self._portions(iter(rows)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            types = types or self._types(metadata)
+            name = f"{len(self.done['parts']):06d}.parquet"
+            with whole_file(self.folder / name) as partial:
+                pq.write_table(types.table(portion), partial)
+            parts = self.done["parts"] | {name: sha256(self.folder / name)}
+            done = {"parts": parts, "rows": self.done["rows"] + len(portion), "untyped": sorted(types.untyped)}
+            self.done |= done | {"read": self.read}
+            # A shard that cannot be read may be readable the next time: the number of examples would then not fit.
+            if self.source is not None and not any(map(is_shard, self.source.skipped)):
+                write_whole(self.folder / PROGRESS, json.dumps(self.done))
+        if self.done["parts"]:
+            with whole_file(self.path) as partial, ExitStack() as opened:
+                writer = None
+                for name in self.done["parts"]:
+                    table = pq.read_table(self.folder / name)
+                    writer = writer or opened.enter_context(pq.ParquetWriter(partial, table.schema))
+                    writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        remove(self.folder)
+        return self.done["rows"]
+
+    def _types(self, metadata: dict[str, str] | None) -> Types:
+        types = Types(metadata)
+        for first in list(self.done["parts"])[:1]:
+            types.schema, types.untyped = pq.read_schema(self.folder / first), set(self.done["untyped"])
+        return types
+
+    def _portions(self, rows: Iterator[dict]) -> Iterator[list[dict]]:
+        """Rows of a part: as many as make a minute, or as many bytes as stay in memory."""
+
+        def minute() -> Iterator[dict]:
+            begun = time.monotonic()
+            for row in rows:
+                yield row
+                if time.monotonic() - begun > SECONDS_PER_PART:
+                    return
+
+        while part := next(in_portions(minute(), 16 * ROWS_PER_GROUP, BYTES_PER_GROUP), None):
+            yield part
+
+
+def shard_path(path: str | Path, shard: tuple[int, int]) -> Path:
+    """The file of one process, rank and number in `shard`."""
+    path, (rank, processes) = Path(path), shard
+    return path if processes == 1 else path.with_name(f"{path.stem}-{rank:05d}-of-{processes:05d}{path.suffix}")
+
+
+def key_of(model: torch.nn.Module, processor, data, **settings) -> str:
+    """What rows follow from but for the dataset: weights, config, processor, `data` (`DataArguments`) and settings."""
+    found = hashlib.sha256()
+    about = {name: value for name, value in asdict(data).items() if name not in HOW_IT_IS_READ}
+    said = [model.config.to_json_string(use_diff=False), processor.to_json_string(), about, settings]
+    found.update(json.dumps(said, default=str, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _as_text(values: list) -> list[str | None]:
+    return [None if value is None else str(value) for value in values]
+
+
+def _plain(value):
+    """A 2D array as a list of 1D arrays, which pyarrow accepts."""
+    return list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value
