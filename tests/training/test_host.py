@@ -15,7 +15,8 @@ def test_a_run_in_a_thread_ends_and_leaves_the_handlers(train, tmp_path):
     thread = threading.Thread(target=lambda: ended.append(train(tmp_path / "run", ONE_STEP)))
     thread.start()
     thread.join(120)
-    assert ended == [True] and [signal.getsignal(number) for number in SIGNALS] == before
+    assert ended == [tmp_path / "run" / "final"]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_run_sets_neither_signals_nor_malloc(train, tmp_path):
