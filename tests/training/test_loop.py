@@ -41,7 +41,7 @@ def whole(tmp_path_factory, tiny_recipe, one_thread):
     """The tiny run, never interrupted, with a checkpoint of every step."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     keep = ["training.checkpoint_steps=1", "training.keep_checkpoints=99"]
-    assert pretrain(load_recipe(tiny_recipe, [f"output_dir={folder}", *keep])) is True
+    assert pretrain(load_recipe(tiny_recipe, [f"output_dir={folder}", *keep])) is not None
     return folder
 
 
@@ -149,11 +149,11 @@ def test_a_run_stopped_then_killed_then_resumed_equals_one_left_alone(whole, tmp
 def test_a_damaged_checkpoint_costs_a_few_steps_and_nothing_else(whole, tmp_path, train):
     folder = tmp_path / "run"
 
-    assert train(folder, stop=stop_after(folder, 8)) is False
+    assert train(folder, stop=stop_after(folder, 8)) is None
     newest = list_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == "phase-01-step-00000003"
     (newest / "model.safetensors").write_bytes(b"")
-    assert train(folder) is True
+    assert train(folder) == folder / "final"
     assert not differing(weights(folder / "final"), weights(whole / "final"))
     assert records(folder) == records(whole)
 
