@@ -50,4 +50,4 @@ def test_bad_clips_are_named_in_the_metrics_and_at_the_end(tmp_path, train, rank
 
 def test_too_many_bad_clips_end_the_run(train):
     code, said = train("data.max_bad_share=0.02")
-    assert code == 1 and "more than data.max_bad_share=0.02 allows" in said
+    assert code == 2 and "more than data.max_bad_share=0.02 allows" in said

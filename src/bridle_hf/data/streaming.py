@@ -245,7 +245,7 @@ class ClipLoader:
         try:
             yield
         except UnusableDataError as error:
-            raise UnusableDataError(str(error).rpartition(f"{UnusableDataError.__name__}: ")[2].strip()) from error
+            raise UnusableDataError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except (RuntimeError, OSError, EOFError) as error:
             if not late.is_set() and not str(error).startswith("DataLoader timed out"):
                 raise
