@@ -18,6 +18,7 @@ pytest.importorskip("vector_quantize_pytorch")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_a_small_run_fills_table_json_and_plot(tmp_path):
     options = ["--small", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]

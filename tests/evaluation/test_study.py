@@ -94,6 +94,7 @@ def test_a_study_fine_tunes_anew_what_is_of_another_recipe(tones, pretrained, tm
     assert sorted(path.name for path in tmp_path.glob("finetune-seed-0-scratch/fold-*")) == ["fold-1"]
 
 
+@pytest.mark.slow
 def test_inductive_runs_do_not_see_the_test_fold(run_study, tmp_path):
     _, results = run_study("--inductive", "--jobs", "2", "phases=[{kind: encoder}]", "data.exclude={sound: [none]}")
     for fold in (1, 2, 3):
@@ -103,7 +104,7 @@ def test_inductive_runs_do_not_see_the_test_fold(run_study, tmp_path):
     assert all(set(row["per_fold"]) == {"1", "2", "3"} and len(row["correct"]) == 24 for row in trained)
 
 
-@pytest.mark.parametrize("modality", ["image", "video"])
+@pytest.mark.parametrize("modality", [pytest.param("image", marks=pytest.mark.slow), "video"])
 def test_pictures_and_a_test_split(repository, tmp_path, modality):
     """Dark and bright ones: any mean tells them apart."""
     rng = np.random.default_rng(0)

@@ -202,6 +202,7 @@ def test_errors_are_one_line(words, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     words = [sys.executable, "-W", "error::RuntimeWarning", "-m", command.__name__, "--help"]
     finished = subprocess.run(words, capture_output=True, text=True, check=True)

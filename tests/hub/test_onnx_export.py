@@ -17,6 +17,7 @@ from bridle_hf.feature_extraction_bridle import front_end
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+SLOW = pytest.mark.slow
 SIZES = {
     "audio": {"input_size": (32, 8), "patch_size": (4, 4)},
     "image": {"input_size": (12, 8), "patch_size": (4, 4)},
@@ -38,11 +39,11 @@ def saved(folder, name, modality, **options):
     ("name", "modality", "part", "options"),
     [
         ("BridleModel", "audio", "encoder", {}),
-        ("BridleModel", "audio", "encoder", {"position_layout": "table", "pooling": "cls"}),
+        pytest.param("BridleModel", "audio", "encoder", {"position_layout": "table", "pooling": "cls"}, marks=SLOW),
         ("BridleForPreTraining", "audio", "tokenizer", {}),
-        ("BridleForAudioClassification", "audio", "classifier", {}),
+        pytest.param("BridleForAudioClassification", "audio", "classifier", {}, marks=SLOW),
         ("BridleForImageClassification", "image", "classifier", {}),
-        ("BridleModel", "video", "encoder", {}),
+        pytest.param("BridleModel", "video", "encoder", {}, marks=SLOW),
     ],
 )
 def test_a_file_computes_what_the_model_does(name, modality, part, options, tmp_path, capsys):

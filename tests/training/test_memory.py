@@ -24,6 +24,7 @@ assert gc.get_freeze_count() == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux says what a process shares")
 def test_a_collection_in_a_worker_copies_nothing_of_the_run(repository):
     environment = os.environ | {"PYTHONPATH": str(repository / "src")}

@@ -59,7 +59,8 @@ def test_sharded_processes_take_the_steps_of_one(tmp_path, tiny_recipe):
     assert not differing(weights(three / "run" / "final"), weights(two / "run" / "final"))
 
 
-@pytest.mark.parametrize("config", [pytest.param("fsdp2.yaml", marks=pytest.mark.slow), "zero2.yaml"])
+@pytest.mark.parametrize("config", ["fsdp2.yaml", "zero2.yaml"])
+@pytest.mark.slow
 def test_configs_shard_in_mixed_precision(tmp_path, tiny_recipe, config):
     """Swin layers, which are no unit of their own, and parameters that stay whole after the forward pass."""
     errors = tmp_path / "errors"
