@@ -63,3 +63,18 @@ def test_a_push_that_fails_is_a_warning(tiny_recipe, tmp_path, monkeypatch, capl
     assert pretrain(load_recipe(tiny_recipe, [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id=me/owls"]))
     said = {each.getMessage() for each in caplog.records if "me/owls" in each.getMessage()}
     assert said == {"me/owls was not pushed to: 500 Server Error Request ID: 1"}
+
+
+def test_a_copy_that_cannot_be_staged_is_a_warning(tiny_recipe, tmp_path, monkeypatch, caplog):
+    class Quiet:
+        def create_repo(self, *_, **__):
+            pass
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(hub_copy, "HfApi", Quiet)
+    monkeypatch.setattr(hub_copy.HubCopy, "_stage", fail)
+    assert pretrain(load_recipe(tiny_recipe, [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id=me/owls"]))
+    said = {each.getMessage() for each in caplog.records if "me/owls" in each.getMessage()}
+    assert said == {"me/owls was not pushed to: no space left"}

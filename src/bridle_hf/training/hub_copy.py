@@ -45,14 +45,10 @@ class HubCopy:
         if self.under_way is not None and not self.under_way.done():
             return
         staged = self.folder / STAGED
-        remove(staged)
-        # Links: a checkpoint may be pruned before it is pushed, and never changes.
-        shutil.copytree(checkpoint, staged / "checkpoint", copy_function=os.link)
-        for exported in (path.parent for path in self.folder.glob("*/config.json")):
-            shutil.copytree(exported, staged / exported.name, copy_function=os.link)
-        for name in COPIED:
-            if (self.folder / name).is_file():
-                shutil.copy(self.folder / name, staged / name)
+        try:
+            self._stage(checkpoint, staged)
+        except OSError as error:
+            return logger.warning("%s was not pushed to: %s", self.repo_id, error)
         self.under_way = self.api.upload_folder(
             repo_id=self.repo_id,
             folder_path=staged,
@@ -61,6 +57,16 @@ class HubCopy:
             run_as_future=True,
         )
         self.under_way.add_done_callback(self._say)
+
+    def _stage(self, checkpoint: Path, staged: Path) -> None:
+        """Links, where the file system has them: a checkpoint may be pruned before it is pushed, and never changes."""
+        remove(staged)
+        shutil.copytree(checkpoint, staged / "checkpoint", copy_function=_link)
+        for exported in (path.parent for path in self.folder.glob("*/config.json")):
+            shutil.copytree(exported, staged / exported.name, copy_function=_link)
+        for name in COPIED:
+            if (self.folder / name).is_file():
+                shutil.copy(self.folder / name, staged / name)
 
     def _say(self, done: Future) -> None:
         if (error := done.exception()) is not None:
@@ -72,7 +78,15 @@ class HubCopy:
             if self.under_way is not None:
                 self.under_way.exception(seconds)
             self.push(checkpoint)
-            self.under_way.exception(seconds)
+            if self.under_way is not None:
+                self.under_way.exception(seconds)
         except TimeoutError:
             logger.warning("the last push to %s has not ended in %g seconds", self.repo_id, seconds)
         remove(self.folder / STAGED)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
