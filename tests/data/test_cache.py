@@ -76,6 +76,17 @@ def test_a_damaged_cache_is_named_and_written_anew(problem, data, extractor, cap
     assert same(load_examples(data, extractor), whole) and "is damaged" not in caplog.text
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_features_beyond_half_precision_are_kept_as_they_are(in_memory, data, extractor):
+    """65504 is the largest number of half precision: a deviation of 1e-5 makes log-mel values of 1e5 and more."""
+    large = type(extractor).from_dict(extractor.to_dict() | {"std": 1e-5})
+    kept, plain = (load_examples(replace(data, in_memory=in_memory, cache=cache), large) for cache in (True, False))
+    assert max(abs(clip).max() for clip in plain.clips) > 65504
+    assert same(kept, plain)
+    loader = build_loader(replace(data, label_column=None), large, batch_size=4, seed=0)
+    assert np.isfinite(next(loader)["input_values"].numpy()).all()
+
+
 def test_what_is_damaged_between_two_starts_changes_no_batch(data, extractor):
     """Clips lie in memory-mapped files, and the order of the clips follows from their names alone."""
 

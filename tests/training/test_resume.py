@@ -122,27 +122,36 @@ def test_twenty_killed_runs_end_like_one_left_alone(left_alone, tmp_path, tiny_r
     assert died >= 15
 
 
-def train_until_the_disk_is_full(recipe, overrides):
-    """From the third checkpoint on no file may grow beyond 32 KB: to write more fails as it does on a full disk."""
-    save, calls = Run.save, []
+def train_until_the_disk_is_full(recipe, overrides, method, call):
+    """From this call of a method of `Run` on no file may grow beyond 32 KB: to write more fails as on a full disk."""
+    original, calls = getattr(Run, method), []
 
-    def save_in_little_room(*arguments):
+    def in_little_room(*arguments):
         calls.append(arguments)
-        if len(calls) == 3:
+        if len(calls) == call:
             resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))
-        return save(*arguments)
+        return original(*arguments)
 
-    with mock.patch.object(Run, "save", save_in_little_room):
+    with mock.patch.object(Run, method, in_little_room):
         train(recipe, *overrides)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_recipe):
+@pytest.mark.parametrize(
+    ("method", "call", "what", "last"),
+    [
+        ("save", 3, "the checkpoint of step 5 of encoder-iter1", [(0, 2), (0, 4)]),
+        ("export", 1, "what encoder-iter1 trained", [(0, 4), (0, 5)]),
+    ],
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_recipe, method, call, what, last):
     errors, folder = tmp_path / "errors", tmp_path / "run"
     overrides = (f"output_dir={folder}", "data.num_workers=1")
-    join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, errors=errors), errors, exitcode=1)
-    assert "OSError: the checkpoint of step 5 of encoder-iter1 could not be written" in errors.read_text()
+    join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, method, call, errors=errors), errors, exitcode=1)
     left = sorted((folder / "checkpoints").iterdir())  # nothing half-written beside them
-    assert [(open_checkpoint(path).task, open_checkpoint(path).step) for path in left] == [(0, 2), (0, 4)]
+    assert [(open_checkpoint(path).task, open_checkpoint(path).step) for path in left] == last
+    assert f"OSError: {what} could not be written" in (error := errors.read_text())
+    assert f"The last checkpoint is {left[-1]}; make room and start again." in error
+    assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
     join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
     assert_equal(folder, left_alone(1))
 

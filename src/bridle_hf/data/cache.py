@@ -331,8 +331,12 @@ def _bytes_of(value) -> int:
 
 
 def _pack(clip: np.ndarray) -> dict:
-    """The columns that hold a sample: floating point numbers in half precision, pixels as they are."""
-    dtype = np.float16 if clip.dtype.kind == "f" else clip.dtype
+    """The columns that hold a sample: floating point numbers in half precision, pixels as they are. Features beyond
+    its range, as a tiny `std` makes them, stay in single precision."""
+    dtype = clip.dtype
+    if dtype.kind == "f":
+        fits = np.abs(clip).max(initial=0) <= np.finfo(np.float16).max
+        dtype = np.float16 if fits else np.float32
     return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
 
 

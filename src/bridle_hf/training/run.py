@@ -42,7 +42,6 @@ from .tracking import scalars, start_tracker
 
 logger = logging.getLogger(__name__)
 
-
 # Opens the data of one process: (seed, rank, number of processes) -> its batches.
 OpenBatches = Callable[[int, int, int], Batches]
 
@@ -253,10 +252,9 @@ class Run:
         Raises:
             OSError: it could not be written. The checkpoints before it are as they were.
         """
-        folder, scaler = self.folder / "checkpoints", self.accelerator.scaler
-        try:
+        with self.writing(f"the checkpoint of step {step} of {task.name}"):
             path = save_checkpoint(
-                folder,
+                self.folder / "checkpoints",
                 self.accelerator,
                 model,
                 optimizer,
@@ -269,26 +267,31 @@ class Run:
                     "minutes": minutes,
                     "data_seed": self.data_seed,
                     "steps_skipped": self.steps_skipped,
-                    "scaler": None if scaler is None else scaler.state_dict(),
+                    "scaler": None if (scaler := self.accelerator.scaler) is None else scaler.state_dict(),
                 },
                 data=position,
                 recipe=recipe_to_yaml(self.recipe),
                 keep=self.settings.keep_checkpoints,
             )
-        except (OSError, SafetensorError) as error:
-            last = [str(old) for old in list_checkpoints(folder)[-1:]]
-            raise OSError(
-                f"the checkpoint of step {step} of {task.name} could not be written: {error}. "
-                f"The last one is {last[0] if last else 'none'}; make room and start again."
-            ) from error
         if self.hub_copy is not None:
             self.hub_copy.push(path)
         return open_checkpoint(path, verify=False)
 
     def export(self, task: Task, checkpoint: Checkpoint) -> None:
-        """Export the results of a finished task."""
+        """Export the results of a finished task; OSError if they could not be written."""
         model = self.build_model(task, checkpoint)
-        task.export(model, self.folder, self.accelerator, checkpoint.state.get("minutes", 0.0))
+        with self.writing(f"what {task.name} trained"):
+            task.export(model, self.folder, self.accelerator, checkpoint.state.get("minutes", 0.0))
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Context whose errors of writing, as on a full disk, name what was not written and the checkpoint that is."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            last = next(reversed(list_checkpoints(self.folder / "checkpoints")), "none")
+            why = f"{what} could not be written: {error}. The last checkpoint is {last}; make room and start again."
+            raise OSError(why) from error
 
     def end(self) -> None:
         """Log what was skipped and close the trackers."""
