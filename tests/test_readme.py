@@ -118,7 +118,8 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
     for flag in (word for word in arguments if word.startswith("--")):
         assert re.search(rf"{flag}\b", usage), f"{script} has no {flag}"
     if "--recipe" in arguments:
-        overrides = [word for word in arguments if "=" in word]
+        after_flags = zip(["", *arguments], arguments, strict=False)
+        overrides = [word for before, word in after_flags if "=" in word and not before.startswith("--")]
         load_recipe(arguments[arguments.index("--recipe") + 1], overrides)
 
 
