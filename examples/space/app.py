@@ -18,12 +18,13 @@ import torch
 from transformers import AutoFeatureExtractor
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
-from bridle_hf.cli.checks import open_model, setting_up
+from bridle_hf.cli.checks import setting_up
 from bridle_hf.data import MODALITIES, BadClipError, decode_audio
 from bridle_hf.data.extensions import sound_extensions
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
 from bridle_hf.feature_extraction_bridle import window_seconds
+from bridle_hf.loading import open_model
 
 NEIGHBOURS = 3
 MARGIN = 0.1  # seconds behind the window that are decoded to know whether there are any

@@ -86,8 +86,9 @@ def put_in_place(path: Path) -> None:
     """
     partial = partial_of(path)
     inside = [each for each in partial.rglob("*") if each.is_file()] if partial.is_dir() else []
-    for each in (*inside, partial):
+    for each in inside:
         _share(each, partial)
+    for each in (*inside, partial):
         _flush(each)
     retired = path.with_name(f".{path.name}.old")
     remove(retired)
@@ -98,10 +99,9 @@ def put_in_place(path: Path) -> None:
     remove(retired)
 
 
-def _share(file: Path, partial: Path) -> None:
-    """Let whoever may read what this process writes read a file: safetensors makes files for its owner alone."""
-    if partial.is_dir() and file != partial:
-        file.chmod(file.stat().st_mode | partial.stat().st_mode & 0o066)
+def _share(file: Path, folder: Path) -> None:
+    """Let whoever may read a folder read a file in it: safetensors makes files for their owner alone."""
+    file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o066)
 
 
 def sha256(path: Path) -> str:

@@ -197,7 +197,7 @@ class LoadedModel:
         num_workers: int = 2,
     ) -> list[dict]:
         """Labels of n clips, as `bridle classify` writes them: n dicts with the `name` of the clip, its `labels` and
-        the `scores` of all labels, the likeliest first. Of a model for one label a clip, that is the likeliest.
+        the `scores` of all labels, the likeliest first. Of a model for one label per clip, that is the likeliest.
 
         Args:
             threshold: labels are given that are likelier than this: by default one half where a clip can have several

@@ -12,16 +12,15 @@ from bridle_hf import BridleForAudioClassification, BridleForPreTraining, Bridle
 from bridle_hf.cli.checks import (
     check_data,
     check_finetuning,
-    check_model,
     check_output,
     check_recipe,
-    open_model,
     reading,
     setting_up,
 )
 from bridle_hf.data import DataArguments, LabelError, UnusableDataError, build_processor
 from bridle_hf.files import FolderError
 from bridle_hf.finetuning.finetune import FinetuneRecipe
+from bridle_hf.loading import check_model, open_model
 from bridle_hf.training import load_recipe
 
 

@@ -8,7 +8,7 @@ import soundfile
 
 from bridle_hf.data import DataArguments, load_processor
 from bridle_hf.evaluation.features import write_features
-from bridle_hf.evaluation.row_files import write_parquet
+from bridle_hf.evaluation.row_files import Parts
 from bridle_hf.evaluation.tokens import write_codes
 from bridle_hf.modeling_bridle import BridleModel, BridleTokenizer
 
@@ -63,7 +63,7 @@ def test_columns_called_like_ours_are_written_under_another_name(sounds, pretrai
 
 
 def test_a_column_that_is_empty_at_first_holds_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridle_hf.evaluation.row_files.ROWS_PER_GROUP", 2)
+    monkeypatch.setattr("bridle_hf.evaluation.row_files.SECONDS_PER_PART", 0.0)
     rows = [{"name": str(i), "note": None if i < 3 else i} for i in range(5)]
-    write_parquet(tmp_path / "rows.parquet", rows)
+    Parts(tmp_path / "rows.parquet", "").write(rows)
     assert pq.read_table(tmp_path / "rows.parquet")["note"].to_pylist() == [None, None, None, "3", "4"]

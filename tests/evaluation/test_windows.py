@@ -15,7 +15,7 @@ from bridle_hf.clip_features_bridle import POOLINGS, window_starts
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.evaluation import row_files
 from bridle_hf.evaluation.features import encoder_features, overlap_mean, write_features
-from bridle_hf.evaluation.row_files import write_parquet
+from bridle_hf.evaluation.row_files import Parts
 from bridle_hf.evaluation.tokens import code_layout, write_codes
 
 RATE, WINDOW, UNIT = 16000, 48, 16
@@ -161,7 +161,7 @@ def test_bad_choices_are_named(long_sounds, pretrained, extractor, tmp_path, key
 
 def test_many_rows_make_several_groups(tmp_path):
     rows = ({"a": number, "b": np.full((2, 3), number, dtype=np.float32)} for number in range(600))
-    assert write_parquet(tmp_path / "x.parquet", rows, {"k": "v"}) == 600
+    assert Parts(tmp_path / "x.parquet", "").write(rows, {"k": "v"}) == 600
     file = pq.ParquetFile(tmp_path / "x.parquet")
     assert file.num_row_groups == 3 and file.schema_arrow.metadata[b"k"] == b"v"
     assert read(tmp_path / "x.parquet")[599] == {"a": 599, "b": [[599.0] * 3] * 2}
@@ -195,7 +195,7 @@ def test_codes_of_a_trained_tokenizer_come_from_windows_side_by_side(long_sounds
 def test_groups_of_large_rows_are_small(tmp_path, monkeypatch):
     monkeypatch.setattr(row_files, "BYTES_PER_GROUP", 10_000)
     rows = ({"name": str(i), "features": np.full((10, 100), i, dtype=np.float32)} for i in range(7))  # 4,000 bytes each
-    assert write_parquet(tmp_path / "rows.parquet", rows) == 7
+    assert Parts(tmp_path / "rows.parquet", "").write(rows) == 7
     file = pq.ParquetFile(tmp_path / "rows.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 1]
     assert file.read().column("name").to_pylist() == list("0123456")

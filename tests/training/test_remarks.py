@@ -5,6 +5,7 @@ from math import log
 
 import pytest
 
+from bridle_hf import BridleForPreTraining
 from bridle_hf.codebook_metrics import few_codes
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.phases import build_schedule
@@ -25,15 +26,16 @@ def test_few_codes_are_below_an_eighth_of_what_could_be_used():
 
 
 def test_what_a_record_gives_reason_to_warn_of(phase):
-    sizes = phase.recipe.config().quantizer_config.codebook_sizes
+    model = BridleForPreTraining(phase.recipe.config())
+    sizes = model.config.quantizer_config.codebook_sizes
     healthy = {"codebooks": {"perplexity": list(sizes)}, "cross_entropy": [0.9 * log(size) for size in sizes]}
-    assert phase.remarks(healthy) == {}
-    lost = phase.remarks(healthy | {"codebooks": {"perplexity": [1.0, *sizes[1:]]}})["codebooks"]
+    assert phase.remarks(model, healthy) == {}
+    lost = phase.remarks(model, healthy | {"codebooks": {"perplexity": [1.0, *sizes[1:]]}})["codebooks"]
     assert f"codebook 1 of {len(sizes)} uses its {sizes[0]} codes as if they were 1.0" in lost
-    chance = phase.remarks(healthy | {"cross_entropy": [log(size) for size in sizes]})["prediction"]
+    chance = phase.remarks(model, healthy | {"cross_entropy": [log(size) for size in sizes]})["prediction"]
     assert f"{sum(map(log, sizes)):.2f} by chance" in chance
-    assert phase.remarks({"evaluate": {"rankme": 2.0}}) == phase.remarks({"evaluate": {"knn": 0.1}}) == {}
-    assert "RankMe 1.0" in phase.remarks({"evaluate": {"rankme": 1.0}})["features"]
+    assert phase.remarks(model, {"evaluate": {"rankme": 2.0}}) == phase.remarks(model, {"evaluate": {"knn": 0.1}}) == {}
+    assert "RankMe 1.0" in phase.remarks(model, {"evaluate": {"rankme": 1.0}})["features"]
 
 
 def test_a_warning_is_said_once_a_phase_and_not_at_its_start(tiny_recipe, tmp_path, caplog, monkeypatch):

@@ -22,8 +22,7 @@ from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import check_writable
 from ..finetuning.lora import require_peft
-from ..loading import check_model as check_model
-from ..loading import open_model as open_model
+from ..loading import check_model
 from ..modeling_bridle import BridleModel
 from ..training.evaluating import of_section
 from ..training.pretraining import PretrainRecipe

@@ -29,7 +29,7 @@ def main(arguments=None, prog=None):
     parser.add_argument(
         "--threshold",
         type=number(float, 0, 1),
-        help="labels likelier than this are given: by default 0.5 of several labels a clip, and the likeliest of one",
+        help="labels likelier than this are given: by default 0.5 of several labels per clip, and the likeliest of one",
     )
     parser.add_argument("--windows", choices=("all", "first"), default="all", help="of long sounds")
     add_pad_short(parser)

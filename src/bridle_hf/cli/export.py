@@ -18,7 +18,8 @@ from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from ..hub.onnx_export import export_onnx, largest_difference
-from .checks import check_model, check_output, open_model, setting_up
+from ..loading import check_model, open_model
+from .checks import check_output, setting_up
 
 TOLERANCE = 1e-3  # of outputs whose values are about 1
 

@@ -18,8 +18,9 @@ from ..clip_features_bridle import check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..evaluation.row_files import shard_path
+from ..loading import open_model
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_output, open_model, reading, setting_up
+from .checks import check_data, check_output, reading, setting_up
 from .options import (
     add_data_options,
     add_layers,

@@ -31,8 +31,9 @@ from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import encoder_features, encoder_patches
 from ..evaluation.measures import mean_of_known
 from ..evaluation.probe import KINDS, LAYERED, linear_probe
+from ..loading import check_model, open_model
 from ..modeling_bridle import BridleModel
-from .checks import check_data, check_model, check_output, open_model, reading, setting_up
+from .checks import check_data, check_output, reading, setting_up
 from .options import (
     add_data_options,
     add_layers,
@@ -44,7 +45,7 @@ from .options import (
     number,
     padded_short,
 )
-from .process import log_progress
+from .process import device, log_progress
 
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
 
@@ -55,7 +56,7 @@ def parse_arguments(arguments, prog):
     add_data_options(parser, "folder or Hub id of a labelled dataset")
     add_max_bad_share(parser)
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
-    parser.add_argument("--label-column", required=True, help="of one class a clip, or of lists of them")
+    parser.add_argument("--label-column", required=True, help="of one class per clip, or of lists of them")
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
     parser.add_argument("--folds", nargs="+", help="test folds, all by default; needed with {fold}")
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
@@ -94,7 +95,8 @@ def check_kind(given):
         raise ValueError(f"--layers is given; --baseline {given.baseline} has no encoder, and none.")
     if given.baseline in MODALITY_OF and given.kind == "attentive":
         raise ValueError(
-            f"--baseline is {given.baseline!r}, one vector a clip; --kind attentive looks at patches, and takes random."
+            f"--baseline is {given.baseline!r}, one vector per clip; "
+            "--kind attentive looks at patches, and takes random."
         )
 
 
@@ -131,7 +133,7 @@ def features_of(given, source, model, examples, seed):
     if given.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     layers, pooling = given_layers(given, model.config), given.pooling or "mean"
     how = {"batch_size": given.batch_size, "even": len(layers) > 1 and given.mix != "weighted"}
     if given.kind == "attentive":

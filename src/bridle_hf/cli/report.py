@@ -11,15 +11,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..data import load_examples, load_processor
 from ..data.source import sound_reader
 from ..evaluation.report import codebook_report
+from ..loading import open_model
 from ..modeling_bridle import BridleForPreTraining
 from ..training.metrics import read_metrics
-from .checks import check_data, check_output, open_model, reading, setting_up
+from .checks import check_data, check_output, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
+from .process import device
 
 
 def read_results(path):
@@ -64,7 +64,7 @@ def main(arguments=None, prog=None):
         results = read_results(given.results) if given.results else ()
     with reading(parser):
         examples = load_examples(data, processor, for_training=False)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     codebook_report(
         given.output,
         model,

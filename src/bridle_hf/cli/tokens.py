@@ -20,8 +20,9 @@ import sys
 from ..data import load_processor
 from ..evaluation.row_files import shard_path
 from ..evaluation.tokens import code_layout, write_codes
+from ..loading import open_model
 from ..modeling_bridle import BridleTokenizer
-from .checks import check_data, check_output, open_model, reading, setting_up
+from .checks import check_data, check_output, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
 from .process import device, launched
 

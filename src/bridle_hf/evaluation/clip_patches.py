@@ -10,7 +10,7 @@ class ClipPatches:
     """Vectors of the patches of n clips, in float16: half the memory, and finer than what a probe can tell apart.
 
     Args:
-        clips: one array a clip, (N, D), or of several layers (L, N, D); N may differ, and is at least 1.
+        clips: one array per clip, (N, D), or of several layers (L, N, D); N may differ, and is at least 1.
 
     Raises:
         ValueError: clips of other shapes, or numbers that are not finite or too large for float16.

@@ -86,7 +86,7 @@ def encoder_features(
 def encoder_patches(model, examples, layers=(None,), batch_size=32, description="features", even=False):
     """The patches of a frozen encoder that are no padding, as `ClipPatches`; arguments as for `encoder_features`.
 
-    Two bytes a number stay in memory: layers * patches * hidden_size * 2 bytes a clip.
+    Two bytes per number stay in memory: layers * patches * hidden_size * 2 bytes per clip.
     """
     found, prefix = [], int(model.config.use_cls_token)
     for tokens, valid, _ in token_batches(model, examples, layers, batch_size, description, even):
@@ -107,27 +107,17 @@ def patch_validity(model, values, attention_mask):
 
 
 def write_features(
-    path,
-    model,
-    data,
-    processor,
-    layers=(None,),
-    pooling="mean",
-    overlap=0.5,
-    batch_size=32,
-    dataset=None,
-    even=False,
-    shard=(0, 1),
+    path, model, data, processor, layers=(None,), pooling="mean", *, shard=(0, 1), batch_size=32, dataset=None, **more
 ):
-    """Stream the rows of `feature_rows` to a parquet file at `path`; returns their number.
+    """Stream the rows of `feature_rows`, which takes `more`, to a parquet file; returns their number.
 
     A writer that was killed goes on where it was when it is called again. Of several processes, rank and number in
     `shard`, each writes a file of its own, `NAME-00000-of-00004.parquet`, with every fourth clip.
     """
-    settings = {"layers": layers, "pooling": pooling, "overlap": overlap, "even": even}
+    settings = {"layers": layers, "pooling": pooling, **more}
     parts = Parts(path, key_of(model, processor, data, **settings), shard)
-    how = {**settings, "batch_size": batch_size, "dataset": dataset, "parts": parts}
-    return parts.write(feature_rows(model, data, processor, **how))
+    how = {"batch_size": batch_size, "dataset": dataset, "parts": parts}
+    return parts.write(feature_rows(model, data, processor, **settings, **how))
 
 
 @torch.no_grad()

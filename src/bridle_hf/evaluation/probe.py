@@ -51,7 +51,7 @@ class ProbeResult:
 def _linear(x, y, train, test, grid, seed):
     """What is said of the test rows for each C of the ascending grid, and None for weights of layers.
 
-    That is (len(grid), test rows) classes, or with several labels a row (len(grid), test rows, classes) of scores, by
+    That is (len(grid), test rows) classes, or with several labels per row (len(grid), test rows, classes) of scores, by
     one regression for each class.
     """
     x_train, x_test = rotate(x[train], x[test])
@@ -140,8 +140,8 @@ def linear_probe(features, labels, folds=None, *, grid=None, seed=0, test_folds=
         grid: ascending values of the knob; by default those of `KINDS`.
         seed (`int`): of the splits that are not given.
         test_folds: folds to test on, each with all others for training; `None` is every fold.
-        kind (`str`): "linear", L2 penalty chosen, for several labels one regression a class; "knn", cosine distance, k
-            chosen, several labels by their mean over neighbours; "gradient", a linear classifier by AdamW
+        kind (`str`): "linear", L2 penalty chosen, for several labels one regression per class; "knn", cosine distance,
+            k chosen, several labels by their mean over neighbours; "gradient", a linear classifier by AdamW
             (`gradient_scores`), learning rate chosen; "attentive", one learned query over the patches and a linear
             classifier, likewise.
 
@@ -149,7 +149,7 @@ def linear_probe(features, labels, folds=None, *, grid=None, seed=0, test_folds=
         `ProbeResult`.
 
     Raises:
-        ValueError: if features are not a finite matrix with one row a label, labels neither classes nor multi-hot, or
+        ValueError: if features are not a finite matrix with one row per label, labels neither classes nor multi-hot, or
             test folds none of the folds.
     """
     if kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Rows to a parquet file: streamed, typed by the first of them, and gone on with where the writer was killed."""
+"""Streaming rows to a parquet file, which a writer that was killed continues where it was."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from ..files import remove, sha256, whole_file, write_whole
 logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
-SECONDS_PER_PART = 60.0  # of work that a kill costs at most
+SECONDS_PER_PART = 60.0  # at most this much work is lost when the writer is killed
 PROGRESS = "progress.json"
-HOW_IT_IS_READ = ("num_workers", "cache", "cache_dir", "in_memory")  # settings of data from which no row follows
+HOW_IT_IS_READ = ("num_workers", "cache", "cache_dir", "in_memory")  # settings of `data` that change no row
 
 
 class Types:
@@ -50,31 +50,18 @@ class Types:
         return table.cast(self.schema)
 
 
-def write_parquet(path: str | Path, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
-    """Stream rows to a parquet file, written atomically; returns their number. See `Types`."""
-    path, writer, count, types = Path(path), None, 0, Types(metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, ExitStack() as opened:
-        for group in in_portions(rows, ROWS_PER_GROUP, BYTES_PER_GROUP):
-            table = types.table(group)
-            writer = writer or opened.enter_context(pq.ParquetWriter(partial, types.schema))
-            writer.write_table(table)
-            count += len(group)
-    return count
-
-
 class Parts:
-    """A parquet file in parts, in a hidden folder beside it until all are there, so that a writer that is killed goes
-    on after the last of them.
+    """A parquet file that is written in parts. They lie in a hidden folder beside it until all rows are there; a writer
+    that was killed continues after the last whole part.
 
     Args:
         path: of the file. Of several processes each writes its own, such as `features-00001-of-00004.parquet`.
-        key: of all that the rows follow from but for the dataset, see `key_of`; parts of another are thrown away.
+        key: identifies model, processor and settings, see `key_of`; parts with another key are deleted.
         shard: this process and the number of processes; it reads every such example.
 
     Attributes:
         path: of the file that is written.
-        read: examples read for the rows given out so far, of those of this process. Who makes rows keeps it.
+        read: how many of this process's examples the rows so far are made of; whoever makes the rows updates it.
     """
 
     def __init__(self, path: str | Path, key: str, shard: tuple[int, int] = (0, 1)):
@@ -151,7 +138,7 @@ def shard_path(path: str | Path, shard: tuple[int, int]) -> Path:
 
 
 def key_of(model: torch.nn.Module, processor, data, **settings) -> str:
-    """What rows follow from but for the dataset: weights, config, processor, `data` (`DataArguments`) and settings."""
+    """SHA-256 of what determines the rows of a dataset: weights, config, processor, `DataArguments` and settings."""
     found = hashlib.sha256()
     about = {name: value for name, value in asdict(data).items() if name not in HOW_IT_IS_READ}
     said = [model.config.to_json_string(use_diff=False), processor.to_json_string(), about, settings]

@@ -58,7 +58,7 @@ def has_bf16_units() -> bool:
 
 
 def check_statistics(processor: dict[str, Any]) -> None:
-    """Raise a `ValueError` for `auto` in settings of a processor elsewhere than for both mean and deviation."""
+    """Raise a `ValueError` if a setting besides `mean` and `std` is "auto", or only one of these two."""
     auto = [key for key, value in processor.items() if value == AUTO]
     if auto and sorted(auto) != sorted(STATISTICS):
         raise ValueError(f"`processor` has auto for {', '.join(auto)}; it takes it for mean and std, both at once.")

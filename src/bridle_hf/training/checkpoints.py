@@ -45,7 +45,7 @@ OF_EVERY_CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or that does not fit what is to go on from it."""
+    """A checkpoint is damaged, or it does not fit the run that is to be resumed from it."""
 
 
 @dataclass(frozen=True)

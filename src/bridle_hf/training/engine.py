@@ -133,7 +133,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
                 **run.skipped(),
                 **clock.read(run.samples_per_step, done),
             }
-            run.log(task, record)
+            run.log(task, bare, record)
             bar.set_postfix(loss=f"{status.loss:.3f}", **run.shown, refresh=False)
         del result  # its logits would stay through the next step
         clock.leave_out(run.evaluate(task, done, model))

@@ -1,4 +1,4 @@
-"""A copy of a run on the Hub, pushed while the run goes on: for machines that may be gone tomorrow."""
+"""Pushes a run to the Hub while it trains, for machines that may be taken away at any time."""
 
 import logging
 import os
@@ -18,10 +18,11 @@ STAGED = ".hub"
 
 
 class HubCopy:
-    """The newest checkpoint of a run as `checkpoint/`, its metrics and recipe, and what it exports.
+    """A repository on the Hub with a copy of a run: its newest checkpoint in the folder `checkpoint/`, its metrics and
+    its recipe, and the models that it has exported.
 
-    A push is one commit, in a thread of the Hub's client. While one is under way the next checkpoint is left out; one
-    that fails is a warning.
+    Each push is one commit, made in a background thread of huggingface_hub. A checkpoint that is written during a push
+    is not pushed itself; the next one is. A push that fails logs a warning, and training goes on.
 
     Args:
         repo_id: of the repository, made where there is none.
@@ -59,7 +60,7 @@ class HubCopy:
         self.under_way.add_done_callback(self._say)
 
     def _stage(self, checkpoint: Path, staged: Path) -> None:
-        """Links, where the file system has them: a checkpoint may be pruned before it is pushed, and never changes."""
+        """Link what is to be pushed into `staged`: a checkpoint may be pruned before its upload ends."""
         remove(staged)
         shutil.copytree(checkpoint, staged / "checkpoint", copy_function=_link)
         for exported in (path.parent for path in self.folder.glob("*/config.json")):
@@ -73,7 +74,7 @@ class HubCopy:
             logger.warning("%s was not pushed to: %s", self.repo_id, " ".join(str(error).split()))
 
     def end(self, checkpoint: Path, seconds: float) -> None:
-        """Push the end of the run; waits for it, and for a push under way, no longer than so many seconds each."""
+        """Push the finished run. Wait at most `seconds` for the push under way, and as long for this last one."""
         try:
             if self.under_way is not None:
                 self.under_way.exception(seconds)

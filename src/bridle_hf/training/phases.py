@@ -166,11 +166,10 @@ class Phase(Task):
             codebooks["residual"] = residual
         return {**stage_predictions(output, accelerator), "codebooks": codebooks}
 
-    def remarks(self, record):
+    def remarks(self, model, record):
         if "evaluate" in record:
             return feature_remarks(record)
-        config = self.recipe.config()
-        sizes, patches = config.quantizer_config.codebook_sizes, prod(config.grid)
+        sizes, patches = model.config.quantizer_config.codebook_sizes, prod(model.config.grid)
         few = codebook_remarks(record, sizes, self.recipe.training.batch_size * patches)
         return few | prediction_remarks(record, sizes)
 

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: signs of a collapse, each with a remedy."""
+"""Warnings that a run logs while it trains: signs of a collapse, each with a remedy."""
 
 from collections.abc import Mapping, Sequence
 from math import log
@@ -10,7 +10,7 @@ NO_BETTER_THAN_CHANCE = 0.98  # of log K
 
 
 def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: int) -> dict[str, str]:
-    """Codebooks of which a step used few codes.
+    """Warn of codebooks that use few of their codes.
 
     Args:
         record: as the run logs it, with "codebooks".
@@ -18,7 +18,7 @@ def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: i
         vectors: how many a forward pass gave codes to, at most.
 
     Returns:
-        What the remark is about -> the remark; likewise below.
+        Subject -> warning, empty where there is nothing to warn of; the same holds for the functions below.
     """
     few = few_codes(record["codebooks"]["perplexity"], sizes, vectors)
     remedy = (
@@ -29,7 +29,7 @@ def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: i
 
 
 def prediction_remarks(record: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, str]:
-    """An encoder that predicts masked codes no better than by chance."""
+    """Warn of an encoder that predicts masked codes no better than by chance."""
     found, chance = sum(record.get("cross_entropy", [])), sum(map(log, sizes))  # a tokenizer phase predicts nothing
     if found < NO_BETTER_THAN_CHANCE * chance:
         return {}
@@ -40,7 +40,7 @@ def prediction_remarks(record: Mapping[str, Any], sizes: Sequence[int]) -> dict[
 
 
 def feature_remarks(record: Mapping[str, Any]) -> dict[str, str]:
-    """Features that are one direction."""
+    """Warn of features that have collapsed to one direction."""
     rank = record.get("evaluate", {}).get("rankme")
     if rank is None or rank >= 2:
         return {}

@@ -339,7 +339,7 @@ class Run:
         begun, place = time.perf_counter(), self.place(task, step)
         measured = self.evaluation.take(model, place)
         if measured is not None:
-            self.log(task, place | {"evaluate": measured})
+            self.log(task, model, place | {"evaluate": measured})
         return time.perf_counter() - begun
 
     @property
@@ -347,7 +347,7 @@ class Run:
         """The latest measures, for the progress bar."""
         return {} if self.evaluation is None else self.evaluation.shown
 
-    def log(self, task: Task, record: dict) -> None:
+    def log(self, task: Task, model, record: dict) -> None:
         """Write one record to metrics.jsonl and to the trackers, and warn of what the task says of it."""
         if not self.accelerator.is_main_process:
             return
@@ -355,7 +355,7 @@ class Run:
         self.accelerator.log(scalars(record), step=record["total_step"])
         if 2 * record["step"] < task.steps:
             return
-        for subject, remark in task.remarks(record).items():
+        for subject, remark in task.remarks(model, record).items():
             if (task.index, subject) not in self.remarked:
                 self.remarked.add((task.index, subject))
                 logger.warning("%s, step %d: %s", task.name, record["step"], remark)

@@ -1,4 +1,4 @@
-"""Beginning a run from a model that is there: a reference encoder that was converted, or another run's `final/`."""
+"""Starting a run from the weights of a saved model: a converted checkpoint, or the `final/` of another run."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from ..modeling_bridle import BridleForPreTraining, BridleModel
 
 
 def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
-    """The keyword arguments of `BridleConfig` that a saved model has, for a run that begins from it.
+    """Keyword arguments of `BridleConfig` for a run that starts from a saved model.
 
     Args:
         start_from: folder or Hub id.
-        tokenizer: whether its tokenizer goes along.
+        tokenizer: whether the run takes its tokenizer and decoder as well.
 
     Raises:
-        ValueError: there is no such model, or it has no trained tokenizer that could.
+        ValueError: there is no such model, or `tokenizer` is true and it has no trained tokenizer.
     """
     try:
         config = BridleConfig.from_pretrained(start_from)
@@ -29,7 +29,7 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
 
 
 def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> BridleForPreTraining:
-    """A model whose encoder has the weights of a saved one, and whose other parts are new; or with all of them.
+    """A pretraining model with the encoder of a saved model and new other parts, or with all parts of it (`tokenizer`).
 
     Raises:
         ValueError: weights are missing, or of other sizes than `config` says.

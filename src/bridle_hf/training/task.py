@@ -132,8 +132,8 @@ class Task:
         """Metrics of a forward pass to log besides its losses. Every process calls it."""
         return {}
 
-    def remarks(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """What a record of the task's second half gives reason to warn of, once each: its subject -> the warning."""
+    def remarks(self, model: torch.nn.Module, record: Mapping[str, Any]) -> dict[str, str]:
+        """Warnings about a record from the second half of the task, subject -> warning; each subject is logged once."""
         return {}
 
     def export(self, model: torch.nn.Module, folder: Path, accelerator: Accelerator, minutes: float) -> None:

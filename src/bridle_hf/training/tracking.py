@@ -1,4 +1,4 @@
-"""Accelerate's trackers: which project and run they write to, and under which names."""
+"""Accelerate's trackers: the project and the run that they write to, and the names of scalars."""
 
 import json
 import uuid
@@ -54,8 +54,11 @@ def start_tracker(accelerator: Accelerator, folder: Path, project: str, settings
 
 
 def scalars(record: dict) -> dict[str, float]:
-    """The finite numbers of a training record as trackers take them: each under its phase, `encoder-iter1/loss`, since
-    losses of different kinds of phases have nothing in common; measures of features, `evaluate/knn`, go through all."""
+    """The finite numbers of a training record, by the names that trackers get.
+
+    Names begin with the phase, `encoder-iter1/loss`, because losses of different phases cannot be compared. Measures of
+    features can, and keep one name in all phases, `evaluate/knn`.
+    """
     place = {"phase", "phase_index", "step", "total_step"}
     numbers = {name: value for name, value in flat(record).items() if isinstance(value, int | float)}
     return {

@@ -25,7 +25,7 @@ def load_model(model_file_path: str = "", **options) -> PretrainedSounds:
 
 @torch.no_grad()
 def get_scene_embeddings(audio: torch.Tensor, model: PretrainedSounds) -> torch.Tensor:
-    """One vector a clip: (n, samples) in [-1, 1] -> float32 (n, scene_embedding_size)."""
+    """One vector per clip: (n, samples) in [-1, 1] -> float32 (n, scene_embedding_size)."""
     return model.clips(audio)
 
 

@@ -65,7 +65,7 @@ class Pretrained(nn.Module):
         self.clip_size = vector_size(config, self.pooling)
 
     def clips(self, media) -> torch.Tensor:
-        """One vector a clip, float32 (B, clip_size)."""
+        """One vector per clip, float32 (B, clip_size)."""
         return self._features(media, self.pooling, self.layer).features
 
     def _features(self, media, pooling: str, layers, **options) -> BridleFeaturesOutput:
