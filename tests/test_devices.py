@@ -8,10 +8,22 @@ from math import prod
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from variants import CLIPS, QUANTIZERS, SIZES, quantizer_options
 
 from bridle_hf import BridleConfig, BridleForPreTraining
 from bridle_hf.training.phases import KINDS
+
+
+class OnePrecision(TorchDispatchMode):
+    """Norms and products of two precisions are an error: a CPU takes some of them, a GPU none."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name in ("native_layer_norm", "_fused_rms_norm", "mm", "bmm", "addmm", "convolution"):
+            precisions = {each.dtype for each in args if isinstance(each, torch.Tensor)}
+            assert len(precisions) == 1, f"{name} of {precisions}"
+        return operator(*args, **kwargs or {})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,6 +96,19 @@ def test_frames_that_are_not_looked_at_change_nothing(decoder, monkeypatch):
 @pytest.mark.parametrize("modality", CLIPS)
 def test_modalities(modality, kind):
     run_on_fake_gpu(kind, modality)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("modality", CLIPS)
+def test_autocast_leaves_no_two_precisions_in_one_operator(modality, kind):
+    config = BridleConfig(modality=modality, **CLIPS[modality], **SIZES)
+    model = BridleForPreTraining(config)
+    KINDS[kind]().set_modes_(model)
+    values, valid = clips(config)
+    with OnePrecision():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**{model.main_input_name: values}, attention_mask=valid, phase=kind).loss
+        loss.backward()
 
 
 @pytest.mark.parametrize("layout", ["grid", "table"])

@@ -102,7 +102,7 @@ def test_windows_put_every_patch_back():
     windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)
     for shifted in (False, True):
         cut = windows.split(tokens, shifted)
-        assert cut.shape == (2, 4, 16, 3) and torch.equal(windows.join(cut, shifted), tokens)
+        assert cut.shape == (2 * 4, 16, 3) and torch.equal(windows.join(cut, shifted), tokens)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -110,9 +110,9 @@ def test_gradients_of_windows(shifted):
     """Padded along both axes; what stands where there is no patch is hidden in one way and dropped in the other."""
     tokens = torch.randn(2, 35, 2, dtype=torch.float64, requires_grad=True)
     windows = BridleWindows((5, 7), (4, 4), (2, 1), None, tokens)
-    real = windows.mask(shifted)[0, :, 0, 0] > -1e4  # (windows, w)
+    real = windows.mask(shifted)[0, :, 0, 0].repeat(2, 1) > -1e4  # (2 * windows, w)
     assert torch.autograd.gradcheck(lambda x: windows.split(x, shifted) * real[..., None], tokens)
-    cut = torch.randn(2, 4, 16, 2, dtype=torch.float64, requires_grad=True)
+    cut = torch.randn(2 * 4, 16, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: windows.join(x, shifted), cut)
 
 

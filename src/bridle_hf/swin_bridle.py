@@ -37,30 +37,33 @@ class BridleWindowAttention(nn.Module):
         return self.bias_mlp(offset.sign() * offset.abs().log1p()).permute(2, 0, 1)
 
     def forward(self, hidden_states, windows, shifted: bool):
-        """(B, N, D) -> the same. Linear maps see the patches in their own order; only heads are cut into windows."""
-        qkv = windows.split(self.qkv(hidden_states), shifted)  # (B, windows, w, 3 D)
-        batch_size, num_windows, places, _ = qkv.shape
-        qkv = qkv.view(batch_size * num_windows, places, 3, self.num_heads, -1)
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B * windows, heads, w, d) each
-        # q.k / max(|q||k|, 1e-6) in the reference. Multiply by reciprocals, whose backward pass is cheaper than that of
-        # a division. `least` keeps 1 / |k| finite in float16 where padding makes k zero.
-        least = max(1e-6, torch.finfo(query.dtype).tiny)
-        query = query * torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=least).reciprocal()
-        length = torch.linalg.vector_norm(key, dim=-1, keepdim=True) * self.tau.clamp(min=0.01)[:, None, None]
-        inverse = length.clamp(min=least).reciprocal()  # (B * windows, heads, w, 1)
-        bias, mask = self.position_bias(self.tau)[None], windows.mask(shifted)  # (1, heads, w, w)
+        """(B, N, D) -> the same."""
+        tokens = windows.split(in_autocast(hidden_states), shifted)  # (B * windows, w, D)
+        parts = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        query, key, value = (part.transpose(1, 2).contiguous() for part in parts)  # (B * windows, heads, w, d)
+        # The product of rows whose mean square over d is 1 is d cos(q, k); the reference divides by max(|q||k|, 1e-6).
+        query, key = unit_mean_square(query), unit_mean_square(key)
+        scale = (query.shape[-1] * self.tau.clamp(min=0.01)).reciprocal()[:, None, None]
+        bias, mask = self.position_bias(self.tau), windows.mask(shifted)  # (heads, w, w)
         if mask is not None:  # (B or 1, windows, 1, w or 1, w)
-            bias = (bias + mask).expand(batch_size, num_windows, -1, -1, -1)
-        if self.config._attn_implementation == "eager":
-            # Divide the scores by |k| instead of k itself: fewer elements.
-            scores = torch.matmul(query, key.transpose(-2, -1)) * inverse.transpose(-2, -1)
-            scores = scores.unflatten(0, (batch_size, num_windows)) + bias
-            mixed = torch.matmul(scores.softmax(dim=-1).to(value.dtype).flatten(0, 1), value)
-        else:
-            bias = bias.to(value.dtype).reshape(-1, self.num_heads, places, places)
-            mixed = F.scaled_dot_product_attention(query, (key * inverse).to(query.dtype), value, bias, scale=1.0)
-        mixed = mixed.transpose(1, 2).reshape(batch_size, num_windows, places, -1)
-        return self.proj(windows.join(mixed, shifted))
+            bias = bias + mask
+        # Not scaled_dot_product_attention: for windows of so few places, and a bias that learns, a GPU has no fused
+        # kernel, and the steps that stand in for it are in float32.
+        scores = torch.matmul(query, key.transpose(-2, -1)).unflatten(0, (len(hidden_states), -1))
+        weights = torch.addcmul(bias, scores, scale).softmax(dim=-1).to(value.dtype).flatten(0, 1)
+        return windows.join(self.proj(torch.matmul(weights, value).transpose(1, 2).flatten(2)), shifted)
+
+
+def in_autocast(values: torch.Tensor) -> torch.Tensor:
+    """In the precision of autocast, where that is on: what only moves numbers has fewer bytes to move."""
+    device = values.device.type
+    return values.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else values
+
+
+def unit_mean_square(values: torch.Tensor) -> torch.Tensor:
+    """(..., d) in the precision that they have, of mean square 1 over d; zero where all are zero."""
+    with torch.autocast(values.device.type, enabled=False):
+        return F.rms_norm(values, values.shape[-1:], eps=1e-12 / values.shape[-1])
 
 
 class BridleSwinLayer(GradientCheckpointingLayer):
@@ -82,10 +85,12 @@ class BridleSwinLayer(GradientCheckpointingLayer):
 def uncast(norm: nn.LayerNorm, values: torch.Tensor) -> torch.Tensor:
     """The norm of values in the precision that they have.
 
-    Autocast would have them copied to float32, in which the kernels calculate anyway.
+    Autocast would have them copied to float32, in which the kernels calculate anyway. GPUs take weight and bias in the
+    precision of the values alone.
     """
+    weight, bias = norm.weight.to(values.dtype), norm.bias.to(values.dtype)
     with torch.autocast(values.device.type, enabled=False):
-        return norm(values)
+        return F.layer_norm(values, norm.normalized_shape, weight, bias, norm.eps)
 
 
 class BridleWindows:
@@ -105,8 +110,8 @@ class BridleWindows:
         # a window that spans the whole axis has nothing to shift to
         self.shift = tuple(s if n > w else 0 for n, w, s in zip(self.padded, window, shift, strict=True))
         self._patches = [self._patch_of_places(like.device, shifted) for shifted in (False, True)]  # (windows, w)
-        # Of each patch, in one row of all windows; places without a patch come first in their order.
-        self._places = [patch.flatten().argsort()[-prod(grid) :] for patch in self._patches]
+        # Rows of all patches of a batch: those that windows take, and those of windows that hold the patches.
+        self._to_windows, self._to_patches = zip(*map(self._rows, [len(like)] * 2, self._patches), strict=True)
         self._masks = [self._mask(valid, like, shifted) for shifted in (False, True)]
 
     def mask(self, shifted: bool):
@@ -114,13 +119,22 @@ class BridleWindows:
         return self._masks[shifted]
 
     def split(self, tokens, shifted: bool):
-        """(B, N, d) -> (B, windows, w, d). The mask hides what stands where there is no patch."""
-        patch = self._patches[shifted]
-        return _Reordering.apply(tokens, patch.flatten(), self._places[shifted], True).unflatten(1, patch.shape)
+        """(B, N, d) -> (B * windows, w, d). The mask hides what stands where there is no patch."""
+        moved = _Reordering.apply(tokens.flatten(0, 1), self._to_windows[shifted], self._to_patches[shifted])
+        return moved.unflatten(0, (-1, prod(self.window)))
 
     def join(self, windows, shifted: bool):
-        """(B, windows, w, d) -> (B, N, d), undoing `split`."""
-        return _Reordering.apply(windows.flatten(1, 2), self._patches[shifted].flatten(), self._places[shifted], False)
+        """(B * windows, w, d) -> (B, N, d), undoing `split`."""
+        moved = _Reordering.apply(windows.flatten(0, 1), self._to_patches[shifted], self._to_windows[shifted])
+        return moved.unflatten(0, (-1, prod(self.grid)))
+
+    def _rows(self, batch_size, patches):
+        """(B * windows * w,) and (B * N,): rows that `split` and `join` take; -1 for places without a patch."""
+        patches = patches.flatten()
+        places = patches.argsort()[-prod(self.grid) :]  # those without a patch come first
+        clip = torch.arange(batch_size, device=patches.device)[:, None]
+        to_windows = (clip * len(places) + patches).where(patches >= 0, -1)
+        return to_windows.flatten(), (clip * len(patches) + places).flatten()
 
     def _patch_of_places(self, device, shifted):
         """(windows, w) number of the patch that stands there, -1 where the grid was padded."""
@@ -158,27 +172,23 @@ class BridleWindows:
 
 
 class _Reordering(torch.autograd.Function):
-    """Patches (B, N, d) in the order of their places (B, P, d), or back.
+    """The rows `taken` of (n, d), in which every row stands once at most, at `place`; any row where that says -1.
 
-    `patch` (P,) is that of each place, -1 where there is none, and `place` (N,) that of each patch. The gradient is a
-    selection as well: no sums, which a GPU would take one by one.
+    The gradient is a selection as well: no sums, which a GPU would take one by one.
     """
 
     @staticmethod
-    def forward(ctx, values, patch, place, to_places):
-        ctx.save_for_backward(patch, place)
-        ctx.to_places = to_places
-        return values.index_select(1, patch.clamp(min=0) if to_places else place)
+    def forward(ctx, values, taken, place):
+        ctx.save_for_backward(taken, place)
+        return values.index_select(0, taken.clamp(min=0))
 
     @staticmethod
     def backward(ctx, gradient):
-        patch, place = ctx.saved_tensors
-        if ctx.to_places:
-            return gradient.index_select(1, place), None, None, None
-        found = gradient.index_select(1, patch.clamp(min=0))
-        if len(patch) > len(place):
-            found = found.masked_fill((patch < 0)[:, None], 0.0)
-        return found, None, None, None
+        taken, place = ctx.saved_tensors
+        found = gradient.index_select(0, place.clamp(min=0))
+        if len(place) > len(taken):  # what was put where there is no patch is lost
+            found = found.masked_fill((place < 0)[:, None], 0.0)
+        return found, None, None
 
 
 def swin_layers(config, hidden_size: int, num_heads: int, num_layers: int) -> nn.ModuleList:
