@@ -6,8 +6,8 @@ python docs/draw_phases.py
 from pathlib import Path
 
 STYLE = """
-  text { font: 14px system-ui, sans-serif; fill: #1f2328 }
-  .small { font-size: 12px } .title { font-weight: 600 }
+  text { font: 15px system-ui, sans-serif; fill: #1f2328 }
+  .small { font-size: 13px } .title { font-weight: 600 }
   .learns { fill: #ddf4ff; stroke: #0969da } .frozen { fill: #f6f8fa; stroke: #8c959f; stroke-dasharray: 4 3 }
   .arrow { stroke: #57606a; fill: none; marker-end: url(#head) } .head { fill: #57606a }
   @media (prefers-color-scheme: dark) {
@@ -16,7 +16,8 @@ STYLE = """
     .arrow { stroke: #9198a1 } .head { fill: #9198a1 }
   }
 """
-PANEL, BOX, HEIGHT = 330, 130, 46  # width of a phase, and of a box in it
+BOX, GAP, MARGIN, HEIGHT = 134, 62, 14, 46  # of the two boxes of a phase
+PANEL = 2 * BOX + GAP + 2 * MARGIN  # width of a phase
 # title, the two boxes (name, whether it learns), what goes from the first to the second, and what is compared
 PHASES = [
     (
@@ -40,13 +41,13 @@ def box(x: int, y: int, name: str, learns: bool) -> str:
 
 
 def panel(number: int, title: str, left: tuple, right: tuple, passed: str, learned: str) -> str:
-    x, y = number * PANEL + 14, 52
-    start, end, middle = x + BOX + 4, x + BOX + 56, y + HEIGHT / 2
+    x, y = number * PANEL + MARGIN, 52
+    start, end, middle = x + BOX + 4, x + BOX + GAP - 4, y + HEIGHT / 2
     return "\n".join(
         [
             f'<text class="title" x="{x}" y="32">{title}</text>',
             box(x, y, *left),
-            box(x + BOX + 60, y, *right),
+            box(x + BOX + GAP, y, *right),
             f'<path class="arrow" d="M{start} {middle} H{end - 4}"/>',
             f'<text class="small" x="{(start + end) / 2}" y="{middle - 8}" text-anchor="middle">{passed}</text>',
             f'<text class="small" x="{x}" y="{y + HEIGHT + 24}">{learned}</text>',
@@ -60,7 +61,7 @@ def draw() -> str:
     legend = "".join(
         f'<rect class="{kind}" x="{x}" y="142" width="16" height="12" rx="3"/>'
         f'<text class="small" x="{x + 22}" y="152">{kind}</text>'
-        for x, kind in ((14, "learns"), (94, "frozen"))
+        for x, kind in ((MARGIN, "learns"), (MARGIN + 84, "frozen"))
     )
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     return "\n".join(
