@@ -108,7 +108,7 @@ def test_the_page_shows_what_was_measured(page):
             assert row in text
     assert "random &lt;weights&gt;" in text and "<td>0.6514</td>" in text
     assert "encoder-iter2" in text and "tokenizer loss" in text
-    assert "class high" in text and "class low" in text
+    assert "tone.wav, class high" in text and ", class low" in text
 
 
 def test_colours_follow_the_page(page):

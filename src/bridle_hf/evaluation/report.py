@@ -158,10 +158,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         values = examples.batch([row])[model.main_input_name]
         grid = model.bridle.patch_layer.grid(torch.as_tensor(values))
         drawing = plots.codes_over_picture(*examples.modality.picture(values[0], codes[row], valid[row], grid))
-        label = ", ".join(examples.labels_of(row))
-        caption = (
-            f"Clip {row + 1}{f', class {label}' if label else ''}. In the maps, patches of one colour share a code."
-        )
+        caption = f"{named(examples, row)}. In the maps, patches of one colour share a code."
         parts.append(figure(f"clip-{row}", [drawing], caption, layout="wide"))
     if sounds is not None:
         parts += listen(tokenizers[last], examples, codes, valid, sounds, batch_size)
@@ -187,12 +184,18 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
     for code, found in nearest.items():
         sounding = []
         for row, patch in found:
-            label = ", ".join([f"clip {row + 1}", *examples.labels_of(row)])
             sound = excerpt(samples[row], rate, patch, grid, tokenizer.config.patch_size[0])
-            sounding.append(player(wav_in_base64(sound, rate), label))
+            sounding.append(player(wav_in_base64(sound, rate), named(examples, row)))
         share = (codes[..., 0] == code)[valid].mean()
         parts.append(players(f"Code {code}, {_percent(share)} of the patches", sounding))
     return parts
+
+
+def named(examples, row):
+    """What a clip is called on the page: its name, and its labels."""
+    name = examples.clip_names[row] if examples.clip_names else f"clip {row + 1}"
+    labels = ", ".join(examples.labels_of(row))
+    return f"{name}, class {labels}" if labels else name
 
 
 def _percent(share):
