@@ -77,6 +77,7 @@ END_TO_END = (
     "tests/test_fuzz.py",
     "tests/test_init.py",
     "tests/test_loading.py",
+    "tests/test_notebooks.py::test_its_cells_run",
     "tests/test_on_device.py",
     "tests/test_paper_page.py::test_every_command_of_the_page_reads_its_recipe",
     "tests/test_pipelines.py::test_a_released_encoder_knows_its_task_without_the_package",
