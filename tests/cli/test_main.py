@@ -79,7 +79,7 @@ def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "No space left on device", "a/b"), "[Errno 28] No space left on device: 'a/b'. Make room and"),
+        (OSError(28, "No space left on device", "a/b"), "no room to write: [Errno 28] No space left on device: 'a/b'."),
         (WriteError("b could not be written; make room"), "b could not be written; make room\n"),
     ],
 )

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not is_of_a_full_disk(error):
             raise
-        parser.exit(1, f"\nbridle {command}: error: {error}. Make room and give the command again.\n")
+        parser.exit(1, f"\nbridle {command}: error: no room to write: {error}. Make room and start again.\n")
 
 
 def _explained(command: str) -> argparse.ArgumentParser:
