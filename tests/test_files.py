@@ -2,8 +2,12 @@
 
 import errno
 import os
+import resource
 import socket
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,7 +15,9 @@ from safetensors.torch import save_file
 from bridle_hf.files import (
     FolderError,
     FolderLock,
+    WriteError,
     check_writable,
+    is_of_a_full_disk,
     remove,
     set_aside,
     whole_file,
@@ -193,3 +199,65 @@ def test_what_a_library_writes_for_its_owner_alone_is_for_all_who_may_read_the_f
     finally:
         os.umask(before)
     assert (tmp_path / "folder" / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def write_tensors(path):
+    save_file({"a": torch.zeros(10_000)}, path)
+
+
+def write_table(path):
+    pq.write_table(pa.table({"a": np.arange(10_000)}), path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text(40_000 * "a"),
+        lambda path: write_whole(path, 40_000 * "a"),
+        lambda path: torch.save(torch.zeros(10_000), path),
+        write_tensors,
+        write_table,
+    ],
+    ids=["text", "whole", "torch", "safetensors", "pyarrow"],
+)
+def test_a_full_disk_in_the_words_of_each_library(tmp_path, write):
+    """No file of this process may grow beyond 4 KB for a moment, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(Exception) as caught:
+            write(tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_of_a_full_disk(caught.value)
+    try:
+        raise WriteError("of it") from caught.value
+    except WriteError as error:
+        assert is_of_a_full_disk(error)
+
+
+def test_other_errors_are_not_of_a_full_disk(tmp_path):
+    for write in (lambda: (tmp_path / "no" / "folder").write_text("a"), lambda: save_file({"a": 1}, tmp_path / "a")):
+        with pytest.raises(Exception) as caught:
+            write()
+        assert not is_of_a_full_disk(caught.value)
+
+
+@pytest.mark.parametrize("context", [whole_file, whole_folder])
+def test_an_error_of_writing_says_where(tmp_path, context):
+    """The system names no file when a disk is full."""
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'a'}'"), context(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_has_room_for_no_note_in_a_lock(tmp_path, monkeypatch):
+    """The lock is held all the same; what is written next finds the disk full and says what it was."""
+    monkeypatch.setattr(os, "write", lambda *_: raise_(OSError(errno.ENOSPC, "No space left on device")))
+    lock = FolderLock(tmp_path / ".lock")
+    lock.acquire()
+    assert lock.file is not None
+    lock.release()
+
+
+def raise_(error):
+    raise error

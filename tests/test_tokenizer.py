@@ -151,3 +151,14 @@ def test_a_reset_keeps_stored_positions():
     after = [model.tokenizer.encoder.embeddings.positions.table, model.tokenizer.estimator.positions.table]
     assert all(torch.equal(*pair) for pair in zip(after, expected, strict=True))
     assert not torch.equal(model.tokenizer.estimator.head.weight, before)
+
+
+@pytest.mark.parametrize("inner", ["vector", "gradient", "simvq"])
+def test_a_reset_keeps_the_order_of_parameters(inner):
+    """Sums over all of them, as the norm of a gradient, are taken in their order: a phase that begins and one that is
+    resumed, whose tokenizer is built from its weights, are equal bit for bit only if it is the same."""
+    config = {"type": "residual", "inner": inner, "codebook_size": 8, "codebook_dim": 8, "num_codebooks": 2}
+    began, resumed = (build(BridleForPreTraining, quantizer_config=config, cold_start=cold) for cold in (True, False))
+    began.tokenizer.reset_()
+    assert [name for name, _ in began.named_parameters()] == [name for name, _ in resumed.named_parameters()]
+    assert list(began.state_dict()) == list(resumed.state_dict())

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to; the file takes the place of `path` once the block ends without an error.
 
-    After an error nothing is left of it, and `path` is as it was.
+    After an error nothing is left of it, and `path` is as it was; an error of writing says the path.
 
     Raises:
         IsADirectoryError: `path` is a folder, which no file takes the place of.
@@ -41,8 +41,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = partial_of(path)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _say_where(error, path)
         raise
     put_in_place(path)
 
@@ -51,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, resume: str | None = None) -> Iterator[Path]:
     """Yield an empty folder to write into; it takes the place of `path` once the block ends without an error.
 
-    After an error nothing is left of it, and `path` is as it was.
+    After an error nothing is left of it, and `path` is as it was; an error of writing says the path.
 
     Args:
         resume: name of a file that says how far the writing got. A folder that holds it is kept after an error, also of
@@ -67,10 +68,17 @@ def whole_folder(path: Path, resume: str | None = None) -> Iterator[Path]:
     partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         clear()
+        _say_where(error, path)
         raise
     put_in_place(path)
+
+
+def _say_where(error: BaseException, path: Path) -> None:
+    """Name the path in an error of the system that names none, as those of a full disk do not."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def partial_of(path: Path) -> Path:
@@ -168,6 +176,23 @@ def check_writable(
         raise FolderError(f"{argument} is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
 
 
+class WriteError(OSError):
+    """What a run could not write, as on a full disk. The message says what is left and how to go on."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_of_a_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that there is no room to write: in the system's words, in those of
+    safetensors, which end with the system's number, or in those of `torch.save`, which gives no reason."""
+    if error is None:
+        return False
+    texts = ("inline_container", *(f"(os error {number})" for number in NO_ROOM))
+    found = isinstance(error, OSError) and error.errno in NO_ROOM
+    return found or any(text in str(error) for text in texts) or is_of_a_full_disk(error.__cause__)
+
+
 class FolderLock:
     """A lock that only one process holds: the one that may write to a folder.
 
@@ -205,9 +230,9 @@ class FolderLock:
             if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 break
             file.close()
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock is held, and what is written next says so
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         if self.file is not None:
             self.file.close()
         self.file = file

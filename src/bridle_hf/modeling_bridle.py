@@ -476,6 +476,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         fresh = BridleTokenizer(config)
         fresh.load_state_dict(fresh.state_dict() | {n: t for n, t in tables.items() if n in fresh.state_dict()})
         self.cold_start = None
+        del self.quantizer  # set again in its turn: sums over parameters, such as norms, are taken in their order
         for name in ("encoder", "quantize_layer", "quantizer", "estimator"):
             setattr(self, name, getattr(fresh, name).to(device).train(training))
 

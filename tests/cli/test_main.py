@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from bridle_hf.cli.main import COMMANDS, main
+from bridle_hf.files import WriteError
 
 SCRIPTS = {
     "pretrain": "pretrain",
@@ -73,3 +74,27 @@ def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("bridle_hf.cli.probe.main", interrupt)
     assert said(lambda: main(["probe"]), capsys, 130).err == "\nbridle probe: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "a/b"), "no room to write: [Errno 28] No space left on device: 'a/b'."),
+        (WriteError("b could not be written; make room"), "b could not be written; make room\n"),
+    ],
+)
+def test_a_full_disk_is_one_line(monkeypatch, capsys, error, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("bridle_hf.cli.features.main", fail)
+    assert said(lambda: main(["features"]), capsys, 1).err.startswith(f"\nbridle features: error: {line}")
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(*_):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("bridle_hf.cli.features.main", fail)
+    with pytest.raises(PermissionError):
+        main(["features"])

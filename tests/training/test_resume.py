@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or run out of disk lose nothing: what they end with is what they would have."""
 
+import errno
 import logging
 import os
 import pkgutil
@@ -16,6 +17,7 @@ import pytest
 from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
+from bridle_hf.cli.main import main
 from bridle_hf.cli.process import stop_signals
 from bridle_hf.files import FolderError
 from bridle_hf.training import load_recipe, pretrain
@@ -122,35 +124,42 @@ def test_twenty_killed_runs_end_like_one_left_alone(left_alone, tmp_path, tiny_r
     assert died >= 15
 
 
-def train_until_the_disk_is_full(recipe, overrides, method, call):
-    """From this call of a method of `Run` on no file may grow beyond 32 KB: to write more fails as on a full disk."""
-    original, calls = getattr(Run, method), []
+def train_until_the_disk_is_full(recipe, overrides, target, call):
+    """The command. From this call of a method on no file may grow beyond 32 KB: to write more fails as on a full disk.
+    A record, which is smaller, finds the disk full itself."""
+    original, calls = pkgutil.resolve_name(target), []
 
     def in_little_room(*arguments):
         calls.append(arguments)
-        if len(calls) == call:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))
+        if len(calls) < call:
+            return original(*arguments)
+        if target.endswith(".append"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))
         return original(*arguments)
 
-    with mock.patch.object(Run, method, in_little_room):
-        train(recipe, *overrides)
+    with mock.patch(target, in_little_room):
+        main(["pretrain", str(recipe), *overrides])
 
 
 @pytest.mark.parametrize(
-    ("method", "call", "what", "last"),
+    ("target", "call", "what", "last"),
     [
-        ("save", 3, "the checkpoint of step 5 of encoder-iter1", [(0, 2), (0, 4)]),
-        ("export", 1, "what encoder-iter1 trained", [(0, 4), (0, 5)]),
+        ("bridle_hf.training.run.Run.save", 3, "the checkpoint of step 5 of encoder-iter1", [(0, 2), (0, 4)]),
+        ("bridle_hf.training.run.Run.export", 1, "what encoder-iter1 trained", [(0, 4), (0, 5)]),
+        ("bridle_hf.training.metrics.MetricsFile.append", 5, "a record of metrics.jsonl", [(0, 2), (0, 4)]),
     ],
 )
-def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_recipe, method, call, what, last):
+def test_a_full_disk_leaves_the_last_good_checkpoint(left_alone, tmp_path, tiny_recipe, target, call, what, last):
     errors, folder = tmp_path / "errors", tmp_path / "run"
     overrides = (f"output_dir={folder}", "data.num_workers=1")
-    join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, method, call, errors=errors), errors, exitcode=1)
+    join(fork(train_until_the_disk_is_full, tiny_recipe, overrides, target, call, errors=errors), errors, exitcode=1)
     left = sorted((folder / "checkpoints").iterdir())  # nothing half-written beside them
     assert [(open_checkpoint(path).task, open_checkpoint(path).step) for path in left] == last
-    assert f"OSError: {what} could not be written" in (error := errors.read_text())
+    *before, error = errors.read_text().splitlines()
+    assert error.startswith(f"bridle pretrain: error: {what} could not be written")
     assert f"The last checkpoint is {left[-1]}; make room and start again." in error
+    assert not [line for line in before if "Traceback" in line]
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
     join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
     assert_equal(folder, left_alone(1))

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..extras import cure
+from ..files import WriteError, is_of_a_full_disk
 
 # Command -> its module, which is imported when it is called, and the line of `bridle --help`.
 COMMANDS = {
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(COMMANDS[command][0], __package__).main(words[1:], f"bridle {command}")
     except KeyboardInterrupt:
         parser.exit(130, f"\nbridle {command}: stopped\n")
+    except WriteError as error:  # it says how to go on
+        parser.exit(1, f"\nbridle {command}: error: {error}\n")
     except ModuleNotFoundError as error:
         missing = cure(error, f"bridle {command}")
         if missing is None:
@@ -69,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"{_explained(command).format_help()}\n{missing}")
         else:
             parser.exit(2, f"bridle {command}: error: {missing}")
+    except Exception as error:
+        if not is_of_a_full_disk(error):
+            raise
+        parser.exit(1, f"\nbridle {command}: error: no room to write: {error}. Make room and start again.\n")
 
 
 def _explained(command: str) -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ def train(run: Run, stop: Stop | None = None) -> bool:
     Raises:
         FloatingPointError: batch, loss or gradient held NaN or inf; `failure/` in the run's folder holds the step.
         RuntimeError: another process ended or hangs, or too many samples cannot be used.
-        OSError: a checkpoint could not be written; those before it are intact.
+        WriteError: a checkpoint or a record could not be written; the checkpoints before it are intact.
         FolderError: another run writes to the folder, or it cannot be written to.
         ValueError: a checkpoint that does not fit the run, or a finished run of another recipe in its folder.
     """
@@ -87,61 +87,60 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
-    bar = tqdm(total=task.steps, initial=first, desc=task.name, disable=not accelerator.is_main_process)
     clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
     upcoming = None
     if first == 0:
         clock.leave_out(run.evaluate(task, 0, model))
-    for number in range(first, task.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = task.learning_rate_at(number)
+    with tqdm(total=task.steps, initial=first, desc=task.name, disable=not accelerator.is_main_process) as bar:
+        for number in range(first, task.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = task.learning_rate_at(number)
 
-        done = number + 1
-        due = done % settings.checkpoint_steps == 0 or done == task.steps
-        step = upcoming or draw_step(run, task, bare, loader, number)
-        result = forward_backward(run, task, model, bare, step)
-        # While an accelerator computes, the next step is drawn. What is due to be saved is saved before data can fail,
-        # and a run that is stopped goes on from the position before.
-        position = run.loader.state_dict()
-        upcoming = None if due else draw_step(run, task, bare, loader, done)
-        status = check_step(run, step, result)
-        if status.reason is None:
-            # Codebooks first: they look at numbers on the host, for which it should not wait until the weights moved.
-            if result.statistics is not None:
-                task.update_(bare, result.statistics)
-            optimizer.step()
-        optimizer.zero_grad()
-        followed = {}
-        if status.reason is None:
-            generator = torch.Generator().manual_seed(seed_from(run.seed, task.index, number))
-            followed = task.after_step_(bare, step.batches, number, generator)
-        else:
-            skip_step(run, task, model, step, status.reason)
+            done = number + 1
+            due = done % settings.checkpoint_steps == 0 or done == task.steps
+            step = upcoming or draw_step(run, task, bare, loader, number)
+            result = forward_backward(run, task, model, bare, step)
+            # While an accelerator computes, the next step is drawn. What is due to be saved is saved before data can
+            # fail, and a run that is stopped goes on from the position before.
+            position = run.loader.state_dict()
+            upcoming = None if due else draw_step(run, task, bare, loader, done)
+            status = check_step(run, step, result)
+            if status.reason is None:
+                # Codebooks first: they look at numbers on the host, which should not wait until the weights moved.
+                if result.statistics is not None:
+                    task.update_(bare, result.statistics)
+                optimizer.step()
+            optimizer.zero_grad()
+            followed = {}
+            if status.reason is None:
+                generator = torch.Generator().manual_seed(seed_from(run.seed, task.index, number))
+                followed = task.after_step_(bare, step.batches, number, generator)
+            else:
+                skip_step(run, task, model, step, status.reason)
 
-        bar.update()
-        logs = done == 1 or done % settings.logging_steps == 0 or done == task.steps
-        if status.reason is None and logs:
-            record = {
-                **run.place(task, done),
-                "loss": status.loss,
-                "losses": mean_losses(result.losses, accelerator),
-                **task.measure(bare, result.output, step.batches[-1], accelerator),
-                **followed,
-                "lr": task.learning_rate_at(number),
-                "grad_norm": status.norm,
-                "steps_skipped": run.steps_skipped,
-                **run.skipped(),
-                **clock.read(run.samples_per_step, done),
-            }
-            run.log(task, bare, record)
-            bar.set_postfix(loss=f"{status.loss:.3f}", **run.shown, refresh=False)
-        del result  # its logits would stay through the next step
-        clock.leave_out(run.evaluate(task, done, model))
-        if due or status.stop:
-            checkpoint = run.save(task, done, model, optimizer, position, clock.minutes)
-        if status.stop:
-            break
-    bar.close()
+            bar.update()
+            logs = done == 1 or done % settings.logging_steps == 0 or done == task.steps
+            if status.reason is None and logs:
+                record = {
+                    **run.place(task, done),
+                    "loss": status.loss,
+                    "losses": mean_losses(result.losses, accelerator),
+                    **task.measure(bare, result.output, step.batches[-1], accelerator),
+                    **followed,
+                    "lr": task.learning_rate_at(number),
+                    "grad_norm": status.norm,
+                    "steps_skipped": run.steps_skipped,
+                    **run.skipped(),
+                    **clock.read(run.samples_per_step, done),
+                }
+                run.log(task, bare, record)
+                bar.set_postfix(loss=f"{status.loss:.3f}", **run.shown, refresh=False)
+            del result  # its logits would stay through the next step
+            clock.leave_out(run.evaluate(task, done, model))
+            if due or status.stop:
+                checkpoint = run.save(task, done, model, optimizer, position, clock.minutes)
+            if status.stop:
+                break
     accelerator.free_memory()
     return checkpoint
 

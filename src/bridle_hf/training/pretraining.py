@@ -217,7 +217,7 @@ def pretrain(
         RuntimeError: another process ended or hangs.
         UnusableDataError: too many samples cannot be used, or there is none.
         EvaluationError: a set that cannot be evaluated on.
-        OSError: a checkpoint could not be written; those before it are intact.
+        WriteError: a checkpoint or a record could not be written; the checkpoints before it are intact.
         TypeError: `overrides` of a recipe that has been read.
         ValueError: a checkpoint that does not fit the recipe, a finished run of another recipe in `output_dir`, or
             processes that do not know of each other.

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from ..codebook_bridle import world_size
 from ..data.listing import name_some
-from ..files import FolderLock, set_aside, write_whole
+from ..files import FolderLock, WriteError, set_aside, write_whole
 from ..recipe_reader import changed_keys, recipe_to_yaml
 from .arguments import OptimizationArguments
 from .checkpoints import (
@@ -120,8 +120,7 @@ class Run:
         on from the newest of the checkpoints that it wrote itself.
 
         Raises:
-            CheckpointError: the checkpoint that `resume` names is damaged, or it does not fit the recipe or the
-                processes.
+            CheckpointError: the checkpoint that `resume` names is damaged, or does not fit the recipe or the processes.
         """
         checkpoints = self.folder / "checkpoints"
         checkpoint = None if self.resume == "never" else find_checkpoint(checkpoints)
@@ -250,7 +249,7 @@ class Run:
             minutes: of training that the task took so far.
 
         Raises:
-            OSError: it could not be written. The checkpoints before it are as they were.
+            WriteError: it could not be written. The checkpoints before it are as they were.
         """
         with self.writing(f"the checkpoint of step {step} of {task.name}"):
             path = save_checkpoint(
@@ -278,7 +277,7 @@ class Run:
         return open_checkpoint(path, verify=False)
 
     def export(self, task: Task, checkpoint: Checkpoint) -> None:
-        """Export the results of a finished task; OSError if they could not be written."""
+        """Export the results of a finished task; WriteError if they could not be written."""
         model = self.build_model(task, checkpoint)
         with self.writing(f"what {task.name} trained"):
             task.export(model, self.folder, self.accelerator, checkpoint.state.get("minutes", 0.0))
@@ -291,7 +290,7 @@ class Run:
         except (OSError, SafetensorError) as error:
             last = next(reversed(list_checkpoints(self.folder / "checkpoints")), "none")
             why = f"{what} could not be written: {error}. The last checkpoint is {last}; make room and start again."
-            raise OSError(why) from error
+            raise WriteError(why) from error
 
     def end(self) -> None:
         """Log what was skipped and close the trackers."""
@@ -351,7 +350,8 @@ class Run:
         """Write one record to metrics.jsonl and to the trackers, and warn of what the task says of it."""
         if not self.accelerator.is_main_process:
             return
-        self.metrics.append(record)
+        with self.writing("a record of metrics.jsonl"):
+            self.metrics.append(record)
         self.accelerator.log(scalars(record), step=record["total_step"])
         if 2 * record["step"] < task.steps:
             return
