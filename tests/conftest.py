@@ -84,6 +84,7 @@ END_TO_END = (
     "tests/test_quantization.py::test_two_processes_agree_and_equal_one_with_all_rows",
     "tests/test_readme.py",
     "tests/test_safety.py",
+    "tests/test_sound_rates.py",
     "tests/test_space.py",
     "tests/test_tokenizer.py::test_a_compiled_encode_looks_at_no_codebook",
     "tests/training/test_bad_clips.py",

@@ -260,7 +260,7 @@ def extract_features(
 
     ```python
     inputs = extractor(clips, sampling_rate=16000, truncation=False, padding="longest", return_tensors="pt")
-    found = model.extract_features(**inputs, pooling="frame_bands", layers=6)
+    found = model.extract_features(**inputs, pooling="frame_bands", layers=6, hop_seconds=extractor.hop_seconds)
     found.features, found.times  # (B, T, F * D), (T,)
     ```
 
@@ -278,7 +278,7 @@ def extract_features(
             through the model as a whole.
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`, *optional*): windows at a time; all by default.
-        hop_seconds (`float`): seconds from frame to frame of a sound, 10 ms at 16 kHz.
+        hop_seconds (`float`): seconds from frame to frame of a sound, `extractor.hop_seconds`: 10 ms at 16 kHz.
 
     Returns:
         `features` float32 (B, d) or (B, T, d), with several layers and no `layer_weights` (B, L, ...); for frames also
@@ -307,5 +307,6 @@ def extract_features(
         real = valid.unflatten(1, (grid[0], -1))[:, :, 0].long()
     unit, times = config.patch_size[0], None
     if config.modality == "audio":
-        times = torch.arange(grid[0], device=values.device) * (unit * hop_seconds)
+        times = torch.arange(grid[0], dtype=torch.float64) * (unit * hop_seconds)  # rounded once, hours behind too
+        times = times.to(values.device, torch.float32)
     return BridleFeaturesOutput(features=features, times=times, frame_mask=real)

@@ -180,6 +180,7 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
     nearest = nearest_patches(codes, distances)
     samples = sounds({row for found in nearest.values() for row, _ in found})
     grid, rate = tokenizer.config.grid, examples.collate.sampling_rate
+    seconds = tokenizer.config.patch_size[0] * examples.collate.hop_seconds
     note = (
         "For codes of the first codebook, frequent ones first: the second around the patch nearest to the code, of the "
     )
@@ -188,7 +189,7 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
         sounding = []
         for row, patch in found:
             label = ", ".join([f"clip {row + 1}", *examples.labels_of(row)])
-            sound = excerpt(samples[row], rate, patch, grid, tokenizer.config.patch_size[0])
+            sound = excerpt(samples[row], rate, patch, grid, seconds)
             sounding.append(player(wav_in_base64(sound, rate), label))
         share = (codes[..., 0] == code)[valid].mean()
         parts.append(players(f"Code {code}, {_percent(share)} of the patches", sounding))
