@@ -42,6 +42,7 @@ END_TO_END = (
     "tests/data/test_bad_data.py::test_a_set_of_which_nothing_is_left_ends_the_run",
     "tests/data/test_bad_data.py::test_of_ten_hours_only_what_is_needed_is_decoded",
     "tests/data/test_in_hand.py",
+    "tests/data/test_long_sounds.py::test_an_hour_takes_the_memory_of_a_block",
     "tests/data/test_streaming.py::test_a_stopped_worker",
     "tests/data/test_streaming.py::test_a_worker_finalises_nothing_of_the_run",
     "tests/data/test_streaming.py::test_a_worker_of_a_run_that_died",

@@ -101,6 +101,17 @@ def pool(hidden_states, valid, pooling, has_cls, grid) -> torch.Tensor:
     return torch.cat([mean, variance.sqrt()], dim=-1)
 
 
+def window_hop(size: int, overlap: float, unit: int) -> int:
+    """Frames from the beginning of a window to that of the next; arguments as of `window_starts`.
+
+    Raises:
+        ValueError: `overlap` is no share in [0, 1).
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap: got {overlap}; it takes a share in [0, 1).")
+    return max(unit, int(size * (1 - overlap)) // unit * unit)
+
+
 def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int]:
     """Where windows over a clip begin, in frames: at multiples of `unit`, the last one reaching the clip's end.
 
@@ -109,11 +120,9 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
         overlap: share of a window that the next one sees again, in [0, 1).
         unit: frames of one patch, so that all windows have one grid.
     """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap: got {overlap}; it takes a share in [0, 1).")
+    hop = window_hop(size, overlap, unit)
     if length <= size:
         return [0]
-    hop = max(unit, int(size * (1 - overlap)) // unit * unit)
     last = math.ceil((length - size) / unit) * unit
     return [*range(0, last, hop), last]
 

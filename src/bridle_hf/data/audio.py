@@ -1,6 +1,9 @@
 """Audio: batches of log-mel features, and the modality."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import datasets
 import numpy as np
@@ -10,12 +13,14 @@ from ..demo_data import write_sound_set
 from ..feature_extraction_bridle import BridleFeatureExtractor
 from .arguments import DataArguments
 from .audio_augmentation import roll_magnitude, spec_augment
-from .audio_decoding import Channels, average, decode_audio, random_start
+from .audio_decoding import Channels, LongerError, average, decode_audio, random_start, stream_audio
 from .extensions import sound_extensions
 from .media import BadClipError
 from .modality import Modality
 
 PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention_mask", "auto_map", "processor_class")
+# A recording of more seconds is read block by block where that will do, and features are made of so many samples.
+LONG_SECONDS, PART_SAMPLES = 600, 2**20
 # Settings that came later, and what they were before: caches of then stay good.
 LATER = {"pad_short": False, "fmin": 20.0, "fmax": None, "frame_ms": 25.0, "hop_ms": 10.0} | {
     "num_channels": 1,
@@ -34,7 +39,9 @@ def channels_of(processor) -> Channels:
     return average if mixes else processor.choose_channels
 
 
-def audio_features(raw, data: DataArguments, processor, rng: np.random.Generator | None = None) -> np.ndarray:
+def audio_features(
+    raw, data: DataArguments, processor, rng: np.random.Generator | None = None, longest: float | None = None
+) -> np.ndarray:
     """`Modality.decode` of audio: normalised, unpadded log-mel features (frames, mel bins), of several channels
     (frames, channels, mel bins).
 
@@ -42,9 +49,10 @@ def audio_features(raw, data: DataArguments, processor, rng: np.random.Generator
 
     Raises:
         BadClipError: where `decode_audio` or the feature extractor refuses the recording.
+        LongerError: where it is longer than `longest` seconds.
     """
     part = None if rng is None else processor.seconds(window_frames(data, processor))
-    how = processor.hop_seconds, channels_of(processor)
+    how = processor.hop_seconds, channels_of(processor), longest
     return _log_mel(decode_audio(raw, processor.sampling_rate, data.min_seconds, part, rng, *how), processor)
 
 
@@ -55,6 +63,45 @@ def _log_mel(waveform: np.ndarray, processor) -> np.ndarray:
         return processor(waveform, sampling_rate=processor.sampling_rate, **settings)["input_values"][0]
     except ValueError as error:
         raise BadClipError(str(error)) from error
+
+
+@dataclass
+class LongSound:
+    """The features of a long recording in parts, each computed when it is asked for: iterate over it, anew each time.
+
+    A part holds the frames of `PART_SAMPLES`, the last one what is left; side by side they are what `audio_features`
+    gives, but for rounding.
+    """
+
+    raw: Any
+    data: DataArguments
+    processor: BridleFeatureExtractor
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        window, hop, unit = self.processor.window, self.processor.hop, self.processor.pad_to_multiple_of
+        frames = max(unit, PART_SAMPLES // hop)
+        enough = window + (frames + unit - 1) * hop  # the last part is a patch or more: the extractor asks for it
+        blocks, there = [], 0
+        settings = self.processor.sampling_rate, self.data.min_seconds, channels_of(self.processor)
+        for block in stream_audio(self.raw, *settings):
+            blocks.append(block)
+            there += len(block)
+            if there < enough:
+                continue
+            samples = np.concatenate(blocks)
+            while len(samples) >= enough:
+                yield _log_mel(samples[: window + (frames - 1) * hop], self.processor)
+                samples = samples[frames * hop :]
+            blocks, there = [samples], len(samples)
+        yield _log_mel(np.concatenate(blocks), self.processor)
+
+
+def streamed_features(raw, data: DataArguments, processor) -> np.ndarray | LongSound:
+    """`Modality.stream` of audio: `audio_features`, or of more than `LONG_SECONDS` a `LongSound`."""
+    try:
+        return audio_features(raw, data, processor, longest=LONG_SECONDS)
+    except LongerError:
+        return LongSound(raw, data, processor)
 
 
 def audio_waveform(raw, processor) -> np.ndarray:
@@ -166,6 +213,7 @@ AUDIO = Modality(
     column_names=("audio",),
     extensions=sound_extensions,
     decode=audio_features,
+    stream=streamed_features,
     cache_key=audio_cache_key,
     window=window_frames,
     collator=AudioCollator,

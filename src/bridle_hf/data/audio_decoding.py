@@ -26,6 +26,10 @@ BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
 Channels = Callable[[np.ndarray], np.ndarray]  # (n, channels) -> (n,) or (n, C)
 
 
+class LongerError(Exception):
+    """A recording that is longer than what is decoded as a whole."""
+
+
 def average(samples: np.ndarray) -> np.ndarray:
     """Mix channels: (n, channels) -> (n,). That it happens is said once a process."""
     if samples.shape[1] > 1:
@@ -46,6 +50,7 @@ def decode_audio(
     rng: np.random.Generator | None = None,
     hop_seconds: float = 0.01,
     channels: Channels = average,
+    longest: float | None = None,
 ) -> np.ndarray:
     """Decode one clip or a part of it, make of its channels what is asked for, and resample it.
 
@@ -58,6 +63,7 @@ def decode_audio(
         part_seconds: of a longer clip only a part of this length is decoded; `None` decodes all.
         rng: draws where the part begins, in steps of `hop_seconds`; without it is the clip's beginning.
         channels: what is made of the channels, by default their average.
+        longest: seconds; a recording whose header says more is not decoded.
 
     Returns:
         float32 waveform (samples,), or what `channels` makes of it, (samples, C); full scale is 1.
@@ -65,10 +71,13 @@ def decode_audio(
     Raises:
         BadClipError: where the clip is missing, corrupt, empty, shorter than `min_seconds`, holds NaN or inf, is
             refused by `channels`, or asks for more memory than is sensible.
+        LongerError: where the clip is longer than `longest`.
     """
 
     def choose(total: int, rate: int) -> tuple[int, int]:
         """First sample and number of samples of the part."""
+        if longest is not None and total > longest * rate:
+            raise LongerError
         length = total if part_seconds is None else min(total, round(part_seconds * rate))
         spare = int((total - length) / (hop_seconds * rate))
         return round(random_start(spare, rng) * hop_seconds * rate), length
@@ -89,16 +98,78 @@ def decode_audio(
                     waveform, rate = _decode_with_av(file, str(error), choose, channels)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
-    if len(waveform) == 0 or len(waveform) < min_seconds * rate:
+    _check_length(len(waveform), rate, min_seconds)
+    _check_samples(waveform, rate, sampling_rate, waveform.size)
+    return waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
+
+
+def stream_audio(
+    audio, sampling_rate: int, min_seconds: float = 0.0, channels: Channels = average
+) -> Iterator[np.ndarray]:
+    """The waveform of `decode_audio` in blocks, of any length: no more than a block is held.
+
+    The resampler goes on from block to block, so that the blocks side by side are the waveform, but for what a decoder
+    rounds.
+
+    Raises:
+        BadClipError: as of `decode_audio`; blocks before the damage have been given by then.
+    """
+    resampler, seen, block, rate = None, 0, np.empty(0, np.float32), sampling_rate
+    try:
+        for block, rate in _blocks(audio, sampling_rate, channels):
+            _check_samples(block, rate, sampling_rate, 0)
+            seen += len(block)
+            if rate == sampling_rate:
+                yield block
+                continue
+            if resampler is None:
+                made = 1 if block.ndim == 1 else block.shape[1]
+                resampler = soxr.ResampleStream(rate, sampling_rate, made, dtype="float32")
+            yield resampler.resample_chunk(block)
+    except OSError as error:
+        raise BadClipError(f"cannot be read: {error}") from error
+    _check_length(seen, rate, min_seconds)
+    if resampler is not None:
+        yield resampler.resample_chunk(block[:0], last=True)
+
+
+def _blocks(audio, sampling_rate: int, channels: Channels) -> Iterator[tuple[np.ndarray, int]]:
+    """(block of samples, rate) of a recording. Where soundfile gives up, FFmpeg goes on."""
+    if is_array(audio):
+        audio = {"array": audio, "sampling_rate": sampling_rate}
+    if isinstance(audio, dict) and audio.get("array") is not None:
+        for start in range(0, max(np.shape(audio["array"])), BLOCK_SAMPLES):
+            yield _part_of_array(audio["array"], audio["sampling_rate"], lambda *_: (start, BLOCK_SAMPLES), channels)  # noqa: B023
+        return
+    with open_file(audio) as file:
+        done = 0
+        try:
+            with soundfile.SoundFile(file) as opened:
+                for block in _soundfile_blocks(opened, max(1, BLOCK_SAMPLES // opened.channels), channels):
+                    done += len(block)
+                    yield block, opened.samplerate
+        except soundfile.LibsndfileError as error:
+            file.seek(0)
+            with _opened_with_av(file, str(error), channels) as (blocks, _, rate):
+                for block in blocks:
+                    skipped = min(done, len(block))
+                    done -= skipped
+                    yield block[skipped:], rate
+
+
+def _check_length(samples: int, rate: int, min_seconds: float) -> None:
+    """Raise a `BadClipError` for a recording without samples or of too few."""
+    if samples == 0 or samples < min_seconds * rate:
         needed = f"at least {min_seconds} s are needed" if min_seconds > 0 else "it holds no samples"
-        raise BadClipError(f"too short: {len(waveform) / rate:.3f} s, {needed}")
+        raise BadClipError(f"too short: {samples / rate:.3f} s, {needed}")
+
+
+def _check_samples(waveform: np.ndarray, rate: int, sampling_rate: int, size: int) -> None:
+    """Raise a `BadClipError` for samples that are not finite, or `size` of them that cannot be resampled."""
     if not np.isfinite(waveform).all():
         raise BadClipError("holds NaN or infinite samples")
-    if rate != sampling_rate:
-        if not can_resample(waveform.size, rate, sampling_rate):
-            raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
-        waveform = soxr.resample(waveform, rate, sampling_rate)
-    return waveform
+    if rate != sampling_rate and not can_resample(size, rate, sampling_rate):
+        raise BadClipError(f"has a sampling rate of {rate} Hz, of which no {sampling_rate} Hz can be made")
 
 
 def random_start(spare: int, rng: np.random.Generator | None) -> int:
