@@ -13,7 +13,7 @@ from ..demo_data import write_sound_set
 from ..feature_extraction_bridle import BridleFeatureExtractor
 from .arguments import DataArguments
 from .audio_augmentation import roll_magnitude, spec_augment
-from .audio_decoding import Channels, LongerError, average, decode_audio, random_start, stream_audio
+from .audio_decoding import Channels, LongerError, average, decode_audio, random_start, sound_header, stream_audio
 from .extensions import sound_extensions
 from .media import BadClipError
 from .modality import Modality
@@ -102,6 +102,14 @@ def streamed_features(raw, data: DataArguments, processor) -> np.ndarray | LongS
         return audio_features(raw, data, processor, longest=LONG_SECONDS)
     except LongerError:
         return LongSound(raw, data, processor)
+
+
+def sound_facts(raw, data: DataArguments, processor, decoded: np.ndarray) -> dict[str, float]:
+    """`Modality.facts` of audio, by the header of the file."""
+    samples, rate, channels = sound_header(raw, processor.sampling_rate)
+    frames = processor.frame_count(round(samples * processor.sampling_rate / rate))
+    facts = {"seconds": samples / rate, "rate": rate, "channels": channels}
+    return facts | {"frames": max(frames, len(decoded))}  # a header may say less than there is
 
 
 def audio_waveform(raw, processor) -> np.ndarray:
@@ -214,6 +222,7 @@ AUDIO = Modality(
     extensions=sound_extensions,
     decode=audio_features,
     stream=streamed_features,
+    facts=sound_facts,
     cache_key=audio_cache_key,
     window=window_frames,
     collator=AudioCollator,

@@ -82,25 +82,28 @@ def decode_audio(
         spare = int((total - length) / (hop_seconds * rate))
         return round(random_start(spare, rng) * hop_seconds * rate), length
 
+    waveform, rate = _decoded_part(audio, sampling_rate, choose, channels)
+    _check_length(len(waveform), rate, min_seconds)
+    _check_samples(waveform, rate, sampling_rate, waveform.size)
+    return waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
+
+
+def _decoded_part(audio, sampling_rate: int, choose, channels: Channels) -> tuple[np.ndarray, int]:
+    """The part that `choose(samples, rate)` gives as (start, length), at the rate of the recording, and that rate."""
     if is_array(audio):
         audio = {"array": audio, "sampling_rate": sampling_rate}
     try:
         if isinstance(audio, dict) and audio.get("array") is not None:
-            waveform, rate = _part_of_array(audio["array"], audio["sampling_rate"], choose, channels)
-        else:
-            with open_file(audio) as file:
-                try:
-                    waveform, rate = _decode_with_soundfile(file, choose, channels)
-                    if len(waveform) == 0:
-                        waveform, rate = _decode_stream(file, choose, channels, rate)
-                except soundfile.LibsndfileError as error:
-                    file.seek(0)
-                    waveform, rate = _decode_with_av(file, str(error), choose, channels)
+            return _part_of_array(audio["array"], audio["sampling_rate"], choose, channels)
+        with open_file(audio) as file:
+            try:
+                waveform, rate = _decode_with_soundfile(file, choose, channels)
+                return (waveform, rate) if len(waveform) else _decode_stream(file, choose, channels, rate)
+            except soundfile.LibsndfileError as error:
+                file.seek(0)
+                return _decode_with_av(file, str(error), choose, channels)
     except OSError as error:
         raise BadClipError(f"cannot be read: {error}") from error
-    _check_length(len(waveform), rate, min_seconds)
-    _check_samples(waveform, rate, sampling_rate, waveform.size)
-    return waveform if rate == sampling_rate else soxr.resample(waveform, rate, sampling_rate)
 
 
 def stream_audio(
@@ -155,6 +158,26 @@ def _blocks(audio, sampling_rate: int, channels: Channels) -> Iterator[tuple[np.
                     skipped = min(done, len(block))
                     done -= skipped
                     yield block[skipped:], rate
+
+
+def sound_header(audio, sampling_rate: int) -> tuple[int, int, int]:
+    """Samples, rate and channels of a clip that `decode_audio` takes, without decoding it; samples as its header says.
+
+    Raises:
+        BadClipError: it cannot be opened.
+    """
+    seen = []
+
+    def look(samples: np.ndarray) -> np.ndarray:
+        seen.append(samples.shape[1])
+        return samples[:, 0]
+
+    def choose(total: int, rate: int) -> tuple[int, int]:
+        seen[:] = [total, rate]
+        return 0, 1
+
+    _decoded_part(audio, sampling_rate, choose, look)
+    return tuple(seen[:3])
 
 
 def _check_length(samples: int, rate: int, min_seconds: float) -> None:
