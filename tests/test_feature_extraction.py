@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor
 
 from bridle_hf import feature_extraction_bridle as front_end
+from bridle_hf import filter_bank_bridle
 from bridle_hf.configuration_bridle import BridleConfig
 from bridle_hf.data import decode_audio
 from bridle_hf.feature_extraction_bridle import BridleFeatureExtractor, frame_count, kaldi_fbank, measure_mean_std
@@ -117,22 +118,42 @@ def test_frame_count(samples, frames):
         assert kaldi_fbank(torch.zeros(samples)).shape == (frames, 128)
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
-def test_times_are_those_of_the_frames(rate):
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 48000])
+@pytest.mark.parametrize("settings", [{}, {"frame_ms": 20.0, "hop_ms": 7.3}])
+def test_times_are_those_of_the_frames(rate, settings):
+    extractor = BridleFeatureExtractor(num_mel_bins=16, sampling_rate=rate, **settings)
     seconds, frame = 20, 1200
     clicks = torch.full((rate * seconds,), 1e-3)
-    at = frame * front_end.hop_seconds(rate) + 0.0125  # the middle of a window
+    at = frame * extractor.hop_seconds + extractor.frame_ms / 2000  # the middle of a window
     clicks[round(at * rate)] = 1.0
-    assert kaldi_fbank(clicks, rate, 16).mean(-1).argmax() == frame
-    assert round(front_end.window_seconds(rate, frame) * rate) == max(
-        samples for samples in range(rate * 11, rate * 13) if frame_count(samples, rate) == frame
-    ) - (int(rate * 0.01) - 1)
+    assert kaldi_fbank(clicks, rate, 16, **settings).mean(-1).argmax() == frame
+    samples = round(extractor.seconds(frame) * rate)
+    assert [extractor.frame_count(n) for n in (samples - 1, samples)] == [frame - 1, frame]
+    assert extractor.hop_seconds == int(rate * settings.get("hop_ms", 10) / 1000) / rate
+
+
+@pytest.mark.parametrize("name", kaldi.VARIANTS)
+def test_other_bands_windows_and_hops_equal_what_torchaudio_gave(name):
+    rate, bins, settings = kaldi.VARIANTS[name]
+    clip, expected = torch.from_numpy(kaldi.signal(rate)), load_file(kaldi.RECORDED)[f"fbank.{name}"]
+    actual = kaldi_fbank(clip.double(), rate, bins, **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(actual.numpy(), kaldi.fbank(clip.numpy(), rate, bins, **settings), atol=1e-3)
+    plain = kaldi_fbank(clip.double(), rate, bins)
+    if name == "32 kHz, all frequencies":  # half of the rate, which is what it is without
+        assert torch.equal(actual, plain)
+    else:
+        assert actual.shape != plain.shape or (actual - plain).abs().max() > 0.5
+    extractor = BridleFeatureExtractor(bins, rate, do_normalize=False, **settings)
+    values = extractor(clip, sampling_rate=rate, padding=False, return_tensors="pt").input_values[0]
+    centred = kaldi_fbank((clip - clip.mean()), rate, bins, **settings)
+    assert torch.equal(values, centred) and extractor.frame_count(len(clip)) == len(expected)
 
 
 def test_a_long_clip_is_transformed_in_parts(monkeypatch):
     clip, spectra, rfft = torch.stack([noise(16000), noise(16000, seed=1)]), [], torch.fft.rfft
     whole = kaldi_fbank(clip)
-    monkeypatch.setattr(front_end, "FRAMES_AT_ONCE", 40)
+    monkeypatch.setattr(filter_bank_bridle, "FRAMES_AT_ONCE", 40)
     monkeypatch.setattr(torch.fft, "rfft", lambda frames: spectra.append(frames.shape[-2]) or rfft(frames))
     torch.testing.assert_close(kaldi_fbank(clip), whole, atol=1e-4, rtol=0)
     assert spectra == [40, 40, 18]
@@ -146,7 +167,7 @@ def test_fbank_refuses_what_it_cannot_take():
 
 
 def test_fbank_can_be_differentiated_even_after_inference_mode():
-    front_end._window_and_filters.cache_clear()
+    filter_bank_bridle.window_and_filters.cache_clear()
     with torch.inference_mode():
         kaldi_fbank(noise(800))
     waveform = noise(800).requires_grad_()

@@ -50,6 +50,20 @@ def test_rows_are_padded_to_whole_patches_while_collating(extractor):
     assert [len(x) for x in extractor.pad(rows, padding=False)["input_values"]] == [23, 98]
 
 
+def test_several_channels_are_padded_as_one(extractor):
+    stereo = BridleFeatureExtractor(max_length=128, num_channels=2)
+    clips = [noise(8000).view(2, 4000), noise(32000).view(2, 16000)]
+    rows = [{key: value[0] for key, value in stereo(c, sampling_rate=RATE, padding=False).items()} for c in clips]
+    expected = stereo(clips, sampling_rate=RATE, padding="longest", return_tensors="pt")
+    for given in (rows, {key: [row[key] for row in rows] for key in rows[0]}):
+        batch = stereo.pad(given, return_tensors="pt")
+        assert batch["input_values"].shape == (2, 112, 2, 128)
+        assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    cut = stereo.pad(rows, max_length=96, padding="max_length", truncation=True, return_tensors="pt")
+    assert cut["input_values"].shape == (2, 96, 2, 128)
+    assert [x.shape for x in stereo.pad(rows, padding=False)["input_values"]] == [(23, 2, 128), (98, 2, 128)]
+
+
 def test_samples_given_for_frames_are_warned_of(extractor, monkeypatch):
     warnings = []
     monkeypatch.setattr(front_end.logger, "warning_once", warnings.append)

@@ -49,6 +49,7 @@ FLOORS = [
     {"configuration_bridle"},
     {
         "modeling_bridle",
+        "filter_bank_bridle",
         "feature_extraction_bridle",
         "image_processing_bridle",
         "video_processing_bridle",

@@ -140,7 +140,7 @@ def test_position_size_is_checked(size):
         image_config(position_size=size)
 
 
-@pytest.mark.parametrize(("modality", "made"), [("image", 3), ("video", 3), ("audio", 1)])
+@pytest.mark.parametrize(("modality", "made"), [("image", 3), ("video", 3)])
 def test_a_recipe_takes_the_channels_that_processors_make(tmp_path, modality, made):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"output_dir: x\ndata: {{dataset: x}}\nphases: [{{steps: 1}}]\nmodel: {{modality: {modality}}}")
@@ -148,6 +148,18 @@ def test_a_recipe_takes_the_channels_that_processors_make(tmp_path, modality, ma
     for number in {1, 3, 4} - {made}:
         with pytest.raises(RecipeError, match=f"`num_channels` is {number}; {modality} data takes {made}"):
             load_recipe(recipe, [f"model.num_channels={number}"])
+
+
+def test_a_recipe_of_sounds_takes_several_channels(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output_dir: x\ndata: {dataset: x}\nphases: [{steps: 1}]")
+    assert load_recipe(recipe).build_processor().num_channels == 1
+    for number in (2, 64):
+        assert load_recipe(recipe, [f"model.num_channels={number}"]).build_processor().num_channels == number
+    with pytest.raises(RecipeError, match="`num_channels` is 65; audio data takes 1 to 64"):
+        load_recipe(recipe, ["model.num_channels=65"])
+    with pytest.raises(ValueError, match="num_channels of the processor is 2; the model takes 1"):
+        load_recipe(recipe, ["processor.num_channels=2"]).build_processor()
 
 
 def test_other_channels_are_refused_for_a_processor(tmp_path):

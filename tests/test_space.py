@@ -89,7 +89,7 @@ def test_of_a_long_sound_the_beginning_is_looked_at_and_that_is_said(listener, f
     noise = np.random.default_rng(0).normal(size=16000 * 60) / 9
     samples = np.concatenate([tone(930, 0.8).astype(np.float32), noise.astype(np.float32)])
     soundfile.write(folder / "minute.wav", samples, 16000)
-    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 16000)  # no more is decoded
+    monkeypatch.setattr("bridle_hf.data.audio_decoding.MAX_SAMPLES", 16000)  # no more is decoded
     assert listener(str(folder / "minute.wav"))[1] == listener(str(folder / "longer.wav"))[1]
 
 

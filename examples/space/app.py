@@ -20,10 +20,10 @@ from transformers import AutoFeatureExtractor
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining
 from bridle_hf.cli.checks import setting_up
 from bridle_hf.data import MODALITIES, BadClipError, decode_audio
+from bridle_hf.data.audio import channels_of
 from bridle_hf.data.extensions import sound_extensions
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
-from bridle_hf.feature_extraction_bridle import window_seconds
 from bridle_hf.loading import open_model
 
 NEIGHBOURS = 3
@@ -56,7 +56,7 @@ def find_sounds(folder):
 
 def window_of(extractor):
     """Seconds of sound that an extractor looks at."""
-    return window_seconds(extractor.sampling_rate, extractor.max_length)
+    return extractor.seconds(extractor.max_length)
 
 
 def read(path, extractor):
@@ -67,7 +67,7 @@ def read(path, extractor):
     """
     rate, seconds = extractor.sampling_rate, window_of(extractor)
     try:
-        samples = decode_audio(path, rate, part_seconds=seconds + MARGIN)
+        samples = decode_audio(path, rate, part_seconds=seconds + MARGIN, channels=channels_of(extractor))
         return extractor(samples, sampling_rate=rate, return_tensors="pt"), len(samples) > seconds * rate
     except (BadClipError, ValueError) as error:
         raise gradio.Error(str(error)) from error

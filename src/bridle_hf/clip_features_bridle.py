@@ -101,6 +101,17 @@ def pool(hidden_states, valid, pooling, has_cls, grid) -> torch.Tensor:
     return torch.cat([mean, variance.sqrt()], dim=-1)
 
 
+def window_hop(size: int, overlap: float, unit: int) -> int:
+    """Frames from the beginning of a window to that of the next; arguments as of `window_starts`.
+
+    Raises:
+        ValueError: `overlap` is no share in [0, 1).
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap: got {overlap}; it takes a share in [0, 1).")
+    return max(unit, int(size * (1 - overlap)) // unit * unit)
+
+
 def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int]:
     """Where windows over a clip begin, in frames: at multiples of `unit`, the last one reaching the clip's end.
 
@@ -109,11 +120,9 @@ def window_starts(length: int, size: int, overlap: float, unit: int) -> list[int
         overlap: share of a window that the next one sees again, in [0, 1).
         unit: frames of one patch, so that all windows have one grid.
     """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap: got {overlap}; it takes a share in [0, 1).")
+    hop = window_hop(size, overlap, unit)
     if length <= size:
         return [0]
-    hop = max(unit, int(size * (1 - overlap)) // unit * unit)
     last = math.ceil((length - size) / unit) * unit
     return [*range(0, last, hop), last]
 
@@ -260,7 +269,7 @@ def extract_features(
 
     ```python
     inputs = extractor(clips, sampling_rate=16000, truncation=False, padding="longest", return_tensors="pt")
-    found = model.extract_features(**inputs, pooling="frame_bands", layers=6)
+    found = model.extract_features(**inputs, pooling="frame_bands", layers=6, hop_seconds=extractor.hop_seconds)
     found.features, found.times  # (B, T, F * D), (T,)
     ```
 
@@ -278,7 +287,7 @@ def extract_features(
             through the model as a whole.
         overlap (`float`): share of a window that the next one sees again.
         batch_size (`int`, *optional*): windows at a time; all by default.
-        hop_seconds (`float`): seconds from frame to frame of a sound, 10 ms at 16 kHz.
+        hop_seconds (`float`): seconds from frame to frame of a sound, `extractor.hop_seconds`: 10 ms at 16 kHz.
 
     Returns:
         `features` float32 (B, d) or (B, T, d), with several layers and no `layer_weights` (B, L, ...); for frames also
@@ -307,5 +316,6 @@ def extract_features(
         real = valid.unflatten(1, (grid[0], -1))[:, :, 0].long()
     unit, times = config.patch_size[0], None
     if config.modality == "audio":
-        times = torch.arange(grid[0], device=values.device) * (unit * hop_seconds)
+        times = torch.arange(grid[0], dtype=torch.float64) * (unit * hop_seconds)  # rounded once, hours behind too
+        times = times.to(values.device, torch.float32)
     return BridleFeaturesOutput(features=features, times=times, frame_mask=real)

@@ -333,7 +333,7 @@ class BridleConfig(PreTrainedConfig):
         input_size (`tuple[int]`): (frames, mel bins), (height, width) or (frames, height, width). Inputs of another
             size work wherever `patch_size` divides them.
         patch_size (`tuple[int]`): size of one patch along the same axes.
-        num_channels (`int`): input channels.
+        num_channels (`int`): input channels. Sounds of several have inputs (B, frames, channels, mel bins).
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder, ViT-B by default.
             `intermediate_size` is four times `hidden_size` when left out.
         drop_path_rate (`float`): stochastic depth of the last encoder layer, growing linearly with depth.

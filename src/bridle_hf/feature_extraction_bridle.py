@@ -1,8 +1,7 @@
-"""Audio front-end of BRIDLE: Kaldi log-mel filter banks of mono clips, padded, masked and normalised."""
+"""Audio front-end of BRIDLE: Kaldi log-mel filter banks of clips, padded, masked and normalised."""
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -12,13 +11,22 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType, logging
 
 from .checks_bridle import TINY, check_kind, check_number
+from .filter_bank_bridle import (
+    FLOOR,
+    FMIN,
+    FRAME_MS,
+    HOP_MS,
+    PREEMPHASIS,
+    check_band,
+    check_frames,
+    frame_count,
+    kaldi_fbank,
+    window_and_filters,
+    window_and_hop,
+)
 
 logger = logging.get_logger(__name__)
 
-WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
-PREEMPHASIS = 0.97
-LOWEST_HZ = 20.0
-FLOOR = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm, in every dtype
 INT16_SCALE = 32768.0
 # What may be resampled. Beyond that ratio of the rates a header is broken; so many samples are 400 MB.
 MAX_RATE_RATIO, MAX_SAMPLES = 1000, 100_000_000
@@ -27,104 +35,12 @@ FAR_ABOVE = 4  # times the extractor's own `max_length`: samples given for frame
 LOUD = 256.0  # no recording scaled to [-1, 1] peaks here, but int16 samples cast to float do
 ABSURD = 2.0**31  # nothing peaks beyond, not even int32 samples cast to float: the power of 1e18 is infinite in float32
 MAX_MEL_BINS, MAX_RATE, MAX_FRAMES = 4096, 10_000_000, 10_000_000  # of settings; so many frames are 28 hours
-FRAMES_AT_ONCE = 8192  # 82 s: a filter bank of hours takes no more memory than its result beside that of these frames
-
-
-def frame_count(num_samples: int, sampling_rate: int = 16000) -> int:
-    """Number of whole 25 ms windows, 10 ms apart, in `num_samples` samples; 0 where not one fits."""
-    window, hop = _window_and_hop(sampling_rate)
-    return 0 if num_samples < window else 1 + (num_samples - window) // hop
-
-
-def kaldi_fbank(waveforms: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int = 128) -> torch.Tensor:
-    """Log-mel filter bank energies as Kaldi computes them.
-
-    Equal to `torchaudio.compliance.kaldi.fbank(..., htk_compat=True, use_energy=False, window_type="hanning",
-    dither=0.0)`: 25 ms symmetric Hanning window every 10 ms, only windows that fit (snip_edges), the mean of each
-    window removed, pre-emphasis 0.97, power spectrum, triangular filters from 20 Hz to the Nyquist frequency, natural
-    logarithm above a floor of 1.19e-7. At 16 kHz, the lowest of 128 filters are narrower than the 31.25 Hz between
-    two DFT bins, and the fourth holds no bin at all: it stays at the floor, -15.94, as in Kaldi.
-
-    Args:
-        waveforms: (..., samples), float32 or float64, any device; BRIDLE's scale is [-1, 1].
-        sampling_rate: in Hz.
-        num_mel_bins: number of filters.
-
-    Returns:
-        (..., frames, num_mel_bins), dtype and device of `waveforms`, frames = `frame_count(samples, sampling_rate)`.
-
-    Raises:
-        ValueError: `waveforms` is neither float32 nor float64, or shorter than one window.
-    """
-    if waveforms.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"waveforms has dtype {waveforms.dtype}; kaldi_fbank takes float32 or float64.")
-    size, hop = _window_and_hop(sampling_rate)
-    if waveforms.shape[-1] < size:
-        raise ValueError(f"waveforms has {waveforms.shape[-1]} samples; one window takes {size}.")
-    window, filters = _window_and_filters(sampling_rate, num_mel_bins, waveforms.dtype, waveforms.device)
-
-    # The order of the next operations is Kaldi's and torchaudio's: bins far below the loudest one consist of rounding
-    # errors, and algebraically equal shortcuts (one pre-emphasis for the whole clip) end up 5e-3 apart on real clips.
-    def log_mel(frames: torch.Tensor) -> torch.Tensor:
-        frames = frames - frames.mean(-1, keepdim=True)
-        frames = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]  # the first sample is dropped: its window weight is 0
-        fft_size = 2 * (filters.shape[0] - 1)
-        # in place from here on: on a CPU, memory that is new costs as much as what is computed into it
-        frames = torch.nn.functional.pad(frames.mul_(window[1:]), (1, fft_size - size))  # (..., t, fft_size)
-        spectrum = torch.fft.rfft(frames)
-        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (..., t, fft_size / 2 + 1)
-        return (power @ filters).clamp_(min=FLOOR).log_()  # (..., t, num_mel_bins)
-
-    frames = waveforms.unfold(-1, size, hop)  # (..., T, size), a view
-    parts = [log_mel(part) for part in frames.split(FRAMES_AT_ONCE, dim=-2)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
-
-
-def hop_seconds(sampling_rate: int) -> float:
-    """Seconds between two frames: 10 ms, or less where that is no whole number of samples: 9.977 at 22.05 kHz."""
-    return _window_and_hop(sampling_rate)[1] / sampling_rate
-
-
-def window_seconds(sampling_rate: int, frames: int) -> float:
-    """Length in seconds of what `frames` frames see."""
-    window, hop = _window_and_hop(sampling_rate)
-    return frames * (hop / sampling_rate) + window / sampling_rate - hop / sampling_rate
 
 
 def can_resample(num_samples: int, rate: float, sampling_rate: int) -> bool:
     """Whether a clip of so many samples at `rate` can be brought to `sampling_rate`, in Hz."""
     in_range = sampling_rate / MAX_RATE_RATIO <= rate <= sampling_rate * MAX_RATE_RATIO
     return in_range and num_samples * (sampling_rate / rate) <= MAX_SAMPLES
-
-
-def _window_and_hop(sampling_rate: int) -> tuple[int, int]:
-    return int(sampling_rate * WINDOW_SECONDS), int(sampling_rate * HOP_SECONDS)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # tables made inside inference mode could not be used by autograd later
-def _window_and_filters(
-    sampling_rate: int, num_mel_bins: int, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hanning window (size,) and mel filters (fft_size / 2 + 1, num_mel_bins), triangles on the mel axis.
-
-    The filters are computed in float32 as in Kaldi: a weight near zero is mostly rounding, and the logarithm shows it.
-    """
-    size, _ = _window_and_hop(sampling_rate)
-    window = torch.hann_window(size, periodic=False, dtype=dtype, device=device)
-
-    def mel(hertz: float) -> float:
-        return 1127.0 * math.log(1.0 + hertz / 700.0)
-
-    fft_size = 2 ** math.ceil(math.log2(size))
-    hertz = (sampling_rate / fft_size) * torch.arange(fft_size // 2, dtype=torch.float32, device="cpu")
-    bins = 1127.0 * (1.0 + hertz / 700.0).log()  # (fft_size / 2,)
-    width = (mel(sampling_rate / 2) - mel(LOWEST_HZ)) / (num_mel_bins + 1)
-    index = torch.arange(num_mel_bins, device="cpu")[:, None]
-    left, centre, right = (mel(LOWEST_HZ) + (index + shift) * width for shift in (0.0, 1.0, 2.0))  # (mel, 1)
-    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0.0)
-    filters = torch.nn.functional.pad(filters, (0, 1))  # Kaldi leaves the Nyquist bin out
-    return window, filters.T.contiguous().to(device, dtype)
 
 
 def front_end(extractor: "BridleFeatureExtractor") -> dict[str, np.ndarray]:
@@ -135,16 +51,16 @@ def front_end(extractor: "BridleFeatureExtractor") -> dict[str, np.ndarray]:
         `sampling_rate` in Hz, `hop` in samples, `preemphasis`, `floor` under the logarithm, `mean` and `std`: a frame
         is (log-mel - mean) / (2 std), or left as it is where the extractor does not normalise (0 and 0.5).
     """
-    rate, (_, hop) = extractor.sampling_rate, _window_and_hop(extractor.sampling_rate)
-    window, filters = _window_and_filters(rate, extractor.num_mel_bins, torch.float32, torch.device("cpu"))
+    window, filters = extractor.window_and_filters()
     mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
-    numbers = {"sampling_rate": rate, "hop": hop, "preemphasis": PREEMPHASIS, "floor": FLOOR, "mean": mean, "std": std}
+    numbers = {"sampling_rate": extractor.sampling_rate, "hop": extractor.hop}
+    numbers |= {"preemphasis": PREEMPHASIS, "floor": FLOOR, "mean": mean, "std": std}
     tables = {"window": window.numpy(), "filters": filters.numpy()}
     return tables | {name: np.array(value) for name, value in numbers.items()}
 
 
 class BridleFeatureExtractor(SequenceFeatureExtractor):
-    """Turns mono clips into normalised log-mel frames: `input_values` and `attention_mask`.
+    """Turns clips into normalised log-mel frames: `input_values` and `attention_mask`.
 
     Per clip: mean of the waveform removed, `kaldi_fbank`, (x - mean) / (2 std), padding with zeros after the
     normalisation. A clip gives the same frames alone and in a padded batch.
@@ -152,7 +68,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
     Args:
         num_mel_bins: mel filters, the width of `input_values`.
         sampling_rate: the rate in Hz that clips must have; nothing is resampled.
-        max_length: frames (10 ms each) that `padding="max_length"` pads to and truncation cuts to. The reference
+        max_length: frames (of `hop_ms` each) that `padding="max_length"` pads to and truncation cuts to. The reference
             code takes 1024 for 10 s clips and 512 for ESC-50.
         mean, std: of the log-mel values of the data; the defaults are AudioSet's, and for ESC-50 the paper has
             -6.6268077 and 5.358466 (table 5). `measure_mean_std` measures them.
@@ -161,10 +77,16 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         pad_short: take clips shorter than a patch, too, padded; otherwise they are refused.
         padding_value: what fills padded frames.
         return_attention_mask: whether calls return `attention_mask` unless they say otherwise.
+        fmin, fmax: where the lowest mel filter begins and the highest ends, in Hz; half of `sampling_rate` without.
+        frame_ms, hop_ms: length of the window of a frame and distance of two frames, in ms, cut to whole samples.
+        num_channels: channels of `input_values`. With more than one, clips are (channels, samples) or (samples,
+            channels), and a mono clip is repeated.
+        channel: of `num_channels` 1: which channel of a file is taken, from 0 on; without, all of them are averaged.
+            Whoever reads files asks `choose_channels`; the clips of a call are mono.
 
     Raises:
         ValueError: a number that is not finite or out of its range, such as an `std` that is not positive or a
-            `max_length` shorter than one patch; or `padding_side` is not "right".
+            `max_length` shorter than one patch; `padding_side` is not "right"; a `channel` of several `num_channels`.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -181,12 +103,25 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         return_attention_mask: bool = True,
         pad_short: bool = False,
+        fmin: float = FMIN,
+        fmax: float | None = None,
+        frame_ms: float = FRAME_MS,
+        hop_ms: float = HOP_MS,
+        num_channels: int = 1,
+        channel: int | None = None,
         **kwargs,
     ):
         kwargs.pop("feature_size", None)  # written by `to_dict`; always `num_mel_bins`
         check_number("num_mel_bins", num_mel_bins, 1, MAX_MEL_BINS, f"1 to {MAX_MEL_BINS} filters", whole=True)
         takes = f"100 Hz or more, a sample a frame of 10 ms, and at most {MAX_RATE}"
         check_number("sampling_rate", sampling_rate, 100, MAX_RATE, takes, whole=True)
+        check_band(fmin, fmax, sampling_rate)
+        check_frames(frame_ms, hop_ms, sampling_rate)
+        check_number("num_channels", num_channels, 1, MAX_CHANNELS, f"1 to {MAX_CHANNELS} channels", whole=True)
+        if channel is not None:
+            check_number("channel", channel, 0, MAX_CHANNELS - 1, "the number of a channel, from 0 on", whole=True)
+            if num_channels > 1:
+                raise ValueError(f"channel is {channel} and num_channels {num_channels}; a chosen channel is one.")
         check_number("mean", mean, -math.inf, math.inf, "a finite number, the mean of the data's log-mel values")
         check_number("std", std, TINY, math.inf, "a positive number, the deviation of the data's log-mel values")
         check_number("padding_value", padding_value, -math.inf, math.inf, "a finite number")
@@ -202,6 +137,54 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         self.max_length = self._checked_max_length(max_length)
         self.return_attention_mask = return_attention_mask
         self.pad_short = pad_short
+        self.fmin, self.fmax, self.frame_ms, self.hop_ms = fmin, fmax, frame_ms, hop_ms
+        self.num_channels, self.channel = num_channels, channel
+
+    @property
+    def window(self) -> int:
+        """Samples that a frame sees."""
+        return window_and_hop(self.sampling_rate, self.frame_ms, self.hop_ms)[0]
+
+    @property
+    def hop(self) -> int:
+        """Samples from frame to frame."""
+        return window_and_hop(self.sampling_rate, self.frame_ms, self.hop_ms)[1]
+
+    @property
+    def hop_seconds(self) -> float:
+        """Seconds from frame to frame: 10 ms, or less where that is no whole number of samples: 9.977 at 22.05 kHz."""
+        return self.hop / self.sampling_rate
+
+    def seconds(self, frames: int) -> float:
+        """Length in seconds of what `frames` frames see."""
+        return frames * self.hop_seconds + self.window / self.sampling_rate - self.hop_seconds
+
+    def frame_count(self, num_samples: int) -> int:
+        """Frames of a clip of so many samples, see `frame_count`."""
+        return frame_count(num_samples, self.sampling_rate, self.frame_ms, self.hop_ms)
+
+    def window_and_filters(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights of a frame (`window`,) and mel filters (frequencies, num_mel_bins), float32."""
+        band = self.fmin, self.sampling_rate / 2 if self.fmax is None else self.fmax
+        where = torch.float32, torch.device("cpu")
+        return window_and_filters(self.sampling_rate, self.num_mel_bins, self.window, band, *where)
+
+    def choose_channels(self, samples):
+        """Samples (n, channels) of a recording, an array or tensor, as the extractor takes them: (n,), or with
+        `num_channels` above 1 (n, num_channels).
+
+        Raises:
+            ValueError: the recording lacks the channel, or has another number of them.
+        """
+        there = samples.shape[1]
+        if self.num_channels == 1 and self.channel is None:
+            return samples.mean(1)
+        if self.num_channels == 1 and self.channel < there:
+            return samples[:, self.channel]
+        if self.num_channels > 1 and there in (1, self.num_channels):
+            return samples[:, [0] * self.num_channels] if there == 1 else samples
+        takes = f"channel {self.channel}" if self.num_channels == 1 else f"1 or {self.num_channels} channels"
+        raise ValueError(f"has {there} channel{'s' * (there > 1)}; the feature extractor takes {takes}")
 
     @classmethod
     def from_dict(cls, feature_extractor_dict, **kwargs):
@@ -225,7 +208,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             raw_speech: one mono clip (array, tensor or list of floats), a list of clips, or an array or tensor
                 (B, samples). Scale: floats are samples in [-1, 1]; int16 is divided by 32768. Tensors are processed on
                 their own device. An array of shape (2, samples) is refused, since it may be a stereo clip; pass two
-                clips as a list.
+                clips as a list. With `num_channels` above 1, a clip is (channels, samples) or (samples, channels), or
+                mono, and a batch in one array has an axis more.
             sampling_rate: of `raw_speech` in Hz, to be checked against the extractor's.
             padding: "max_length" pads to `max_length` frames; "longest" or True to the longest clip of the batch; both
                 then up to a multiple of `pad_to_multiple_of`. False or "do_not_pad" pads nothing.
@@ -235,18 +219,19 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask: overrides the extractor's setting.
 
         Returns:
-            `input_values` (B, frames, num_mel_bins) float32 and, if asked for, `attention_mask` (B, frames) int64: 1
-            for the 1 + (samples - 400) // 160 frames (at 16 kHz) a clip really has, 0 for padding.
+            `input_values` (B, frames, num_mel_bins) float32, with several channels (B, frames, num_channels,
+            num_mel_bins); and, if asked for, `attention_mask` (B, frames) int64: 1 for the 1 + (samples - 400) // 160
+            frames (at 16 kHz) a clip really has, 0 for padding.
 
         Raises:
-            ValueError: wrong sampling rate; several channels; NaN, inf or samples beyond 2^31, as of a damaged file;
+            ValueError: wrong sampling rate or channels; NaN, inf or samples beyond 2^31, as of a damaged file;
                 samples that are neither int16 nor floats; an empty clip or one shorter than a patch; unknown `padding`;
                 a clip longer than `max_length` with `padding="max_length"` and `truncation=False`; unequal lengths that
                 cannot become one tensor.
         """
         self._check_sampling_rate(sampling_rate)
         max_length = self.max_length if max_length is None else self._checked_max_length(max_length)
-        clips = _split(raw_speech)
+        clips = _split(raw_speech, self.num_channels)
         names = ["raw_speech"] if len(clips) == 1 else [f"raw_speech[{i}]" for i in range(len(clips))]
         # Clip by clip: no work is spent on padding, a clip's frames stay in the processor's cache, and a clip cannot
         # depend on its neighbours.
@@ -262,10 +247,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         input_values, attention_mask = [], []
         for x, length, total in zip(features, lengths, padded, strict=True):
             if self.do_normalize:
-                x = x.sub_(self.mean).div_(2 * self.std)  # (frames, mel), of this call alone: hours need no copies
+                x = x.sub_(self.mean).div_(2 * self.std)  # (frames, ...), of this call alone: hours need no copies
             values = x
             if total > length:
-                values = x.new_full((total, self.num_mel_bins), self.padding_value)
+                values = x.new_full((total, *x.shape[1:]), self.padding_value)
                 values[:length] = x
             mask = torch.zeros(total, dtype=torch.int64, device=x.device)
             mask[:length] = 1
@@ -296,16 +281,28 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         """
         if pad_to_multiple_of is None:
             pad_to_multiple_of = self.pad_to_multiple_of
-        return super().pad(processed_features, padding, max_length, truncation, pad_to_multiple_of, **options)
+        settings = padding, max_length, truncation, pad_to_multiple_of
+        if self.num_channels == 1:
+            return super().pad(processed_features, *settings, **options)
+        if isinstance(processed_features, list | tuple):
+            processed_features = {key: [row[key] for row in processed_features] for key in processed_features[0]}
+        name = self.model_input_names[0]
+        arrays = [x if hasattr(x, "reshape") else np.asarray(x) for x in processed_features[name]]
+        flat = {name: [x.reshape(len(x), -1) for x in arrays]}  # the library pads two axes and no more
+        padded = super().pad(processed_features | flat, *settings, **options)
+        whole = hasattr(padded[name], "ndim") and padded[name].ndim > 1  # and no list or array of arrays
+        rows = [x.reshape(*x.shape[:-1], self.num_channels, -1) for x in ([padded[name]] if whole else padded[name])]
+        padded[name] = rows[0] if whole else rows
+        return padded
 
     def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
-        """Log-mel values (frames, mel) of one clip, before normalisation."""
-        clip = as_waveform(raw_clip, name)
-        frames = frame_count(len(clip), self.sampling_rate)
-        window, hop = _window_and_hop(self.sampling_rate)
+        """Log-mel values (frames, mel) or (frames, channels, mel) of one clip, before normalisation."""
+        clip = self.waveform(raw_clip, name)  # (samples,) or (channels, samples)
+        samples, window, hop = clip.shape[-1], self.window, self.hop
+        frames = self.frame_count(samples)
         if frames < self.pad_to_multiple_of and not self.pad_short:
             raise ValueError(
-                f"{name} has {len(clip)} samples; a clip takes at least "
+                f"{name} has {samples} samples; a clip takes at least "
                 f"{window + (self.pad_to_multiple_of - 1) * hop} samples at {self.sampling_rate} Hz, the "
                 f"{self.pad_to_multiple_of} frames of one patch; an extractor with pad_short=True pads it."
             )
@@ -322,12 +319,45 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
                 f"raw_speech has a clip of floats that peaks above {LOUD:.0f}; floats are taken to be in [-1, 1]: pass "
                 "int16 samples as int16, or divide them by 32768."
             )
-        if frames == 0:  # less than one window of 25 ms
-            clip = torch.nn.functional.pad(clip, (0, window - len(clip)))
-        clip = clip - clip.mean()  # reference code; only rounding differs, each window loses its own mean too
+        if frames == 0:  # less than one window
+            clip = torch.nn.functional.pad(clip, (0, window - samples))
+        clip = clip - clip.mean(
+            -1, keepdim=True
+        )  # reference code; only rounding differs, each window loses its own mean too
         if max_frames is not None and frames > max_frames:
-            clip = clip[: window + (max_frames - 1) * hop]
-        return kaldi_fbank(clip, self.sampling_rate, self.num_mel_bins)
+            clip = clip[..., : window + (max_frames - 1) * hop]
+        settings = self.fmin, self.fmax, self.frame_ms, self.hop_ms
+        values = kaldi_fbank(clip, self.sampling_rate, self.num_mel_bins, *settings)
+        return values if values.ndim == 2 else values.transpose(0, 1).contiguous()
+
+    def waveform(self, clip: Any, name: str, mix: bool = False) -> torch.Tensor:
+        """One clip as a float32 tensor in [-1, 1]: (samples,), or with `num_channels` above 1 (channels, samples).
+
+        Args:
+            clip: array, tensor or numbers, floats or int16.
+            name: of the clip in errors.
+            mix: make one channel of a clip of two axes as `choose_channels` does, the shorter axis being that of
+                channels; otherwise it is refused.
+
+        Raises:
+            ValueError: another shape, dtype or number of channels, or nothing in it.
+        """
+        clip = _as_floats(clip, name)
+        axis = channel_axis(clip.shape) if mix or self.num_channels > 1 else None
+        if axis is None and clip.ndim == 2 and clip.shape[0] == 1:
+            clip = clip[0]
+        if clip.ndim == 1 and self.num_channels > 1:
+            axis, clip = 0, clip[None]
+        if clip.ndim != 1 and axis is None:
+            takes = "channels before or after samples" if mix or self.num_channels > 1 else "average the channels"
+            kind = "mono, (samples,)" if self.num_channels == 1 else f"of {self.num_channels} channels"
+            raise ValueError(f"{name} has shape {tuple(clip.shape)}; a clip is {kind}: {takes}.")
+        if axis is None:
+            return clip
+        try:
+            return self.choose_channels(clip.movedim(axis, 1)).T
+        except ValueError as error:
+            raise ValueError(f"{name} {error}.") from error
 
     def _padded_lengths(self, lengths: list[int], padding: bool | str, max_length: int) -> list[int]:
         if padding is False or padding == "do_not_pad":
@@ -343,8 +373,9 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
                 )
             if total > FAR_ABOVE * self.max_length and total > 2 * max(lengths):
                 logger.warning_once(
-                    f"max_length={total} counts frames of 10 ms, not samples, and this extractor's own is "
-                    f"{self.max_length}: clips of at most {max(lengths)} frames are padded to {total}."
+                    f"max_length={total} counts frames of {1000 * self.hop_seconds:.3g} ms, not samples, and this "
+                    f"extractor's own is {self.max_length}: clips of at most {max(lengths)} frames are padded to "
+                    f"{total}."
                 )
         else:
             raise ValueError(
@@ -371,8 +402,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             )
 
 
-def _split(raw_speech: Any) -> list:
-    """The clips of what a user may pass: one clip, a list of clips, an array (B, samples)."""
+def _split(raw_speech: Any, num_channels: int) -> list:
+    """The clips of what a user may pass: one clip, a list of clips, an array (B, samples) or of an axis more."""
     if isinstance(raw_speech, list | tuple):
         if len(raw_speech) == 0:
             raise ValueError("raw_speech is an empty list; it takes a clip or a list of clips.")
@@ -384,7 +415,7 @@ def _split(raw_speech: Any) -> list:
             f"raw_speech is of type {type(raw_speech).__name__}; it takes an array, a tensor, a list of floats or a "
             "list of clips."
         )
-    if raw_speech.ndim < 2:
+    if raw_speech.ndim < (2 if num_channels == 1 else 3):
         return [raw_speech]
     shape = tuple(raw_speech.shape)
     if raw_speech.ndim == 2 and (shape[0] == 2 or 0 < shape[1] <= 8):
@@ -397,17 +428,8 @@ def _split(raw_speech: Any) -> list:
     return list(raw_speech)
 
 
-def as_waveform(clip: Any, name: str, mix: bool = False) -> torch.Tensor:
-    """One clip as a float32 tensor (samples,) in [-1, 1].
-
-    Args:
-        clip: array, tensor or numbers, floats or int16.
-        name: of the clip in errors.
-        mix: average the channels of a clip of two axes, the shorter of which they are.
-
-    Raises:
-        ValueError: another shape or dtype, or nothing in it.
-    """
+def _as_floats(clip: Any, name: str) -> torch.Tensor:
+    """A clip of whatever shape as a float32 tensor in [-1, 1]."""
     if not isinstance(clip, torch.Tensor):
         try:
             array = np.asarray(clip)
@@ -420,20 +442,13 @@ def as_waveform(clip: Any, name: str, mix: bool = False) -> torch.Tensor:
         else:
             raise ValueError(f"{name} has dtype {array.dtype}; a clip takes int16 samples or floats in [-1, 1].")
         clip = torch.from_numpy(array)
-    channels = channel_axis(clip.shape) if mix else 0
-    if clip.ndim == 2 and clip.shape[0] == 1:
-        clip = clip[0]
-    if clip.ndim != 1 and not (mix and channels is not None):
-        takes = "channels before or after samples" if mix else "average the channels"
-        raise ValueError(f"{name} has shape {tuple(clip.shape)}; a clip is mono, (samples,): {takes}.")
     if clip.numel() == 0:
         raise ValueError(f"{name} is empty; a clip takes samples.")
     if clip.dtype == torch.int16:
         clip = clip.float() / INT16_SCALE
     if not clip.dtype.is_floating_point:
         raise ValueError(f"{name} has dtype {clip.dtype}; a clip takes int16 samples or floats in [-1, 1].")
-    clip = clip.float()
-    return clip if clip.ndim == 1 else clip.mean(channels)
+    return clip.float()
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -455,8 +470,8 @@ def measure_mean_std(
     Every valid bin of every clip counts once; padding never does, and frames past the extractor's `max_length` do not.
 
     Args:
-        clips: waveforms as `BridleFeatureExtractor` takes them, or log-mel features (frames, num_mel_bins) that were
-            not normalised and hold no padding.
+        clips: waveforms as `BridleFeatureExtractor` takes them, or log-mel features (frames, num_mel_bins), with
+            several channels (frames, channels, num_mel_bins), that were not normalised and hold no padding.
         feature_extractor: supplies everything but mean and std; the default one otherwise.
         sampling_rate: of the waveforms in Hz.
         progress: show a bar.
@@ -472,7 +487,8 @@ def measure_mean_std(
         extractor._check_sampling_rate(sampling_rate)
     count, total, squares = 0, 0.0, 0.0
     for i, clip in enumerate(logging.tqdm(clips, disable=not progress, unit="clip")):
-        if getattr(clip, "ndim", 1) == 2 and clip.shape[1] == extractor.num_mel_bins:
+        axes = 2 if extractor.num_channels == 1 else 3
+        if getattr(clip, "ndim", 1) == axes and clip.shape[-1] == extractor.num_mel_bins:
             features = torch.as_tensor(clip)[: extractor.max_length]
             if not torch.isfinite(features).all():
                 raise ValueError(f"clips[{i}] contains NaN or inf; it takes finite features only.")

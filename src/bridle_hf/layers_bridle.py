@@ -126,7 +126,8 @@ class BridlePatchEmbeddings(nn.Module):
     Patches do not overlap, so the convolution of a ViT is a matrix product over the numbers of a patch, and masked
     patches need not be projected at all.
 
-    Inputs as users hold them: audio (B, frames, mel), images (B, C, H, W), videos (B, T, C, H, W).
+    Inputs as users hold them: audio (B, frames, mel), of several channels (B, frames, C, mel), images (B, C, H, W),
+    videos (B, T, C, H, W).
     """
 
     def __init__(self, config):
@@ -138,6 +139,8 @@ class BridlePatchEmbeddings(nn.Module):
             "image": ("pixel_values", "(batch, channels, height, width)", 1),
             "video": ("pixel_values", "(batch, frames, channels, height, width)", 2),
         }[config.modality]
+        if self.channel_dim is None and config.num_channels > 1:
+            self.layout, self.channel_dim = "(batch, frames, channels, mel bins)", 2
         self.projection = nn.Linear(config.patch_dim, config.hidden_size)
 
     def grid(self, values: torch.Tensor) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from numbers import Real
 from urllib.request import urlopen
 
@@ -11,13 +12,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.audio_utils import ffmpeg_read
 
 from .clip_features_bridle import clip_logits, clip_tokens
-from .feature_extraction_bridle import as_waveform, can_resample, frame_count
+from .feature_extraction_bridle import can_resample
 from .losses_bridle import masked_mean
 
 try:  # of all imports of a model's code the Hub lets only guarded ones be missing
     import soxr
 except ImportError:
     soxr = None
+try:
+    import soundfile
+except (ImportError, OSError):  # its library is missing
+    soundfile = None
 
 
 class BridleFeatureExtractionPipeline(Pipeline):
@@ -64,8 +69,9 @@ class BridleAudioInputs:
     - an `AudioDecoder` of torchcodec, or another object with its `get_all_samples()`;
     - a path or URL, or the bytes of a file, read by the program `ffmpeg` as in transformers' audio pipelines.
 
-    Channels are averaged. Samples of another rate are resampled by soxr, and refused where that is not installed. A
-    clip that is longer than the model's input goes through it in windows; with `windows="first"` the rest is left out.
+    Channels are averaged, or kept or chosen as the extractor's `num_channels` and `channel` say. Samples of another
+    rate are resampled by soxr, and refused where that is not installed. A clip that is longer than the model's input
+    goes through it in windows; with `windows="first"` the rest is left out.
 
     Raises:
         ValueError: the feature extractor has another number of mel bins than the model; a dict without samples and rate
@@ -76,6 +82,9 @@ class BridleAudioInputs:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        channels, taken = self.feature_extractor.num_channels, self.model.config.num_channels
+        if channels != taken:
+            raise ValueError(f"num_channels of the feature extractor is {channels}; the model takes {taken}.")
         bins, taken = self.feature_extractor.num_mel_bins, self.model.config.input_size[-1]
         if bins != taken:  # the model would run: patches of other frequencies look like any others
             raise ValueError(
@@ -90,15 +99,15 @@ class BridleAudioInputs:
         return before | ({"windows": windows} if windows else {}), run, after
 
     def preprocess(self, inputs, windows="all"):
-        samples, rate = self.samples_of(inputs)
-        samples, wanted = as_waveform(samples, "inputs", mix=True), self.feature_extractor.sampling_rate
-        if soxr is not None and rate != wanted and can_resample(len(samples), rate, wanted):
-            samples, rate = soxr.resample(samples.detach().cpu().numpy(), rate, wanted), wanted
+        (samples, rate), extractor = self.samples_of(inputs), self.feature_extractor
+        samples, wanted = extractor.waveform(samples, "inputs", mix=True), extractor.sampling_rate
+        if soxr is not None and rate != wanted and can_resample(samples.shape[-1], rate, wanted):
+            samples, rate = soxr.resample(samples.detach().cpu().numpy().T, rate, wanted).T, wanted
         # the extractor refuses another rate
         settings = {"sampling_rate": rate, "return_tensors": "pt"}
-        if windows == "all" and frame_count(len(samples), wanted) > self.feature_extractor.max_length:
+        if windows == "all" and extractor.frame_count(samples.shape[-1]) > extractor.max_length:
             settings |= {"padding": "longest", "truncation": False}
-        return self.feature_extractor(samples, **settings).to(self.dtype)
+        return extractor(samples, **settings).to(self.dtype)
 
     def samples_of(self, inputs):
         """Samples, with or without channels, and their rate."""
@@ -124,8 +133,20 @@ class BridleAudioInputs:
             with urlopen(path) if path.startswith(("http://", "https://")) else open(path, "rb") as file:
                 inputs = file.read()
         if isinstance(inputs, bytes | bytearray):
+            if self.feature_extractor.num_channels > 1 or self.feature_extractor.channel is not None:
+                return _read_channels(inputs)
             inputs = ffmpeg_read(bytes(inputs), rate)
         return inputs, rate
+
+
+def _read_channels(content):
+    """Samples (n, channels) of a file and their rate; `ffmpeg_read` of transformers makes one channel of all."""
+    if soundfile is None:
+        raise ValueError("inputs is a file, of whose channels some are asked for; that takes `pip install soundfile`.")
+    try:
+        return soundfile.read(BytesIO(content), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"inputs is a file that soundfile cannot read: {error}") from error
 
 
 class BridleAudioFeatureExtractionPipeline(BridleAudioInputs, BridleFeatureExtractionPipeline):

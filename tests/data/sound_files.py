@@ -3,11 +3,13 @@
 import io
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import soundfile
 
 RATE = 16000
@@ -69,3 +71,24 @@ def write_audiofolder(folder: Path, clips: list[bytes]) -> str:
             (folder / "train" / f"clip-{index}.flac").write_bytes(content)
             metadata.write(json.dumps({"file_name": f"clip-{index}.flac", "index": index}) + "\n")
     return str(folder)
+
+
+def encoded_with_av(waveform: np.ndarray, rate: int, container: str, codec: str) -> dict:
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(waveform.astype("float32")[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def peak_memory(function) -> int:
+    """Bytes that Python and NumPy hold at most at a time while `function()` runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sound_files import encoded_with_av
 
 from bridle_hf.data import BadClipError, DataArguments, decode_audio, media
 from bridle_hf.data.audio import audio_features
@@ -18,17 +19,6 @@ def encoded(waveform: np.ndarray, rate: int, form: str, **options) -> dict:
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, rate, format=form, **options)
     return {"bytes": buffer.getvalue(), "path": f"clip.{form.lower()}"}
-
-
-def encoded_with_av(waveform: np.ndarray, rate: int, container: str, codec: str) -> dict:
-    av = pytest.importorskip("av")
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(waveform.astype("float32")[None], format="fltp", layout="mono")
-        frame.sample_rate = rate
-        file.mux([*stream.encode(frame), *stream.encode(None)])
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def loudest(waveform: np.ndarray, rate: int) -> float:

@@ -1,14 +1,13 @@
 """Files that lie, streams that break: what is skipped, retried and refused, and what it costs."""
 
 import sys
-import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from sound_files import RATE, clip, flac, wav
+from sound_files import RATE, clip, flac, peak_memory, wav
 
 from bridle_hf.data import (
     BadClipError,
@@ -21,16 +20,6 @@ from bridle_hf.data import (
 )
 
 PLAIN = {"roll": False, "gain": False}
-
-
-def peak_memory(function) -> int:
-    """Bytes that Python and NumPy hold at most at a time while `function()` runs."""
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +95,7 @@ def test_a_header_that_promises_hours_of_low_rate_is_refused(monkeypatch):
 
 
 def test_what_is_too_long_as_a_whole_is_refused(monkeypatch):
-    monkeypatch.setattr("bridle_hf.data.audio.MAX_SAMPLES", 4000)
+    monkeypatch.setattr("bridle_hf.data.audio_decoding.MAX_SAMPLES", 4000)
     with pytest.raises(BadClipError, match="longer than 4000 samples"):
         decode_audio({"bytes": flac(clip(0)), "path": None}, RATE)
     part = decode_audio({"bytes": flac(clip(0)), "path": None}, RATE, part_seconds=0.1)
@@ -128,7 +117,7 @@ def hours(tmp_path_factory):
 def test_of_ten_hours_only_what_is_needed_is_decoded(hours, monkeypatch):
     read, frames = soundfile.SoundFile.read, []
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: frames.append(n) or read(f, n, **k))
-    monkeypatch.setattr("bridle_hf.data.audio.BLOCK_SAMPLES", 8000)
+    monkeypatch.setattr("bridle_hf.data.audio_decoding.BLOCK_SAMPLES", 8000)
     part = decode_audio(str(hours), 16000, 0.2, part_seconds=10.0, rng=np.random.default_rng(0))
     assert part.shape == (160_000,) and sum(frames) <= 88_000
     assert 9 <= (part > 0.1).sum() <= 40  # ten ticks, each a few samples wide after resampling

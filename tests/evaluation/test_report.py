@@ -153,9 +153,9 @@ def test_nearest_patches_by_hand():
     distances = np.array([[3.0, 1.0, 2.0], [4.0, 0.5, 1.0], [0.1, np.inf, 5.0]])
     assert nearest_patches(codes, distances, number_of_codes=2, clips=2) == {0: [(1, 1), (0, 2)], 1: [(0, 1), (1, 2)]}
     samples = np.arange(64000)
-    assert excerpt(samples, 16000, patch=20, grid=(25, 2), frames_per_patch=16)[0] == (10.5 * 0.16 - 0.5) * 16000
+    assert excerpt(samples, 16000, patch=20, grid=(25, 2), seconds_per_patch=0.16)[0] == (10.5 * 0.16 - 0.5) * 16000
     for patch, first in ((0, 0), (49, 48000)):  # whole seconds at the clip's ends, too
-        found = excerpt(samples, 16000, patch, grid=(25, 2), frames_per_patch=16)
+        found = excerpt(samples, 16000, patch, grid=(25, 2), seconds_per_patch=0.16)
         assert found[0] == first and len(found) == 16000
 
 

@@ -29,6 +29,7 @@ from .options import (
     check_mix,
     given_data,
     given_layers,
+    given_window,
     number,
     padded_short,
 )
@@ -66,10 +67,8 @@ def main(arguments=None, prog=None):
         check_output(given.output, given.dataset)
         model = open_model(BridleModel, given.model)
         layers = given_layers(given, model.config)
-        unit = model.config.patch_size[0]
-        frames = given.window_seconds and max(unit, round(100 * given.window_seconds / unit) * unit)
-        data = given_data(given, max_frames=frames)
         processor = load_processor(given.model, **padded_short(given, model.config))
+        data = given_data(given, max_frames=given_window(given, processor, model.config))
         check_poolings(model.config, [given.pooling], STREAMED_POOLINGS)
         check_data(data, processor, "--dataset")
     model.to(device())

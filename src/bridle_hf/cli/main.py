@@ -17,6 +17,7 @@ from ..files import WriteError, is_of_a_full_disk
 
 # Command -> its module, which is imported when it is called, and the line of `bridle --help`.
 COMMANDS = {
+    "check": (".check", "read a dataset as pretraining would, and say what is in it"),
     "pretrain": (".pretrain", "run a recipe's phases of pretraining"),
     "finetune": (".finetune", "fine-tune a pretrained encoder on a labelled set"),
     "probe": (".probe", "probe of a frozen encoder, or of a baseline"),

@@ -1,6 +1,7 @@
 """Measure the mean and standard deviation of a dataset's log-mel features, for `processor` in a recipe.
 
     bridle measure --dataset FOLDER --max-length 512
+    bridle measure --dataset FOLDER --sampling-rate 32000 --fmax 16000
 
 The last line of standard output is one JSON object. Frames of the clips count, padding does not.
 """
@@ -18,6 +19,8 @@ from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .checks import check_data, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
 
+SETTINGS = "num_mel_bins sampling_rate max_length fmin fmax frame_ms hop_ms num_channels channel".split()
+
 
 def window(featurize, example):
     """As many frames of a clip as count, the same ones every time; of hours of sound no more is read."""
@@ -31,13 +34,17 @@ def main(arguments=None, prog=None):
     parser.add_argument("--num-mel-bins", type=int, default=128)
     parser.add_argument("--sampling-rate", type=int, default=16000, help="of the recipe's processor, in Hz")
     parser.add_argument("--max-length", type=int, default=1024, help="frames of a clip that count, at a random place")
+    parser.add_argument("--fmin", type=float, default=20.0, help="of the recipe's processor, as those below")
+    parser.add_argument("--fmax", type=float, help="half of the sampling rate without")
+    parser.add_argument("--frame-ms", type=float, default=25.0)
+    parser.add_argument("--hop-ms", type=float, default=10.0)
+    parser.add_argument("--num-channels", type=int, default=1)
+    parser.add_argument("--channel", type=int, help="the channel of files to take, from 0 on; their mean without")
     parser.add_argument("--num-workers", type=number(int, 0), default=1, help="threads that decode")
     given = parser.parse_args(arguments)
     with setting_up(parser):
         extractor = BridleFeatureExtractor(
-            num_mel_bins=given.num_mel_bins,
-            sampling_rate=given.sampling_rate,
-            max_length=given.max_length,
+            **{key: getattr(given, key) for key in SETTINGS},
             do_normalize=False,
         )
         data = given_data(given)

@@ -125,6 +125,22 @@ def given_layers(given: Any, config: BridleConfig) -> tuple[int | None, ...]:
     return choose_layers(config, "all" if given.layers == ["all"] else given.layers)
 
 
+def given_window(given: Any, processor: Any, config: BridleConfig) -> int | None:
+    """The frames of `--window-seconds`, whole patches of the model; None where it is not given.
+
+    Raises:
+        ValueError: it is given for pictures, or for videos, whose frames have no fixed distance.
+    """
+    if given.window_seconds is None:
+        return None
+    seconds, unit = MODALITIES[config.modality].seconds_per_patch(config, processor), config.patch_size[0]
+    if seconds is None:
+        raise ValueError(
+            f"--window-seconds is given; the model takes {config.modality} data, which has no such windows."
+        )
+    return max(unit, round(given.window_seconds / seconds) * unit)
+
+
 def add_pad_short(parser: argparse.ArgumentParser) -> None:
     """Add `--pad-short`, which `given_data` and `padded_short` read."""
     parser.add_argument("--pad-short", action="store_true", help="take sounds shorter than a patch, too, padded")

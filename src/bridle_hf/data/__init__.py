@@ -1,7 +1,8 @@
 """Data: modalities, streaming with an exact position, a cache of decoded samples, labelled sets."""
 
 from .arguments import DataArguments
-from .audio import decode_audio, roll_magnitude, spec_augment
+from .audio_augmentation import roll_magnitude, spec_augment
+from .audio_decoding import decode_audio
 from .examples import Examples, load_examples
 from .image import decode_image
 from .labels import LabelError

@@ -23,7 +23,7 @@ def roll_magnitude(
     """Roll each clip in time and scale its waveform (the roll-magnitude augmentation of AudioMAE and BRIDLE).
 
     Args:
-        features: (B, T, F) normalised log-mel features; changed in place.
+        features: (B, T, F) or (B, T, C, F) normalised log-mel features; changed in place.
         lengths: (B,) valid frames; the roll goes round inside them.
         rng: source of the shifts and gains.
         mean, scale: the normalisation of the features: x = (logmel - mean) / scale.
@@ -59,7 +59,7 @@ def spec_augment(
     """Set one band of mel bins and one stretch of frames of each clip to 0, the mean (SpecAugment).
 
     Args:
-        features: (B, T, F) normalised log-mel features; changed in place.
+        features: (B, T, F) or (B, T, C, F) normalised log-mel features; changed in place.
         lengths: (B,) valid frames.
         rng: source of widths and starts. A width is uniform between 0 and the widest, a start uniform where it fits.
         frequency_mask, time_mask: widest mask as a share of F and of the clip's valid frames. The defaults are
@@ -68,11 +68,11 @@ def spec_augment(
     Returns:
         `features`.
     """
-    bins = features.shape[2]
+    bins = features.shape[-1]
     for clip, length in zip(features, lengths, strict=True):
         width = rng.integers(int(frequency_mask * bins) + 1)
         start = rng.integers(bins - width + 1)
-        clip[:, start : start + width] = 0
+        clip[..., start : start + width] = 0
         width = rng.integers(int(time_mask * length) + 1)
         start = rng.integers(length - width + 1)
         clip[start : start + width] = 0

@@ -341,7 +341,12 @@ def _pack(clip: np.ndarray) -> dict:
 
 
 def _unpack(
-    row: dict, rng: np.random.Generator | None = None, views: tuple[int, int] | None = None, *, column: str
+    row: dict,
+    rng: np.random.Generator | None = None,
+    views: tuple[int, int] | None = None,
+    stream: bool = False,
+    *,
+    column: str,
 ) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
     clip = row[column]

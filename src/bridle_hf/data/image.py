@@ -71,12 +71,19 @@ def image_pixels(raw, data: DataArguments, processor, rng: np.random.Generator |
     return decode_image(raw)
 
 
+def picture_facts(raw, data: DataArguments, processor, decoded: np.ndarray) -> dict[str, float]:
+    """`Modality.facts` of images."""
+    _, height, width = decoded.shape
+    return {"height": height, "width": width, "windows": 1}
+
+
 IMAGE = Modality(
     name="image",
     column_type=datasets.Image,
     column_names=("image", "img"),
     extensions=image_extensions,
     decode=image_pixels,
+    facts=picture_facts,
     collator=PixelCollator,
     write_demo_set=write_digit_set,
     axes=("row", "column"),

@@ -5,6 +5,7 @@ import inspect
 from transformers import BaseImageProcessor
 
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
+from ..feature_extraction_bridle import MAX_CHANNELS
 from .audio import AUDIO
 from .image import IMAGE
 from .modality import Modality
@@ -51,16 +52,17 @@ def load_processor(source: str, config_changes: dict | None = None, **changes):
     if {"input_size", "num_channels"} & config_changes.keys():
         config = BridleConfig(**config.to_dict() | config_changes)
         check_channels(config)
-        if "input_size" in config_changes:
-            changes = modality.sizes(config) | changes
+        changes = modality.sizes(config) | changes
     return _fitting(modality.processor.from_pretrained(source, **changes), config)
 
 
 def check_channels(config: BridleConfig) -> None:
     """Raise a `ValueError` for a number of channels that the processor of the modality does not make."""
     made = MODALITY_DEFAULTS[config.modality]["num_channels"]
-    if config.num_channels != made:
-        kind = "sounds have one" if made == 1 else "grey, transparent and coloured pictures all become red, green, blue"
+    if config.modality == "audio" and config.num_channels > MAX_CHANNELS:
+        raise ValueError(f"`num_channels` is {config.num_channels}; audio data takes 1 to {MAX_CHANNELS}.")
+    if config.modality != "audio" and config.num_channels != made:
+        kind = "grey, transparent and coloured pictures all become red, green, blue"
         raise ValueError(f"`num_channels` is {config.num_channels}; {config.modality} data takes {made}: {kind}.")
 
 
@@ -70,6 +72,10 @@ def _fitting(processor, config: BridleConfig):
         raise ValueError(
             f"num_mel_bins of the processor is {processor.num_mel_bins}; the model takes {config.input_size[-1]}, the "
             "last number of its input_size."
+        )
+    if config.modality == "audio" and processor.num_channels != config.num_channels:
+        raise ValueError(
+            f"num_channels of the processor is {processor.num_channels}; the model takes {config.num_channels}."
         )
     return processor
 

@@ -32,6 +32,12 @@ class Modality:
         decode: `decode(raw, data, processor, rng=None)` turns the raw value of a column into the array that the
             collator takes. With `rng`, only a random window of long media is decoded; where `has_views`, with
             `views=(clips, crops)` only the clips of a test. Raises `BadClipError` for a sample that cannot be used.
+        stream: `stream(raw, data, processor)`, as `decode`, but of a long recording something to iterate over, which
+            gives its array in parts and raises `BadClipError` where it cannot go on; None where there is no such.
+        facts: `facts(raw, data, processor, decoded)` gives numbers about a sample for `survey`, of what there is: its
+            `seconds`, `rate` (samples or frames per second), `channels`, `height`, `width`, and its `frames` where
+            `window` cuts windows of them, or how many `windows` side by side it holds. `decoded` is what `decode` gave
+            with `rng`.
         cache_key: `cache_key(data, processor)` gives the settings that a sample decoded as a whole depends on.
         window: `window(data, processor)` gives the frames of the window that is cut from a long sample; None where a
             sample is always taken as a whole.
@@ -62,6 +68,7 @@ class Modality:
     extensions: Callable[[], frozenset[str]]
     decode: Callable[..., np.ndarray]
     collator: type
+    facts: Callable[..., dict[str, float]]
     write_demo_set: Callable[[Path], Path]
 
     axes: tuple[str, ...]
@@ -73,6 +80,7 @@ class Modality:
     auto_classifier: str
     task: str
 
+    stream: Callable | None = None
     cache_key: Callable[[DataArguments, object], dict] = no_settings
     window: Callable[[DataArguments, object], int | None] = no_window
     waveform: Callable[..., np.ndarray] | None = None

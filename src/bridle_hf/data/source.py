@@ -61,9 +61,9 @@ class Source:
 
     Attributes:
         dataset: the examples, undecoded.
-        featurize: `featurize(example, rng=None, views=None)` decodes one raw example to an array. With `rng`, only a
-            random window of long media is decoded; with `views`, of a video only what a test looks at. Raises
-            `BadClipError` if unusable.
+        featurize: `featurize(example, rng=None, views=None, stream=False)` decodes one raw example to an array. With
+            `rng`, only a random window of long media is decoded; with `views`, of a video only what a test looks at;
+            with `stream` as `Modality.stream` does. Raises `BadClipError` if unusable.
         input_column: column that holds the media; None of decoded samples from a cache.
         exclude: column -> values of the examples to skip.
         description: what messages call the dataset.
@@ -71,6 +71,7 @@ class Source:
         of_files: whether an example names a file and holds nothing of it.
         skipped: mark -> reason of the samples that could not be used when all of them were decoded.
         behind: number of examples up to the one that `decode_all` gave last.
+        bad: how many of those that it read could not be used.
         rows: the examples as an indexable table; None where they can only be read in order.
         arrays: of a list, its arrays and files; an example then holds the place of its own.
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
@@ -89,6 +90,7 @@ class Source:
     of_files: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     behind: int = 0
+    bad: int = 0
     rows: datasets.Dataset | None = None
     arrays: list | None = None
     fingerprint: str | None = None
@@ -204,24 +206,29 @@ class Source:
         bar = tqdm(
             examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start, disable=total == 1
         )
-        seen, bad, last, self.behind = 0, 0, "", start
+        self.bad, self.behind = 0, start
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
-                seen, self.behind = seen + 1, self.behind + 1
+                self.behind += 1
                 try:
                     features = future.result()
                 except BadClipError as error:
-                    bad += 1
-                    last = f"; the last one, {example['clip_name']}, {error}"
-                    self.skipped[example[MARK]] = str(error)
-                    logger.warning("skipped %s: %s", example[MARK], error)
-                    check_bad_share(bad, seen, max_bad_share, example[MARK], error, self.hint)
+                    self.skip(example, error, self.behind - start, max_bad_share)
                 else:
                     yield example, features
-        if seen == bad and start == rank == 0:  # more processes than examples leave some without any
+        if self.behind == self.bad + start and start == rank == 0:  # more processes than examples leave some without
+            last = f"; the last one, {example['clip_name']}, {self.skipped[example[MARK]]}" if self.bad else ""
             raise UnusableDataError(
-                f"no usable example in {self.description} (exclude={self.exclude}, {bad} bad clips{last}).{self.hint}"
+                f"no usable example in {self.description} (exclude={self.exclude}, {self.bad} bad clips{last})."
+                f"{self.hint}"
             )
+
+    def skip(self, example: dict, error: BadClipError, seen: int, max_bad_share: float) -> None:
+        """Leave out one of the `seen` examples that `decode_all` gave: count it, name it, and judge the share."""
+        self.bad += 1
+        self.skipped[example[MARK]] = str(error)
+        logger.warning("skipped %s: %s", example[MARK], error)
+        check_bad_share(self.bad, seen, max_bad_share, example[MARK], error, self.hint)
 
 
 def made_whole(raw: Any, folder: str) -> Any:
@@ -360,6 +367,7 @@ def decode_column(
     example: dict,
     rng: np.random.Generator | None = None,
     views: tuple[int, int] | None = None,
+    stream: bool = False,
     *,
     column: str,
     data,
@@ -369,6 +377,8 @@ def decode_column(
     """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
     raw = example[column] if arrays is None else arrays[example[column]]
     modality = modality_of(processor)
+    if stream and modality.stream is not None:
+        return modality.stream(raw, data, processor)
     return modality.decode(raw, data, processor, rng, **({"views": views} if modality.has_views else {}))
 
 

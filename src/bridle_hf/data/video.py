@@ -9,7 +9,7 @@ import numpy as np
 
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_motion_set
-from ..video_decoding_bridle import read_video, require_av
+from ..video_decoding_bridle import Recording, read_video, require_av
 from ..video_processing_bridle import BridleVideoProcessor, clip_indices, view_indices
 from .arguments import DataArguments
 from .extensions import video_extensions
@@ -105,6 +105,22 @@ def video_frames(
     return frames
 
 
+def video_facts(raw, data: DataArguments, processor, decoded: np.ndarray) -> dict[str, float]:
+    """`Modality.facts` of videos. `windows` are clips side by side."""
+    *_, height, width = decoded.shape
+    facts = {"height": height, "width": width}
+    if is_array(raw):
+        total, rate = len(raw), None
+    else:
+        with open_file(raw) as file, Recording(file) as video:
+            total, rate = video.facts.total, video.facts.rate
+    if not total:  # the file does not say
+        return facts | {"windows": 1}
+    of_a_clip = clip_indices(total, processor.num_frames, processor.frame_stride, 0.0)
+    facts |= {"windows": max(1, total // int(of_a_clip[-1] + 1))}
+    return facts | ({"seconds": total / float(rate), "rate": round(float(rate), 3)} if rate else {})
+
+
 def video_cache_key(data: DataArguments, processor) -> dict:
     """`Modality.cache_key` of videos: shorter ones are not kept, and no pixels that training does not need."""
     return {"num_frames": processor.num_frames, "size": kept_size(data, processor)}
@@ -157,6 +173,7 @@ VIDEO = Modality(
     column_names=("video",),
     extensions=video_extensions,
     decode=video_frames,
+    facts=video_facts,
     cache_key=video_cache_key,
     collator=VideoCollator,
     write_demo_set=write_motion_set,

@@ -7,7 +7,6 @@ import numpy as np
 import soundfile
 import torch
 
-from ..feature_extraction_bridle import hop_seconds
 from .quality import projected
 
 EXCERPT_SECONDS = 1.0
@@ -63,9 +62,9 @@ def nearest_patches(codes, distances, number_of_codes=6, clips=3):
     return nearest
 
 
-def excerpt(samples, rate, patch, grid, frames_per_patch):
+def excerpt(samples, rate, patch, grid, seconds_per_patch):
     """The second around a patch (number in the grid), as far as the clip reaches: samples of it."""
-    middle, size = (patch // grid[1] + 0.5) * frames_per_patch * hop_seconds(rate), round(EXCERPT_SECONDS * rate)
+    middle, size = (patch // grid[1] + 0.5) * seconds_per_patch, round(EXCERPT_SECONDS * rate)
     start = max(0, min(round(middle * rate) - size // 2, len(samples) - size))
     return samples[start : start + size]
 

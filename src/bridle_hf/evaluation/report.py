@@ -177,6 +177,7 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
     nearest = nearest_patches(codes, distances)
     samples = sounds({row for found in nearest.values() for row, _ in found})
     grid, rate = tokenizer.config.grid, examples.collate.sampling_rate
+    seconds = tokenizer.config.patch_size[0] * examples.collate.hop_seconds
     note = (
         "For codes of the first codebook, frequent ones first: the second around the patch nearest to the code, of the "
     )
@@ -184,7 +185,7 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
     for code, found in nearest.items():
         sounding = []
         for row, patch in found:
-            sound = excerpt(samples[row], rate, patch, grid, tokenizer.config.patch_size[0])
+            sound = excerpt(samples[row], rate, patch, grid, seconds)
             sounding.append(player(wav_in_base64(sound, rate), named(examples, row)))
         share = (codes[..., 0] == code)[valid].mean()
         parts.append(players(f"Code {code}, {_percent(share)} of the patches", sounding))

@@ -2,15 +2,16 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import groupby, islice
 
 import numpy as np
 import torch
 
-from ..clip_features_bridle import window_starts
+from ..clip_features_bridle import window_hop
 from ..data.cache import open_clips
+from ..data.media import BadClipError
 from ..data.modalities import modality_of
 from ..data.source import MARK
 from .row_files import Parts
@@ -32,6 +33,8 @@ def run_windows(
     parts: Parts | None = None,
 ):
     """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
+
+    Long recordings are read block by block, and of a damaged one that was read in part nothing is given.
 
     Args:
         data (`DataArguments`): `max_frames` is the window of a sound, by default the feature extractor's `max_length`;
@@ -55,20 +58,23 @@ def run_windows(
     if skipped is not None:
         skipped.update(source.skipped)
         source.skipped = skipped
-    source.featurize = partial(source.featurize, views=(1, 1))
-    collator, size = modality.collator(data, processor), modality.window(data, processor)
+    source.featurize = partial(source.featurize, views=(1, 1), stream=True)
+    collator, size, damaged = modality.collator(data, processor), modality.window(data, processor), set()
 
     def windows() -> Iterator[tuple]:
         start, shard = (parts.begin(source), parts.shard) if parts else (0, (0, 1))
         for example, clip in source.decode_all(data.workers, data.max_bad_share, start, shard):
-            number, example = source.behind, columns.of(example)
+            number, row = source.behind, columns.of(example)
             if size is None:
-                yield number, example, 0, None, clip
+                yield number, row, 0, None, clip
                 continue
-            starts = window_starts(len(clip), size, overlap, unit)
-            for start in starts if data.test_windows == "all" else starts[:1]:
-                piece = clip[start : start + size]
-                yield number, example, start // unit, math.ceil(len(piece) / unit), piece
+            pieces = windows_of([clip] if isinstance(clip, np.ndarray) else clip, size, overlap, unit)
+            try:
+                for at, piece in pieces if data.test_windows == "all" else islice(pieces, 1):
+                    yield number, row, at // unit, math.ceil(len(piece) / unit), piece
+            except BadClipError as error:
+                damaged.add(number)
+                source.skip(example, error, number - start, data.max_bad_share)
 
     def results() -> Iterator[tuple]:
         stream = windows()
@@ -82,9 +88,29 @@ def run_windows(
 
     for number, found in groupby(results(), key=lambda item: item[0]):
         found = list(found)
+        if number in damaged:  # the next clip's windows come after its end
+            continue
         if parts is not None:
             parts.read = number
         yield found[0][1], [part for *_, part in found]
+
+
+def windows_of(parts: Iterable[np.ndarray], size: int, overlap: float, unit: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, frames) of the windows of `window_starts` over a clip that comes in parts, of which few are held.
+
+    Args:
+        parts: arrays of frames that follow each other.
+        size, overlap, unit: as of `window_starts`.
+    """
+    hop, start, first, held = window_hop(size, overlap, unit), 0, 0, None  # `first` is the number of held[0]
+    for part in parts:
+        held = part if held is None else np.concatenate([held, part])
+        while first + len(held) > start + size:  # it is not the last window, which reaches the clip's end
+            yield start, held[start - first : start - first + size]
+            held, first, start = held[start - first :], start, start + hop
+    length = first + len(held)
+    last = max(0, math.ceil((length - size) / unit) * unit)
+    yield last, held[last - first : last - first + size]
 
 
 def mean_of_windows(windows, part=lambda result: result):
@@ -121,5 +147,6 @@ class OwnColumns:
 
 
 def frame_starts(count: int, unit: int, hop_seconds: float) -> np.ndarray:
-    """Start of each of `count` patches in time, in seconds; `unit` frames per patch."""
-    return (np.arange(count) * unit * hop_seconds).astype(np.float32)
+    """Start of each of `count` patches in time, float64 in seconds; `unit` frames per patch."""
+    # in float32 the seconds of an hour have steps of a quarter of a millisecond
+    return np.arange(count) * unit * hop_seconds

@@ -136,11 +136,15 @@ class TrainingBatches:
         ((name, values),) = batch.items()
         chosen = np.flatnonzero(rng.random(len(values)) < self.settings.mixup)
         # The mask goes along as one more mel bin, so that it is mixed with the same partners.
-        stacked = values if mask is None else np.concatenate([values, mask[..., None].astype(values.dtype)], axis=-1)
+        stacked = values
+        if mask is not None:
+            bin_ = mask.astype(values.dtype).reshape(*mask.shape, *[1] * (values.ndim - 2))
+            stacked = np.concatenate([values, np.broadcast_to(bin_, (*values.shape[:-1], 1))], axis=-1)
         stacked[chosen], targets[chosen] = mixup(stacked[chosen], targets[chosen], rng, alpha=self.settings.mixup_alpha)
         if mask is None:
             return {name: stacked}, targets
-        return {name: stacked[..., :-1], "attention_mask": (stacked[..., -1] > 0).astype(mask.dtype)}, targets
+        real = stacked[..., -1].reshape(*mask.shape, -1)[..., 0] > 0
+        return {name: stacked[..., :-1], "attention_mask": real.astype(mask.dtype)}, targets
 
 
 def targets(labels, classes):

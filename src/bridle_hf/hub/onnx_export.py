@@ -39,9 +39,9 @@ class _Answers(nn.Module):
 def export_onnx(model: nn.Module, path: str | Path, processor=None) -> list[Path]:
     """Write an encoder, a tokenizer or a classifier as an ONNX file.
 
-    Inputs are `input_values` (B, T, mel bins) and `attention_mask` (B, T) int64 for sounds, any B, and any T of whole
-    patches; `pixel_values` for images and videos, any B. Outputs are those of the model's `forward` by name:
-    `last_hidden_state` and `pooler_output`, `codes`, or `logits`.
+    Inputs are `input_values` (B, T, mel bins), of several channels (B, T, channels, mel bins), and `attention_mask`
+    (B, T) int64 for sounds, any B, and any T of whole patches; `pixel_values` for images and videos, any B. Outputs are
+    those of the model's `forward` by name: `last_hidden_state` and `pooler_output`, `codes`, or `logits`.
 
     Args:
         model: `BridleModel`, `BridleTokenizer` or one of the classifiers.
@@ -61,9 +61,9 @@ def export_onnx(model: nn.Module, path: str | Path, processor=None) -> list[Path
     names, shapes = [model.main_input_name], [{0: Dim("batch", min=1)}]
     if _has_length(model):
         # A length that is no window's, or torch takes the window's for the only one.
-        patch, (window, bins) = config.patch_size[0], config.input_size
+        patch, window = config.patch_size[0], config.input_size[0]
         frames = max(2 * patch, window - patch)
-        values = torch.zeros(2, frames, bins, device=device)
+        values = torch.zeros(2, frames, *_of_a_frame(config), device=device)
         inputs = (values, torch.ones(2, frames, dtype=torch.long, device=device))
         names, shapes = [*names, "attention_mask"], 2 * [shapes[0] | {1: patch * Dim("patches", min=1)}]
     else:
@@ -96,6 +96,12 @@ def _has_length(model: nn.Module) -> bool:
     return model.main_input_name == "input_values"
 
 
+def _of_a_frame(config) -> tuple[int, ...]:
+    """The axes of a frame of sound: mel bins, or channels and mel bins."""
+    bins = config.input_size[-1]
+    return (bins,) if config.num_channels == 1 else (config.num_channels, bins)
+
+
 def largest_difference(model: nn.Module, path: str | Path) -> float:
     """The largest absolute difference between a model's outputs and those of its ONNX file, over three random inputs of
     several batch sizes and, for sounds, lengths; of codes the share that differs, since rounding decides near ties.
@@ -109,12 +115,12 @@ def largest_difference(model: nn.Module, path: str | Path) -> float:
     answers, largest, draws = _Answers(model.eval()), 0.0, torch.Generator().manual_seed(0)
     for batch, share in ((1, 1.0), (2, 0.5), (3, 1.5)):
         if _has_length(model):
-            patch, (window, bins) = config.patch_size[0], config.input_size
+            patch, window = config.patch_size[0], config.input_size[0]
             longest = window if config.position_layout == "table" else int(share * window)
             frames = max(1, longest // patch) * patch
             lengths = torch.arange(batch) * frames // (2 * batch)
             mask = (torch.arange(frames) < (frames - lengths)[:, None]).long()
-            inputs = [torch.randn(batch, frames, bins, generator=draws), mask]
+            inputs = [torch.randn(batch, frames, *_of_a_frame(config), generator=draws), mask]
         else:
             *length, height, width = config.input_size
             inputs = [torch.randn(batch, *length, config.num_channels, height, width, generator=draws)]

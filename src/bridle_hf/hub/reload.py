@@ -61,7 +61,9 @@ def fixed_waveform(config, processor):
 
     rng = np.random.default_rng(0)
     frames = max(processor.max_length // 2, processor.pad_to_multiple_of)
-    waveform = rng.normal(size=(frames + 2) * processor.sampling_rate // 100).astype(np.float32) / 10
+    samples = processor.window + (frames + 1) * processor.hop
+    channels = () if processor.num_channels == 1 else (processor.num_channels,)
+    waveform = rng.normal(size=(*channels, samples)).astype(np.float32) / 10
     return processor(waveform, sampling_rate=processor.sampling_rate, return_tensors="pt")
 
 

@@ -13,7 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPr
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
 from ..codebook_metrics import code_counts, usage
-from ..data.audio import decode_audio
+from ..data.audio_decoding import decode_audio
 from ..losses_bridle import LossSum
 from ..quantization_bridle import build_quantizer
 from .batches import ordered_batches

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ...configuration_bridle import BridleConfig
-from ...data.audio import decode_audio
+from ...data.audio_decoding import decode_audio
 from .pretrained import Pretrained, chosen_pooling, vector_size
 
 try:

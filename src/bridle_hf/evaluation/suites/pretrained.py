@@ -9,7 +9,6 @@ from torch import nn
 
 from ...clip_features_bridle import BANDS, STD, check_layers, check_poolings
 from ...data.modalities import MODALITIES, load_processor
-from ...feature_extraction_bridle import hop_seconds, window_seconds
 from ...modeling_bridle import BridleModel
 from ...outputs_bridle import BridleFeaturesOutput
 
@@ -105,10 +104,10 @@ class PretrainedSounds(Pretrained):
         self.frame_pooling = "frame_bands" if self.pooling in BANDS else "frames"
         self.frame_size = vector_size(config, self.frame_pooling)
         self.sampling_rate, unit = self.processor.sampling_rate, config.patch_size[0]
-        self.hop_seconds = hop_seconds(self.sampling_rate)
+        self.hop_seconds = self.processor.hop_seconds
         self.frame_seconds = unit * self.hop_seconds
         self.frame_samples = round(self.frame_seconds * self.sampling_rate)
-        self.half_frame_seconds = window_seconds(self.sampling_rate, unit) / 2
+        self.half_frame_seconds = self.processor.seconds(unit) / 2
 
     def frames(self, sounds) -> BridleFeaturesOutput:
         """Vectors of frames (B, T, frame_size), zero where a clip is padded, their mask and the times they begin at."""

@@ -1,0 +1,113 @@
+"""What a dataset holds, as pretraining would read it: lengths, rates, sizes, labels, and what is left out."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from zlib import crc32
+
+import datasets
+import numpy as np
+
+from .arguments import DataArguments
+from .fields import field_of, type_of
+from .labels import is_missing
+from .modalities import modality_of
+from .source import MARK, Source, is_shard, open_source
+
+# Names of columns that hold a class or a fold where a dataset does not say so by their type.
+USUAL = ("label", "labels", "class", "category", "target", "fold")
+MOST_VALUES = 1000  # of a column that is counted: more are no classes
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        description: what messages call the dataset.
+        facts: `Modality.facts` of each clip that can be used.
+        skipped: name -> reason of each clip that cannot, and of shards that could not be read.
+        read: clips that were read, usable or not; `excluded` are those besides that `data.exclude` leaves out.
+        shards: into which the dataset is divided.
+        columns: column of classes or folds -> how many clips have each value.
+        hint: what messages about many unusable clips say.
+    """
+
+    description: str
+    facts: list[dict[str, float]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    read: int = 0
+    excluded: int = 0
+    shards: int = 1
+    columns: dict[str, Counter] = field(default_factory=dict)
+    hint: str = ""
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Those of `skipped` that are clips."""
+        return {name: reason for name, reason in self.skipped.items() if not is_shard(name)}
+
+    def of(self, fact: str) -> np.ndarray:
+        """A fact of each clip that has it."""
+        return np.array([each[fact] for each in self.facts if fact in each])
+
+
+def survey(data: DataArguments, processor) -> Survey:
+    """Read and decode every clip as an epoch of pretraining does: of a long one a window at a random place.
+
+    Raises:
+        UnusableDataError: nothing can be used.
+        ValueError: as of `open_source`.
+    """
+    source = open_source(data, processor)
+    found = Survey(source.description, skipped=source.skipped, shards=source.num_shards, hint=source.hint)
+    columns = _columns(source, data)
+    found.columns = {column: Counter() for column in columns}
+    source.featurize = partial(_look, source.featurize, partial(_facts, source, data, processor))
+    kept = source.keeps
+
+    def keeps(example: dict) -> bool:
+        found.excluded += not kept(example)
+        return kept(example)
+
+    source.keeps = keeps
+    # all that is bad is named, and judged by whoever asked
+    for example, facts in source.decode_all(data.workers, max_bad_share=1.0):
+        found.facts.append(facts)
+        for column, names in columns.items():
+            _count(found.columns, column, names, field_of(example, column))
+    found.read = source.behind
+    return found
+
+
+def _look(featurize, facts, example: dict) -> dict[str, float]:
+    """The facts of an example, once a window of it was decoded; the same window every time."""
+    return facts(example, featurize(example, np.random.default_rng(crc32(str(example[MARK]).encode()))))
+
+
+def _facts(source: Source, data: DataArguments, processor, example: dict, decoded: np.ndarray) -> dict[str, float]:
+    return modality_of(processor).facts(source.raw(example), data, processor, decoded)
+
+
+def _columns(source: Source, data: DataArguments) -> dict[str, list[str] | None]:
+    """Columns of classes or folds, with the names of their classes where numbers stand for them."""
+    types = dict(source.dataset.features or {})
+    chosen = [data.label_column, data.fold_column, *(name for name in types if _tells_a_class(name, types[name]))]
+    chosen = dict.fromkeys(name for name in chosen if name)
+    numbered = {name: type_of(types, name) for name in chosen}
+    return {name: getattr(getattr(each, "feature", each), "names", None) for name, each in numbered.items()}
+
+
+def _tells_a_class(name: str, feature) -> bool:
+    return isinstance(getattr(feature, "feature", feature), datasets.ClassLabel) or name in USUAL
+
+
+def _count(counts: dict[str, Counter], column: str, names: list[str] | None, value) -> None:
+    """Count a value, each of a list, in a column; a column of too many values is dropped."""
+    if column not in counts:
+        return
+    for each in value if isinstance(value, list | tuple) else [value]:
+        missing = is_missing(each) or names and each == -1
+        counts[column]["(none)" if missing else names[each] if names else str(each)] += 1
+    if len(counts[column]) > MOST_VALUES:
+        del counts[column]
