@@ -355,9 +355,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         if axis is None:
             return clip
         try:
-            return self.choose_channels(clip.movedim(axis, 1)).T
+            chosen = self.choose_channels(clip.movedim(axis, 1))  # (samples,) or (samples, channels)
         except ValueError as error:
             raise ValueError(f"{name} {error}.") from error
+        return chosen if chosen.ndim == 1 else chosen.T
 
     def _padded_lengths(self, lengths: list[int], padding: bool | str, max_length: int) -> list[int]:
         if padding is False or padding == "do_not_pad":

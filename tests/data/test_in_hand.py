@@ -12,7 +12,7 @@ from bridle_hf import BridleConfig
 from bridle_hf.data import (
     BadClipError,
     DataArguments,
-    audio,
+    audio_decoding,
     build_loader,
     build_processor,
     decode_audio,
@@ -221,7 +221,7 @@ def test_int16_is_scaled_and_other_rates_are_resampled(waveforms):
 
 
 def test_channels_of_arrays_are_averaged_as_those_of_files(waveforms, extractor, identify, caplog):
-    audio._say_mixed.cache_clear()
+    audio_decoding._say_mixed.cache_clear()
     stereo = [np.stack([1.5 * waveform, 0.5 * waveform]) for waveform in waveforms]
     forms = [each if i % 2 else each.T for i, each in enumerate(stereo)]
     loader = build_loader(DataArguments(**PLAIN), extractor, forms, batch_size=24, seed=0)
