@@ -55,13 +55,13 @@ class BridleWindowAttention(nn.Module):
 
 
 def in_autocast(values: torch.Tensor) -> torch.Tensor:
-    """In the precision of autocast, where that is on: what only moves numbers has fewer bytes to move."""
+    """Cast to the dtype of autocast where it is enabled, so that selecting rows moves fewer bytes."""
     device = values.device.type
     return values.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else values
 
 
 def unit_mean_square(values: torch.Tensor) -> torch.Tensor:
-    """(..., d) in the precision that they have, of mean square 1 over d; zero where all are zero."""
+    """Scale values (..., d) to a mean square of 1 over d, in their own dtype; rows of zeros stay zero."""
     with torch.autocast(values.device.type, enabled=False):
         return F.rms_norm(values, values.shape[-1:], eps=1e-12 / values.shape[-1])
 
@@ -83,10 +83,10 @@ class BridleSwinLayer(GradientCheckpointingLayer):
 
 
 def uncast(norm: nn.LayerNorm, values: torch.Tensor) -> torch.Tensor:
-    """The norm of values in the precision that they have.
+    """Apply the norm in the dtype of the values.
 
-    Autocast would have them copied to float32, in which the kernels calculate anyway. GPUs take weight and bias in the
-    precision of the values alone.
+    Autocast would copy them to float32, in which the kernels accumulate anyway. On a GPU the weight and the bias must
+    have the same dtype as the values.
     """
     weight, bias = norm.weight.to(values.dtype), norm.bias.to(values.dtype)
     with torch.autocast(values.device.type, enabled=False):
@@ -110,8 +110,8 @@ class BridleWindows:
         # a window that spans the whole axis has nothing to shift to
         self.shift = tuple(s if n > w else 0 for n, w, s in zip(self.padded, window, shift, strict=True))
         self._patches = [self._patch_of_places(like.device, shifted) for shifted in (False, True)]  # (windows, w)
-        # Rows of all patches of a batch: those that windows take, and those of windows that hold the patches.
-        self._to_windows, self._to_patches = zip(*map(self._rows, [len(like)] * 2, self._patches), strict=True)
+        rows = [self._rows(len(like), patches) for patches in self._patches]
+        self._to_windows, self._to_patches = zip(*rows, strict=True)
         self._masks = [self._mask(valid, like, shifted) for shifted in (False, True)]
 
     def mask(self, shifted: bool):
@@ -129,7 +129,7 @@ class BridleWindows:
         return moved.unflatten(0, (-1, prod(self.grid)))
 
     def _rows(self, batch_size, patches):
-        """(B * windows * w,) and (B * N,): rows that `split` and `join` take; -1 for places without a patch."""
+        """Row indices over a batch that `split` (B * windows * w,) and `join` (B * N,) select; -1 marks padding."""
         patches = patches.flatten()
         places = patches.argsort()[-prod(self.grid) :]  # those without a patch come first
         clip = torch.arange(batch_size, device=patches.device)[:, None]
@@ -172,7 +172,9 @@ class BridleWindows:
 
 
 class _Reordering(torch.autograd.Function):
-    """The rows `taken` of (n, d), in which every row stands once at most, at `place`; any row where that says -1.
+    """Selects the rows `taken` of values (n, d), each at most once. `place` is the inverse: where each row goes.
+
+    -1 marks padding: any row may be selected there, and no gradient comes back.
 
     The gradient is a selection as well: no sums, which a GPU would take one by one.
     """

@@ -85,7 +85,7 @@ def encoded_with_av(waveform: np.ndarray, rate: int, container: str, codec: str)
 
 
 def peak_memory(function) -> int:
-    """Bytes that Python and NumPy hold at most at a time while `function()` runs."""
+    """Peak memory of Python and NumPy while `function()` runs, in bytes."""
     tracemalloc.start()
     try:
         function()

@@ -21,8 +21,13 @@ from .modality import Modality
 PADDING_KEYS = ("max_length", "padding_side", "padding_value", "return_attention_mask", "auto_map", "processor_class")
 # A recording of more seconds is read block by block where that will do, and features are made of so many samples.
 LONG_SECONDS, PART_SAMPLES = 600, 2**20
-# Settings that came later, and what they were before: caches of then stay good.
-LATER = {"pad_short": False, "fmin": 20.0, "fmax": None, "frame_ms": 25.0, "hop_ms": 10.0} | {
+# Settings newer than some caches, with the values that those caches were made with: they stay valid.
+LATER = {
+    "pad_short": False,
+    "fmin": 20.0,
+    "fmax": None,
+    "frame_ms": 25.0,
+    "hop_ms": 10.0,
     "num_channels": 1,
     "channel": None,
 }
@@ -34,7 +39,7 @@ def window_frames(data: DataArguments, processor) -> int:
 
 
 def channels_of(processor) -> Channels:
-    """What `decode_audio` makes of channels for a feature extractor."""
+    """How `decode_audio` combines channels for a feature extractor."""
     mixes = processor.num_channels == 1 and processor.channel is None
     return average if mixes else processor.choose_channels
 
@@ -42,8 +47,8 @@ def channels_of(processor) -> Channels:
 def audio_features(
     raw, data: DataArguments, processor, rng: np.random.Generator | None = None, longest: float | None = None
 ) -> np.ndarray:
-    """`Modality.decode` of audio: normalised, unpadded log-mel features (frames, mel bins), of several channels
-    (frames, channels, mel bins).
+    """`Modality.decode` of audio: normalised, unpadded log-mel features (frames, mel bins), or
+    (frames, channels, mel bins) where the feature extractor keeps several channels.
 
     With `rng`, only a window of `window_frames` frames is decoded, at a random place.
 
@@ -67,10 +72,10 @@ def _log_mel(waveform: np.ndarray, processor) -> np.ndarray:
 
 @dataclass
 class LongSound:
-    """The features of a long recording in parts, each computed when it is asked for: iterate over it, anew each time.
+    """Features of a long recording, computed part by part while one iterates; each iteration begins anew.
 
-    A part holds the frames of `PART_SAMPLES`, the last one what is left; side by side they are what `audio_features`
-    gives, but for rounding.
+    A part holds the frames of `PART_SAMPLES` samples, the last part the rest. Concatenated, the parts equal what
+    `audio_features` returns, up to rounding.
     """
 
     raw: Any
@@ -97,7 +102,7 @@ class LongSound:
 
 
 def streamed_features(raw, data: DataArguments, processor) -> np.ndarray | LongSound:
-    """`Modality.stream` of audio: `audio_features`, or of more than `LONG_SECONDS` a `LongSound`."""
+    """`Modality.stream` of audio: `audio_features`, or a `LongSound` beyond `LONG_SECONDS`."""
     try:
         return audio_features(raw, data, processor, longest=LONG_SECONDS)
     except LongerError:
@@ -105,7 +110,7 @@ def streamed_features(raw, data: DataArguments, processor) -> np.ndarray | LongS
 
 
 def sound_facts(raw, data: DataArguments, processor, decoded: np.ndarray) -> dict[str, float]:
-    """`Modality.facts` of audio, by the header of the file."""
+    """`Modality.facts` of audio, from the file's header."""
     samples, rate, channels = sound_header(raw, processor.sampling_rate)
     frames = processor.frame_count(round(samples * processor.sampling_rate / rate))
     facts = {"seconds": samples / rate, "rate": rate, "channels": channels}
@@ -153,7 +158,7 @@ def frame_mask(lengths: np.ndarray, max_frames: int) -> np.ndarray:
 
 
 class AudioCollator:
-    """Log-mel features of clips, (frames, mel bins) or (frames, channels, mel bins), to batches of a model's inputs.
+    """Collates log-mel features of clips, (frames, mel bins) or (frames, channels, mel bins), into model inputs.
 
     Both kinds hold `input_values` (B, T, ...) float32 and `attention_mask` (B, T) int64.
     """
@@ -198,7 +203,7 @@ def audio_hop_seconds(processor) -> float:
 
 
 def spectrogram_picture(values: np.ndarray, codes: np.ndarray, valid: np.ndarray, grid: tuple[int, ...]) -> tuple:
-    """`Modality.picture` of audio: everything as it is, channels averaged."""
+    """`Modality.picture` of audio: the log-mel features, averaged over channels, and the rest unchanged."""
     return values if values.ndim == 2 else values.mean(axis=1), codes, valid, grid
 
 

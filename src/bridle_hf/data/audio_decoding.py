@@ -27,7 +27,7 @@ Channels = Callable[[np.ndarray], np.ndarray]  # (n, channels) -> (n,) or (n, C)
 
 
 class LongerError(Exception):
-    """A recording that is longer than what is decoded as a whole."""
+    """The recording is longer than the caller lets `decode_audio` decode."""
 
 
 def average(samples: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def decode_audio(
     channels: Channels = average,
     longest: float | None = None,
 ) -> np.ndarray:
-    """Decode one clip or a part of it, make of its channels what is asked for, and resample it.
+    """Decode one clip or a part of it, combine its channels, and resample it.
 
     Args:
         audio: `{"bytes", "path"}` as an undecoded `datasets.Audio` column gives it, or a path or URL alone; or decoded
@@ -62,11 +62,11 @@ def decode_audio(
         min_seconds: shortest clip that is accepted.
         part_seconds: of a longer clip only a part of this length is decoded; `None` decodes all.
         rng: draws where the part begins, in steps of `hop_seconds`; without it is the clip's beginning.
-        channels: what is made of the channels, by default their average.
+        channels: combines the channels, by default to their average.
         longest: seconds; a recording whose header says more is not decoded.
 
     Returns:
-        float32 waveform (samples,), or what `channels` makes of it, (samples, C); full scale is 1.
+        float32 waveform (samples,), or (samples, C) where `channels` keeps several; full scale is 1.
 
     Raises:
         BadClipError: where the clip is missing, corrupt, empty, shorter than `min_seconds`, holds NaN or inf, is
@@ -90,11 +90,9 @@ def decode_audio(
 
 def _decoded_part(audio, sampling_rate: int, choose, channels: Channels) -> tuple[np.ndarray, int]:
     """The part that `choose(samples, rate)` gives as (start, length), at the rate of the recording, and that rate."""
-    if is_array(audio):
-        audio = {"array": audio, "sampling_rate": sampling_rate}
     try:
-        if isinstance(audio, dict) and audio.get("array") is not None:
-            return _part_of_array(audio["array"], audio["sampling_rate"], choose, channels)
+        if (held := _in_memory(audio, sampling_rate)) is not None:
+            return _part_of_array(*held, choose, channels)
         with open_file(audio) as file:
             try:
                 waveform, rate = _decode_with_soundfile(file, choose, channels)
@@ -106,16 +104,26 @@ def _decoded_part(audio, sampling_rate: int, choose, channels: Channels) -> tupl
         raise BadClipError(f"cannot be read: {error}") from error
 
 
+def _in_memory(audio, sampling_rate: int) -> tuple | None:
+    """(array, rate) of a clip that is decoded already; None for a file. `sampling_rate` is that of a bare array."""
+    if is_array(audio):
+        return audio, sampling_rate
+    if isinstance(audio, dict) and audio.get("array") is not None:
+        return audio["array"], audio["sampling_rate"]
+    return None
+
+
 def stream_audio(
     audio, sampling_rate: int, min_seconds: float = 0.0, channels: Channels = average
 ) -> Iterator[np.ndarray]:
-    """The waveform of `decode_audio` in blocks, of any length: no more than a block is held.
+    """Yield the waveform that `decode_audio` returns block by block, with one block in memory at a time, for recordings
+    of any length.
 
-    The resampler goes on from block to block, so that the blocks side by side are the waveform, but for what a decoder
-    rounds.
+    The resampler keeps its state between blocks, so that the concatenated blocks equal the whole waveform, up to the
+    decoder's rounding.
 
     Raises:
-        BadClipError: as of `decode_audio`; blocks before the damage have been given by then.
+        BadClipError: as in `decode_audio`; the blocks before the damage have been yielded by then.
     """
     resampler, seen, block, rate = None, 0, np.empty(0, np.float32), sampling_rate
     try:
@@ -137,12 +145,10 @@ def stream_audio(
 
 
 def _blocks(audio, sampling_rate: int, channels: Channels) -> Iterator[tuple[np.ndarray, int]]:
-    """(block of samples, rate) of a recording. Where soundfile gives up, FFmpeg goes on."""
-    if is_array(audio):
-        audio = {"array": audio, "sampling_rate": sampling_rate}
-    if isinstance(audio, dict) and audio.get("array") is not None:
-        for start in range(0, max(np.shape(audio["array"])), BLOCK_SAMPLES):
-            yield _part_of_array(audio["array"], audio["sampling_rate"], lambda *_: (start, BLOCK_SAMPLES), channels)  # noqa: B023
+    """Yield (block of samples, rate) of a recording. Where soundfile fails, FFmpeg continues."""
+    if (held := _in_memory(audio, sampling_rate)) is not None:
+        for start in range(0, max(np.shape(held[0])), BLOCK_SAMPLES):
+            yield _part_of_array(*held, lambda *_: (start, BLOCK_SAMPLES), channels)  # noqa: B023
         return
     with open_file(audio) as file:
         done = 0
@@ -161,7 +167,7 @@ def _blocks(audio, sampling_rate: int, channels: Channels) -> Iterator[tuple[np.
 
 
 def sound_header(audio, sampling_rate: int) -> tuple[int, int, int]:
-    """Samples, rate and channels of a clip that `decode_audio` takes, without decoding it; samples as its header says.
+    """Number of samples, sampling rate and number of channels of a clip, as its header declares them.
 
     Raises:
         BadClipError: it cannot be opened.
@@ -220,10 +226,10 @@ def _part_of_array(array, sampling_rate: int, choose, channels: Channels) -> tup
 
 
 def chosen(samples: np.ndarray, channels: Channels) -> np.ndarray:
-    """What `channels` makes of (n, channels).
+    """Samples (n, channels) after `channels` has combined them.
 
     Raises:
-        BadClipError: it refuses them.
+        BadClipError: `channels` refuses them.
     """
     try:
         return channels(samples)

@@ -193,7 +193,7 @@ def listen(tokenizer, examples, codes, valid, sounds, batch_size):
 
 
 def named(examples, row):
-    """What a clip is called on the page: its name, and its labels."""
+    """Caption of a clip: its name and its classes."""
     name = examples.clip_names[row] if examples.clip_names else f"clip {row + 1}"
     labels = ", ".join(examples.labels_of(row))
     return f"{name}, class {labels}" if labels else name
