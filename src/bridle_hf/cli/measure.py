@@ -10,21 +10,14 @@ import argparse
 import json
 import sys
 from functools import partial
-from zlib import crc32
-
-import numpy as np
 
 from ..data.source import open_source
+from ..data.survey import featurize_window
 from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .checks import check_data, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
 
 SETTINGS = "num_mel_bins sampling_rate max_length fmin fmax frame_ms hop_ms num_channels channel".split()
-
-
-def window(featurize, example):
-    """As many frames of a clip as count, the same ones every time; of hours of sound no more is read."""
-    return featurize(example, np.random.default_rng(crc32(str(example["clip_name"]).encode())))
 
 
 def main(arguments=None, prog=None):
@@ -50,7 +43,7 @@ def main(arguments=None, prog=None):
         data = given_data(given)
         check_data(data, extractor, "--dataset")
     source = open_source(data, extractor)
-    source.featurize = partial(window, source.featurize)
+    source.featurize = partial(featurize_window, source.featurize)
     clips = source.decode_all(data.workers, data.max_bad_share)
     with reading(parser):
         mean, std = measure_mean_std((features for _, features in clips), extractor)

@@ -12,7 +12,7 @@ from .arguments import DataArguments
 from .fields import field_of, type_of
 from .labels import is_missing
 from .modalities import modality_of
-from .source import MARK, Source, is_shard, open_source
+from .source import Source, is_shard, open_source
 
 # Names of columns that hold a class or a fold where a dataset does not say so by their type.
 USUAL = ("label", "labels", "class", "category", "target", "fold")
@@ -67,8 +67,9 @@ def survey(data: DataArguments, processor) -> Survey:
     kept = source.keeps
 
     def keeps(example: dict) -> bool:
-        found.excluded += not kept(example)
-        return kept(example)
+        stays = kept(example)
+        found.excluded += not stays
+        return stays
 
     source.keeps = keeps
     # all that is bad is named, and judged by whoever asked
@@ -81,8 +82,13 @@ def survey(data: DataArguments, processor) -> Survey:
 
 
 def _look(featurize, facts, example: dict) -> dict[str, float]:
-    """The facts of an example, once a window of it was decoded; the same window every time."""
-    return facts(example, featurize(example, np.random.default_rng(crc32(str(example[MARK]).encode()))))
+    """The facts of an example, once a window of it was decoded."""
+    return facts(example, featurize_window(featurize, example))
+
+
+def featurize_window(featurize, example: dict):
+    """Decode a window of an example at a random place, the same place every time."""
+    return featurize(example, np.random.default_rng(crc32(str(example["clip_name"]).encode())))
 
 
 def _facts(source: Source, data: DataArguments, processor, example: dict, decoded: np.ndarray) -> dict[str, float]:
