@@ -87,6 +87,28 @@ def test_features_beyond_half_precision_are_kept_as_they_are(in_memory, data, ex
     assert np.isfinite(next(loader)["input_values"].numpy()).all()
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_features_in_8_bits_are_within_half_a_step(in_memory, data, extractor):
+    plain = load_examples(replace(data, cache=False), extractor)
+    data = replace(data, in_memory=in_memory)
+    load_examples(data, extractor)  # in half precision, in a folder of its own
+    kept = load_examples(replace(data, cache_dtype="int8"), extractor)
+    tables = map(str, Path(data.cache_dir).glob("*/00000.arrow"))
+    sizes = [len(datasets.Dataset.from_file(path)[0]["audio"]["features"]) for path in tables]
+    assert sorted(sizes) == [plain.clips[0].size, 2 * plain.clips[0].size]
+    for rounded, original in zip(kept.clips, plain.clips, strict=True):
+        error = abs(rounded - original).max()
+        assert rounded.dtype == np.float32 and rounded.shape == original.shape
+        assert error <= 0.51 * (original.max() - original.min()) / 255 and error > 1e-4
+    batch = next(build_loader(replace(data, cache_dtype="int8", label_column=None), extractor, batch_size=4, seed=0))
+    assert np.isfinite(batch["input_values"].numpy()).all()
+
+
+def test_a_clip_of_one_value_has_that_value_in_8_bits():
+    clip = cache._pack(np.full((4, 8), -1.5, dtype=np.float32), eight_bits=True)
+    np.testing.assert_array_equal(cache._unpack({"audio": clip}, column="audio"), np.full((4, 8), -1.5))
+
+
 def test_what_is_damaged_between_two_starts_changes_no_batch(data, extractor):
     """Clips lie in memory-mapped files, and the order of the clips follows from their names alone."""
 

@@ -31,6 +31,8 @@ class DataArguments:
             cached samples or rows of a `datasets.Dataset` than this are shuffled as a whole instead.
         num_workers: processes that read and decode; 0 reads in the training process, "auto" is `workers`.
         cache: decode every sample once, keep it on disk and stream from there: log-mel features or pixels.
+        cache_dtype: of cached features: "float16", or "int8", 256 steps between the least and the largest value of a
+            clip in half the space, 0.13 MB for 10 s of 128 mel bins. Pixels are kept as they are.
         in_memory: hold all decoded samples of a probe or of fine-tuning in memory; otherwise decode each when needed.
         cache_dir: folder of the caches; by default `bridle` in the datasets cache of HuggingFace.
         max_bad_share: share of the samples that may be undecodable before the run stops.
@@ -74,6 +76,7 @@ class DataArguments:
     shuffle_buffer: int = 1000
     num_workers: int | Literal["auto"] = 0
     cache: bool = False
+    cache_dtype: Literal["float16", "int8"] = "float16"
     in_memory: bool = True
     cache_dir: str | None = None
     max_bad_share: float = 0.05

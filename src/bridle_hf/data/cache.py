@@ -2,8 +2,9 @@
 
 A cache is a folder of Arrow files, which are twice as fast to read as parquet files, and a manifest that tells damage.
 A row has the columns of the source and a `clip_name`. The column of the media holds `features` (log-mel features or
-pixels as raw bytes) with their `dtype` and `shape`, or the undecoded file with the `shape` of what it decodes to. The
-content does not depend on `exclude`, crops or augmentation, so that folds and phases share it.
+pixels as raw bytes) with their `dtype` and `shape`, features in 8 bits also their `low` and `step`; or the undecoded
+file with the `shape` of what it decodes to. The content does not depend on `exclude`, crops or augmentation, so that
+folds and phases share it.
 """
 
 import glob
@@ -48,6 +49,7 @@ CLIP_TYPE = {
     "dtype": datasets.Value("string"),
     "shape": datasets.List(datasets.Value("int32")),
 }
+EIGHT_BIT_TYPE = CLIP_TYPE | {"low": datasets.Value("float32"), "step": datasets.Value("float32")}
 FILE_TYPE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string"), "shape": CLIP_TYPE["shape"]}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
@@ -152,6 +154,8 @@ def write_cache(source: Source, data: DataArguments, processor, decoded: bool = 
         )
     source, modality = replace(source, exclude={}, skipped={}), modality_of(processor)
     settings = modality.cache_key(data, processor)
+    if decoded and data.cache_dtype != "float16":  # only then: older caches stay valid
+        settings = settings | {"cache_dtype": data.cache_dtype}
     identity = [FORMAT, modality.name, decoded, source.fingerprint, data.split, source.input_column, settings]
     identity.append(_state_of_files(source, data.max_bad_share))
     folder = cache_root(data) / hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
@@ -281,14 +285,15 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         done = json.loads((folder / PROGRESS).read_text())
         logger.info("resuming the cache after %d samples", done["examples"])
     source.skipped |= done["skipped"]
-    column = source.input_column
+    column, pack = source.input_column, partial(_pack, eight_bits=data.cache_dtype == "int8")
     if source.dataset.features is not None:
-        media = {column: CLIP_TYPE if decoded else FILE_TYPE}
+        clip_type = EIGHT_BIT_TYPE if data.cache_dtype == "int8" else CLIP_TYPE
+        media = {column: clip_type if decoded else FILE_TYPE}
         named = {"clip_name": datasets.Value("string")}
         schema = datasets.Features(named | dict(source.dataset.features) | media).arrow_schema
     rows = (
         {key: value for key, value in example.items() if key != MARK}
-        | {column: _pack(clip) if decoded else _file(source.raw(example)) | {"shape": list(clip.shape)}}
+        | {column: pack(clip) if decoded else _file(source.raw(example)) | {"shape": list(clip.shape)}}
         for example, clip in source.decode_all(data.workers, data.max_bad_share, done["examples"])
     )
     files = dict(done["files"])
@@ -330,10 +335,16 @@ def _bytes_of(value) -> int:
     return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
 
 
-def _pack(clip: np.ndarray) -> dict:
-    """The columns that hold a sample: floating point numbers in half precision, pixels as they are. Features beyond
-    its range, as a tiny `std` makes them, stay in single precision."""
+def _pack(clip: np.ndarray, eight_bits: bool = False) -> dict:
+    """The columns that hold a sample: pixels as they are, features in half precision or, as `eight_bits`, as the
+    nearest of 256 values between the least and the largest of the clip. Features beyond the range of half precision, as
+    a tiny `std` makes them, stay in single precision."""
     dtype = clip.dtype
+    if dtype.kind == "f" and eight_bits and clip.size:
+        low, high = float(clip.min()), float(clip.max())
+        step = (high - low) / 255 or 1.0
+        values = np.rint((clip - low) / step).astype(np.uint8)
+        return _pack(values) | {"low": low, "step": step}
     if dtype.kind == "f":
         fits = np.abs(clip).max(initial=0) <= np.finfo(np.float16).max
         dtype = np.float16 if fits else np.float32
@@ -350,7 +361,10 @@ def _unpack(
 ) -> np.ndarray:
     """The sample of a row, whole; the collator crops it."""
     clip = row[column]
-    return np.frombuffer(clip["features"], dtype=clip["dtype"]).reshape(clip["shape"])
+    values = np.frombuffer(clip["features"], dtype=clip["dtype"]).reshape(clip["shape"])
+    if clip.get("step") is None:
+        return values
+    return values * np.float32(clip["step"]) + np.float32(clip["low"])
 
 
 def _file(raw: dict | str) -> dict:
