@@ -2,10 +2,10 @@
 
     python benchmarks/bench.py [--rounds 7] [--threads 2] [--clock cpu] [--only fbank] [--output DIR]
 
-Prints one table; DIR gets bench.json and growth.svg. Every row does our work and the others' in turn, round by round;
-figures are medians, the ratio is the median of the rounds' ratios (below 1: ours is faster). On a machine that is busy
-with something else, `--threads 1 --clock cpu` counts the seconds that this process had. `--small` is a trial of all
-rows in seconds, and its figures mean nothing.
+Prints one table, and how cost grows; DIR gets bench.json and growth.svg. Every row does our work and the others' in
+turn, round by round; figures are medians, the ratio is the median of the rounds' ratios (below 1: ours is faster). On a
+machine that is busy with something else, `--threads 1 --clock cpu` counts the seconds that this process had. `--small`
+is a trial of all rows in seconds, and its figures mean nothing.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--only", choices=subjects(small=False), help="one subject; memory and growth are left out")
+    parser.add_argument("--only", choices=[*subjects(small=False), "growth"], help="one subject")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that all works")
     args = parser.parse_args(arguments)
@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> dict:
     for name, rows in subjects(args.small).items():
         if args.only in (None, name):
             report["rows"] += [measure(row, args.rounds, args.clock) for row in rows()]
-    print(table(report["rows"]))
+    if report["rows"]:
+        print(table(report["rows"]))
     if args.only is None:
         tiny, base = ((SMALL_PHASES, 2), (SMALL_PHASES, 2)) if args.small else ((TINY, 40), ({}, 8))
         report["operators"] = {kind: operators(*tiny, kind) for kind in ("encoder", "tokenizer")}
@@ -97,7 +98,10 @@ def main(arguments: list[str] | None = None) -> dict:
         report["peak_memory_gb"] = {name: peak_memory(*base, recompute) for name, recompute in kept.items()}
         for name, peak in report["peak_memory_gb"].items():
             print(f"encoder phase, ViT-B, batch {base[1]}, {name}: {peak:.2f} GB at its peak")
+    if args.only in (None, "growth"):
         report["growth"] = list(measure_growth(args.rounds, args.clock, points=2 if args.small else None))
+        for axis in report["growth"]:
+            print(f"{axis['axis']}: ms grow as size^{axis['exponent']:.2f}")
         plot_growth(report["growth"], args.output / "growth.svg")
     (args.output / "bench.json").write_text(json.dumps(report, indent=2))
     return report

@@ -1,4 +1,5 @@
-"""Clips from their files to a model's inputs, as one reader of a training run makes them, beside decoding alone."""
+"""Clips from their files to a model's inputs, as one reader of a training run makes them, beside its first steps alone;
+and from a cache."""
 
 import io
 import tempfile
@@ -13,7 +14,8 @@ from measuring import Row, random
 from PIL import Image
 
 from bridle_hf import BridleConfig
-from bridle_hf.data import MODALITIES, DataArguments, build_processor
+from bridle_hf.data import MODALITIES, DataArguments, build_loader, build_processor
+from bridle_hf.data.audio_decoding import decode_audio
 from bridle_hf.demo_data.motion import write_video
 
 
@@ -35,9 +37,13 @@ def loading_rows(seconds: float = 10.0, side: int = 256) -> Iterator[Row]:
     for form, rate in (("OGG", 44_100), ("FLAC", 44_100), ("FLAC", 16_000)):
         file = io.BytesIO()
         soundfile.write(file, (random(int(seconds * rate)) / 10).clamp(-1, 1).numpy(), rate, format=form)
-        alone = {"decoding": lambda file=file: soundfile.read(io.BytesIO(file.getvalue()))}
+        alone = {
+            "decoding": lambda file=file: soundfile.read(io.BytesIO(file.getvalue())),
+            "decoding and resampling": lambda file=file: decode_audio({"bytes": file.getvalue(), "path": None}, 16_000),
+        }
         yield row(f"load a sound, {seconds:g} s, {form}, {rate / 1000:g} kHz", "audio", file.getvalue(), alone)
 
+    yield from cached_rows(seconds)
     picture = scene(3 * side // 2, 2 * side)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="JPEG", quality=90)
@@ -54,6 +60,24 @@ def loading_rows(seconds: float = 10.0, side: int = 256) -> Iterator[Row]:
     yield row(
         f"load a video, 16 frames of {seconds:g} s, H.264, {width} x {side}", "video", encoded, alone, frame_stride=4
     )
+
+
+def cached_rows(seconds: float, clips: int = 32) -> Iterator[Row]:
+    """Batches of Ogg files through the loader of a training run: decoded each time, and from both kinds of cache."""
+    processor = build_processor(BridleConfig(modality="audio"))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(clips):
+            noise = (random(int(seconds * 44_100)) / 10).clamp(-1, 1).numpy()
+            soundfile.write(Path(folder, f"{number}.ogg"), noise, 44_100)
+
+        def loading(**settings):
+            data = DataArguments(folder, cache_dir=f"{folder}/cache", **settings)
+            loader = build_loader(data, processor, batch_size=clips, seed=0)
+            return lambda: next(loader)
+
+        half, eight = loading(cache=True), loading(cache=True, cache_dtype="int8")
+        yield Row(f"load a cached sound, {seconds:g} s, int8", eight, {"float16": half}, clips, "clip")
+        yield Row(f"load a cached sound, {seconds:g} s, float16", half, {"decoding it": loading()}, clips, "clip")
 
 
 def scene(height: int, width: int) -> np.ndarray:

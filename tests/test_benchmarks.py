@@ -34,11 +34,20 @@ def test_a_small_run_fills_table_json_and_plot(tmp_path):
         assert row["ours_ms"] > 0 and f"| {row['name']} |" in said
         for other in row["others"].values():
             assert other["ratio_range"][0] <= other["ratio"] <= other["ratio_range"][1]
-    assert [len(axis["ms"]) for axis in report["growth"]] == [2] * 5
+    assert [len(axis["ms"]) for axis in report["growth"]] == [2] * 7
+    assert all(f"ms grow as size^{axis['exponent']:.2f}" in said for axis in report["growth"])
     for shares in report["operators"].values():
         assert shares["matrix products"] > 0 and sum(shares.values()) == pytest.approx(1)
     assert len(report["peak_memory_gb"]) == 2 and min(report["peak_memory_gb"].values()) > 0.1
     assert len(re.findall("<svg", (tmp_path / "growth.svg").read_text())) == 1
+
+
+def test_the_exponent_is_that_of_the_largest_sizes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from growth import exponent
+
+    assert exponent((1, 2, 4, 8), [9.0, 4.0, 16.0, 64.0]) == pytest.approx(2)
+    assert exponent((1, 2), [3.0, 6.0]) == pytest.approx(1)
 
 
 def test_ratios_are_ours_over_theirs_on_the_chosen_clock(monkeypatch):
