@@ -49,13 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
     given = parser.parse_intermixed_args(arguments)
     phases = count(load_recipe(given.recipe, given.overrides))
-    print("| phase | million clips | masks | GFLOP a clip | EFLOP |\n|---|---|---|---|---|")
+    print("| phase | million clips | masks | GFLOP a clip | a mask | EFLOP |\n|---|---|---|---|---|---|")
     for each in phases:
         each["eflop"] = each["gflop"] * each["clips"] / 1e9
-        numbers = f"{each['clips'] / 1e6:.1f} | {each['masks']} | {each['gflop']:.0f} | {each['eflop']:.1f}"
+        work = f"{each['gflop']:.0f} | {each['gflop'] / each['masks']:.0f}"
+        numbers = f"{each['clips'] / 1e6:.1f} | {each['masks']} | {work} | {each['eflop']:.1f}"
         print(f"| {each['phase']} | {numbers} |")
     total = sum(each["eflop"] for each in phases)
-    print(f"| all | | | | {total:.1f} |")
+    print(f"| all | | | | | {total:.1f} |")
     if given.tflops:
         for each in phases:
             each["rate"] = rate_of(given.tflops, each["phase"], parser)

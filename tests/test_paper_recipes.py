@@ -1,4 +1,4 @@
-"""The paper's recipes at their real size, three steps of one sample of noise for each phase and each task.
+"""The paper's recipes, and those of ViT-B on one's own data, at their real size, three steps of one sample of noise for each phase and each task.
 
 The second paper's are in tests/quantizer_experiments/test_real_size.py.
 """
@@ -29,6 +29,9 @@ PRETRAINING = [
     "image/in1k_vq",
     "video/k400_base",
     "video/k400_vq",
+    "audio/own_fast",
+    "image/own_fast",
+    "video/own_fast",
 ]
 CLASSIFIERS = [
     "audio/as2m_finetune",
