@@ -11,7 +11,9 @@ from bridle_hf.quantizer_experiments.autoencoding import AutoencodingRecipe
 from bridle_hf.quantizer_experiments.wav2vec2 import Wav2Vec2Recipe
 from bridle_hf.training import PretrainRecipe, load_recipe
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "paper.md").read_text()
+TESTS = Path(__file__).resolve().parent
+SOURCES = TESTS.parent / "src" / "bridle_hf"
+PAGE = (TESTS.parent / "docs" / "paper.md").read_text()
 CLASSES = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
@@ -97,6 +99,34 @@ def test_every_command_of_the_page_reads_its_recipe():
             assert recipes[folder].startswith("pretrain ") and last in ("encoder-iter1", "final"), command
         recipes[recipe.output_dir] = command
     assert len([command for command, _ in COMMANDS if command.startswith("finetune")]) == 6 * 5 + 4 * 2 + 4
+
+
+def test_every_report_of_the_page_is_of_a_run_that_it_names():
+    """Both halves of each row of table 6, and figures 2 and 3."""
+    models = re.findall(r"^\| [^|]+ \| `bridle report --model (\S+) --dataset CLIPS` \|", PAGE, re.MULTILINE)
+    runs = {load_recipe(name).output_dir for name in PRETRAINING}
+    assert len(models) == 7 and set(models) <= runs
+
+
+def test_every_file_of_the_facts_is_there():
+    """And each fact that is not missing has a test."""
+    rows = re.findall(r"^\| (.*) \|$", PAGE[PAGE.index("## The facts") :], re.MULTILINE)
+    rows = [row.split(" | ") for row in rows if " | " in row and not row.startswith(("BRIDLE", "T. Morita"))]
+    assert len(rows) >= 20
+    for fact, here, *where in rows:
+        if here.startswith("missing"):
+            continue
+        sources, tests = (re.findall(r"`([\w/.]+)`", text) for text in where)
+        assert (sources or "recipes" in where[0]) and tests, fact
+        for path in [*(SOURCES / name for name in sources), *(TESTS / name for name in tests)]:
+            assert path.exists(), f"{fact}: {path}"
+
+
+def test_the_rows_of_table_2_are_those_without_noise():
+    rows = PAGE[PAGE.index("Table 2, individual perplexity") :].split("\n\n")[1]
+    methods = re.findall(r"^\| [^|]+ \| `(\w[\w-]*)` \|", rows, re.MULTILINE)
+    recipe = load_recipe("autoencoding/imagenet_64x64x3", cls=AutoencodingRecipe)
+    assert methods == [method.name for method in recipe.methods if method.name.startswith("softmax-")]
 
 
 @pytest.mark.parametrize(

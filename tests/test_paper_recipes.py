@@ -1,4 +1,4 @@
-"""The paper's recipes, and those of ViT-B on one's own data, at their real size, three steps of one sample of noise for each phase and each task.
+"""The paper's recipes, and those of ViT-B on own data, at their real size: three steps of one sample of noise each.
 
 The second paper's are in tests/quantizer_experiments/test_real_size.py.
 """

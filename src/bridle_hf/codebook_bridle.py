@@ -321,7 +321,7 @@ def unit(rows):
 
 
 def straight_through(source, value):
-    """`value` exactly, with its gradient led to `source` instead (T. Morita, 2026, eq. 2)."""
+    """`value` exactly, with its gradient led to `source` instead (T. Morita, 2026, eq. 2, but with q detached)."""
     return value.detach() + (source - source.detach())
 
 

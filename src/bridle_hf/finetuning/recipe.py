@@ -42,8 +42,8 @@ class FinetuneTraining:
             test fold is never looked at for a choice.
         eval_epochs: epochs between two measurements; there is one after the last epoch, too.
         patience: measurements without a better one after which training stops; null never stops early.
-        keep: the weights that are tested and saved: those of the "last" epoch, as in the paper, or of the "best" one on
-            the validation share (highest accuracy, or mean average precision; of equals the lowest loss).
+        keep: the weights that are tested and saved: those of the "last" epoch, or of the "best" one on the validation
+            share (highest accuracy, or mean average precision; of equals the lowest loss).
         lora_rank: rank of the LoRA matrices that learn in place of those of the encoder, with peft; null trains the
             encoder itself. The head is trained as a whole in any case.
         lora_alpha: their product is scaled by alpha / rank; null is twice the rank.
