@@ -93,6 +93,7 @@ END_TO_END = (
     "tests/training/test_by_name.py::test_a_",
     "tests/training/test_compile.py",
     "tests/training/test_evaluating.py",
+    "tests/training/test_optimizers.py::test_a_stopped_run_goes_on_bit_for_bit",
     "tests/training/test_failures.py",
     "tests/training/test_host.py",
     "tests/training/test_in_hand.py",

@@ -55,8 +55,9 @@ class Row(Task):
             generator = torch.Generator().manual_seed(self.recipe.seed)
             start_codebooks_(self.recipe.quantizer_of(model), vectors, generator)
 
-    def build_optimizer(self, model, weight_decay, betas):
-        return torch.optim.AdamW(parameter_groups(model, self.recipe.learning_rate, weight_decay), betas=betas)
+    def build_optimizer(self, model, settings):
+        groups = parameter_groups(model, self.recipe.learning_rate, settings.weight_decay)
+        return torch.optim.AdamW(groups, betas=settings.betas)
 
     def learning_rate_at(self, step):
         peak, warmup = self.recipe.learning_rate, self.recipe.warmup_steps

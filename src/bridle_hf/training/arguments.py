@@ -19,6 +19,9 @@ class OptimizationArguments:
         examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
         mixed_precision: "no", "bf16" or "fp16"; "auto" is bf16 where the processor has matrix units for it. The
             quantizer computes in float32 in any case.
+        optimizer: "adamw"; "muon" moves the matrices of hidden layers by Muon and everything else by AdamW.
+        weight_decay: of both.
+        betas: of AdamW.
         max_grad_norm: gradients are scaled down to this norm; null never clips.
         skip_bad_steps: how many steps with NaN or inf in batch, loss or gradient a run may leave out; the next one
             stops it.
@@ -43,6 +46,7 @@ class OptimizationArguments:
     max_steps_per_phase: int | None = None
     examples_per_epoch: int | None = None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = 1.0

@@ -81,7 +81,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
         task.start_(bare, loader, torch.Generator().manual_seed(seed_from(run.seed, task.index)))
     if settings.gradient_checkpointing:
         bare.activation_checkpointing_enable()
-    model, optimizer = accelerator.prepare(bare, task.build_optimizer(bare, settings.weight_decay, settings.betas))
+    model, optimizer = accelerator.prepare(bare, task.build_optimizer(bare, settings))
     if resumed:
         checkpoint.load_optimizer_(model, optimizer.optimizer)
         if accelerator.scaler is not None:

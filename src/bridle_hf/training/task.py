@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from ..losses_bridle import LossSum
+from .arguments import OptimizationArguments
+from .optimizers import build_optimizer
 from .parameters import parameter_groups
 from .seeds import seed_from
 
@@ -84,9 +86,9 @@ class Task:
     def start_(self, model: torch.nn.Module, batches: Iterator[dict], generator: torch.Generator) -> None:
         """Called once, before the first step. `generator` is the same in all processes."""
 
-    def build_optimizer(self, model: torch.nn.Module, weight_decay: float, betas: tuple) -> torch.optim.Optimizer:
-        groups = parameter_groups(model, self.learning_rate_at(0), weight_decay)
-        return torch.optim.AdamW(groups, betas=betas, fused=True)
+    def build_optimizer(self, model: torch.nn.Module, settings: OptimizationArguments) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, self.learning_rate_at(0), settings.weight_decay)
+        return build_optimizer(settings.optimizer, groups, settings.betas)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the step after `step` steps are done."""

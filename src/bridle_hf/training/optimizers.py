@@ -1,0 +1,47 @@
+"""Optimizers: AdamW, and Muon for the matrices of hidden layers with AdamW for everything else."""
+
+import torch
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def build_optimizer(name: str, groups: list[dict], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """The optimizer of a name in `OPTIMIZERS`, over the groups of `parameter_groups`."""
+    if name == "muon":
+        return MuonWithAdamW(groups, betas)
+    return torch.optim.AdamW(groups, betas=betas, fused=True)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for matrices of hidden layers (`...layers.<i>...weight`), AdamW for the rest, as one optimizer.
+
+    Muon replaces the momentum of a matrix by the nearest orthogonal one (K. Jordan, 2024); it is scaled to the size of
+    AdamW's steps (arXiv 2502.16982), so that learning rate and weight decay have the same meaning for both.
+
+    Args:
+        groups: as `parameter_groups` makes them, with the `names` of the parameters.
+        betas: of AdamW. Muon takes .95 and Nesterov's form.
+    """
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float]):
+        self.muon = torch.optim.Muon(_of_kind(groups, True), adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(_of_kind(groups, False), betas=betas, fused=True)
+        super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
+
+    def step(self, closure=None):
+        count = len(self.muon.param_groups)
+        # Anew in every step: loading a state puts new objects in the place of both.
+        for part, groups in ((self.muon, self.param_groups[:count]), (self.adamw, self.param_groups[count:])):
+            part.param_groups, part.state = groups, self.state
+            part.step()
+
+
+def _of_kind(groups: list[dict], hidden: bool) -> list[dict]:
+    """The groups of matrices of hidden layers alone, or those of all other parameters."""
+    found = []
+    for group in groups:
+        pairs = zip(group["names"], group["params"], strict=True)
+        of_kind = {name: each for name, each in pairs if (".layers." in name and each.ndim == 2) == hidden}
+        if of_kind:
+            found.append(group | {"names": list(of_kind), "params": list(of_kind.values())})
+    return found
