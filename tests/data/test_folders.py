@@ -138,6 +138,29 @@ def test_archives_beside_files_flat_ones_broken_ones_and_those_with_metadata(tmp
     assert list(labels(tmp_path / "table", extractor).values()) == ["low", "high"]
 
 
+def test_what_is_left_out_of_archives_is_said(tmp_path, extractor, caplog):
+    zipped(tmp_path / "x.zip", [*CLASSES, "__MACOSX/dog/._0.wav", "../../evil.wav", "dog/notes.txt"])
+    assert len(labels(tmp_path, extractor)) == 4
+    assert (
+        "4 of 6 files are read (split train); left out: 2 hidden (x.zip/../../evil.wav, x.zip/__MACOSX/dog/._0.wav); "
+        "1 of other types in archives (x.zip/dog/notes.txt)" in caplog.text
+    )
+
+
+def test_archives_of_windows_have_backslashes(tmp_path, extractor):
+    zipped(tmp_path / "x.zip", [name.replace("/", "\\") for name in CLASSES])
+    assert list(labels(tmp_path, extractor, max_bad_share=0).values()) == ["dog", "dog", "rain", "rain"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -30])
+def test_archives_alone_that_are_damaged_are_named(keep, tmp_path, extractor):
+    zipped(tmp_path / "x.zip", CLASSES)
+    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes()[:keep])
+    said = r"no audio file, archive or table that can be read; it holds 1 cannot be read \(File is not a zip file\) \(x"
+    with pytest.raises(ValueError, match=said):
+        open_source(DataArguments(str(tmp_path)), extractor)
+
+
 WHY = {
     "files lie at different depths (demo.wav and dog/0.wav)": ["demo.wav"],
     "files lie at different depths (dog/0.wav and rain/heavy/9.wav)": ["rain/heavy/9.wav"],

@@ -143,17 +143,28 @@ def find_clips(listing: Listing, names: list[str], extensions: frozenset[str]) -
             found.append(Clip(name, path, name))
         elif extension == ".zip":
             try:
-                found += [Clip(name, f"zip://{inner}::{path}", inner) for inner in _members(path, extensions)]
-            except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+                found += _members(name, path, extensions, listing)
+            except Exception as error:  # of a damaged archive any of the errors of zipfile
                 listing.leave(f"cannot be read ({error})", name)
     return found
 
 
-def _members(path: str, extensions: frozenset[str]) -> list[str]:
+def _members(name: str, path: str, extensions: frozenset[str], listing: Listing) -> list[Clip]:
+    """The clips in an archive; what else is in it is left out. Some archives of Windows have backslashes in names."""
     with zipfile.ZipFile(path) as archive:
-        names = sorted({each.filename for each in archive.infolist() if not each.is_dir()})
-    wanted = (n for n in names if os.path.splitext(n)[1].lower() in extensions or os.path.basename(n) in METADATA)
-    return [name for name in wanted if not is_hidden(name)]
+        members = sorted({each.filename for each in archive.infolist() if not each.is_dir()})
+    found, others = [], []
+    for member in members:
+        place = member.replace("\\", "/")
+        if os.path.splitext(place)[1].lower() not in extensions and os.path.basename(place) not in METADATA:
+            others.append(f"{name}/{place}")
+        elif is_hidden(place):
+            listing.leave("hidden", f"{name}/{place}")
+        else:
+            found.append(Clip(name, f"zip://{member}::{path}", place))
+    if others:
+        listing.unread.setdefault("of other types in archives", []).extend(others)
+    return found
 
 
 def group(clips: list[Clip], one_split: bool, listing: Listing) -> MediaFolder:

@@ -59,12 +59,51 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else on_white(pixels))
 
 
+class WatchedFile(io.RawIOBase):
+    """A file that ends where it cannot be read any further, as a damaged member of an archive or a lost connection.
+
+    Decoders in C print what Python's callbacks raise and go on without it.
+
+    Attributes:
+        name: of the file.
+        error: why it ended early; None if it did not.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+        self.name = getattr(file, "name", "<none>")  # whose extension helps FFmpeg
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except Exception as error:  # of an archive, which is read up to that place
+            self.error = self.error or error
+            return self.file.tell()
+
+    def readinto(self, buffer) -> int:
+        try:
+            part = b"" if self.error else self.file.read(len(buffer))
+        except Exception as error:  # each file system and archive has its own
+            self.error, part = error, b""
+        buffer[: len(part)] = part
+        return len(part)
+
+
 @contextmanager
 def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
     """The content of an undecoded column of `datasets`, or the file at a path or URL, which is read only as needed.
 
     Raises:
-        BadClipError: neither is there, or it cannot be opened.
+        BadClipError: neither is there, or it cannot be opened, or read to the end.
     """
     if isinstance(sample, str):
         sample = {"path": sample}
@@ -87,7 +126,15 @@ def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
                 raise BadClipError(f"cannot be read: {error}") from error
             except Exception as error:  # each file system of fsspec has its own, and ImportError where it is missing
                 raise BadClipError(f"cannot be read: {type(error).__name__}: {error}") from error
-        yield file
+            file = WatchedFile(file)
+        try:
+            yield file
+        except Exception:
+            if content is not None or file.error is None:
+                raise
+        if content is None and file.error is not None:
+            error = file.error
+            raise BadClipError(f"cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _open_path(path: str, opened: ExitStack) -> BinaryIO:

@@ -104,12 +104,14 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         return _open_tables(data, modality, listing, names, tables)
     try:
         builder = datasets.load_dataset_builder(path, data.name, data_files=data.files)
-    except NOTHING_TO_READ as error:
-        there = listing.said(names)
+    except Exception as error:  # nothing that the library reads, or an archive that it cannot look into
+        there = listing.said([name for name in names if name not in set().union(*listing.left.values())])
         raise ValueError(
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "
             f"be read" + (f"; it holds {there}." if there else ".")
         ) from error
+    if left := listing.said([]):
+        _say(logging.WARNING, f"{data.dataset}: left out: {left}")
     return _open_builder(builder, data, modality)
 
 
