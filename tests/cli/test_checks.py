@@ -208,6 +208,7 @@ def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
     for output, message in (
         (sounds, "--output is .*, a folder; it takes the name of a file"),
         ("", "--output is '', nothing"),
+        ("/dev/null", "--output is '/dev/null', a device or pipe; it takes the name of a file"),
         (sounds / "train.parquet", "is there already, in --dataset; it takes the name of a new file"),
         (sounds / "train.parquet" / "more" / "f.parquet", "the folder of --output is .* is no folder"),
     ):

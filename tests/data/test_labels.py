@@ -294,7 +294,14 @@ def test_classes_that_are_nearly_one_are_named(caplog):
     labels, classes = encode_labels(["dog", "Dog ", "rain", "DOG"], None, "kind", list("abcd"))
     assert classes == ["DOG", "Dog ", "dog", "rain"] and labels.tolist() == [2, 1, 3, 0]
     (line,) = caplog.messages
-    assert "classes of 'kind' differ in spaces or capitals alone: 'DOG' and 'Dog ' and 'dog'" in line
+    assert (
+        "classes of 'kind' differ in spaces, capitals or the form of letters alone: 'DOG' and 'Dog ' and 'dog'" in line
+    )
+    caplog.clear()
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for given, feature in (([composed, apart], None), ([0, 1], datasets.ClassLabel(names=[composed, apart]))):
+        assert encode_labels(given, feature, "kind", ["a", "b"])[0].max() == 1
+        assert "'cafe\\u0301'" in caplog.messages[-1] and repr(composed) in caplog.messages[-1]
     caplog.clear()
     encode_labels(["dog", "rain"], None, "kind", ["a", "b"])
     assert not caplog.messages

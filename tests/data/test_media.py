@@ -54,14 +54,14 @@ def test_of_a_large_picture_no_more_is_read_than_allowed(tmp_path, monkeypatch):
     read = []
 
     class Counting(io.FileIO):
-        def read(self, size=-1):
-            read.append(size)
-            return super().read(size)
+        def readinto(self, memory):
+            read.append(len(memory))
+            return super().readinto(memory)
 
     monkeypatch.setattr(media, "open", Counting, raising=False)
     with pytest.raises(BadClipError, match="is larger than 16777216 bytes"):
         decode_image(str(tmp_path / "sparse.png"))
-    assert sum(read) <= 2**24 + 2**20
+    assert 0 < sum(read) <= 2**24 + 2**20
 
 
 def test_members_of_archives_are_read_whatever_they_are_called(tmp_path):
@@ -97,10 +97,10 @@ def test_a_connection_that_is_lost_costs_its_item(content, monkeypatch, capfd):
     class Losing(io.BytesIO):
         """As fsspec has it, whose errors are those of the library below."""
 
-        def read(self, size=-1):
-            if self.tell() + size > len(content) // 2:
+        def readinto(self, memory):
+            if self.tell() + len(memory) > len(content) // 2:
                 raise RuntimeError("the other side hung up")
-            return super().read(size)
+            return super().readinto(memory)
 
     monkeypatch.setattr(media.fsspec, "open", lambda *_: Losing(content))
     for decode in (lambda raw: decode_audio(raw, 16000), decode_image, decode_video):

@@ -69,8 +69,9 @@ def check_output(path: str, dataset: str = "") -> None:
         ValueError, FolderError: it does not.
     """
     file = Path(path)
-    if not path or file.is_dir():
-        raise ValueError(f"--output is {path!r}, {'a folder' if path else 'nothing'}; it takes the name of a file.")
+    what = "a folder" if file.is_dir() else "a device or pipe" if file.exists() and not file.is_file() else ""
+    if not path or what:
+        raise ValueError(f"--output is {path!r}, {what if path else 'nothing'}; it takes the name of a file.")
     check_writable(file.parent, "the folder of --output")
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):

@@ -35,10 +35,12 @@ class RawVideo(Raw, datasets.Video):
 RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
 
 
-def undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, dict]:
-    """A stream whose audio, images and videos are not decoded, and the types of its columns."""
+def undecoded(
+    dataset: datasets.IterableDataset, files: list[str] | None = None
+) -> tuple[datasets.IterableDataset, dict]:
+    """A stream whose audio, images and videos are not decoded, and the types of its columns. `files` are its shards."""
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
-        return dataset, {key: _type_of(value) for key, value in _first_example(dataset).items()}
+        return dataset, {key: _type_of(value) for key, value in _first_example(dataset, files).items()}
     types, dataset = dict(dataset.features), dataset.decode(False)
     for column, feature in types.items():
         if type(feature) in RAW:
@@ -46,7 +48,7 @@ def undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDatas
     return dataset, types
 
 
-def _first_example(dataset: datasets.IterableDataset) -> dict:
+def _first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:
     """The first example of the first shard that can be read and has one; damage is told when the shards are read.
 
     Raises:
@@ -60,7 +62,11 @@ def _first_example(dataset: datasets.IterableDataset) -> dict:
         except Exception as error:  # readers raise whatever their formats raise
             reason = reason or error
     if reason is not None:
-        raise ValueError(f"no file of the dataset can be read; the first says: {reason}") from reason
+        which = f"{files[0]} cannot be read" if files and len(files) == 1 else "no file of the dataset can be read"
+        utf8 = "; save it as UTF-8" if isinstance(reason, UnicodeDecodeError) else ""
+        raise ValueError(
+            f"{which}{f', such as {files[0]}' if files and len(files) > 1 else ''}: {reason}{utf8}"
+        ) from reason
     return {}
 
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import fsspec
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from ..video_decoding_bridle import on_white
 
+LONGEST_PATH = 4096  # characters; longer texts are no paths
 MAX_BYTES, PART_BYTES = 2**29, 2**22  # of a file that is read as a whole, such as a picture; read at a time
 
 
@@ -47,6 +49,9 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     pixels = np.asarray(raw)
     if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() and pixels.max() <= 255:
         pixels = pixels.astype(np.uint8, copy=False)
+    if pixels.ndim == axes - 1 and pixels.shape[-1] in (3, 4):
+        what = "an image with channels, no video" if axes == 4 else "a row of colours, no image"
+        raise BadClipError(f"is an array {pixels.shape}, {what}; it takes {axes} axes")
     if pixels.ndim == axes - 1:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != axes or not pixels.size:
@@ -91,11 +96,10 @@ class WatchedFile(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         try:
-            part = b"" if self.error else self.file.read(len(buffer))
+            return 0 if self.error else self.file.readinto(buffer)
         except Exception as error:  # each file system and archive has its own
-            self.error, part = error, b""
-        buffer[: len(part)] = part
-        return len(part)
+            self.error = error
+            return 0
 
 
 @contextmanager
@@ -139,6 +143,11 @@ def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
 
 def _open_path(path: str, opened: ExitStack) -> BinaryIO:
     """A local file, a file in a local zip archive (`zip://NAME::ARCHIVE`), or what fsspec finds at a URL."""
+    if len(path) > LONGEST_PATH and not path.startswith("data:"):
+        raise BadClipError(f"is a text of {len(path)} characters, no path")
+    if path.startswith("file:///"):
+        path = path.removeprefix("file://")
+        path = path if os.path.exists(path) else unquote(path)
     if not is_url(path):  # names may hold "::", "[" and all that
         path = os.path.expanduser(path)
         about = os.stat(path)
@@ -154,6 +163,18 @@ def _open_path(path: str, opened: ExitStack) -> BinaryIO:
             if os.path.isfile(archive):
                 return opened.enter_context(opened.enter_context(zipfile.ZipFile(archive)).open(name))
     return opened.enter_context(fsspec.open(path, "rb"))
+
+
+def made_whole(raw: Any, folder: str) -> Any:
+    """A path, or bytes and path, whose relative path leads to a file from `folder`; anything else as it is."""
+    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
+    if not isinstance(path, str) or not path or is_url(path) or "\0" in path:
+        return raw
+    for name in (path, path.replace("\\", "/")):  # a table that was written on Windows
+        whole = os.path.join(folder, name)
+        if os.path.isfile(whole):
+            return raw | {"path": whole} if isinstance(raw, dict) else whole
+    return raw
 
 
 def is_url(path: str) -> bool:
