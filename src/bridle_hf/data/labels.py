@@ -293,6 +293,15 @@ def encode_folds(values: list, column: str, names: list[str]) -> np.ndarray:
     return np.array([value if isinstance(value, int | float | str) else str(value) for value in values])
 
 
+def present(found: Labels) -> set[tuple[str, Any]]:
+    """The classes and folds that have a clip, each as ("class", name) or ("fold", value)."""
+    there = set() if found.folds is None else {("fold", fold) for fold in found.folds.tolist()}
+    if found.labels is not None:
+        numbers = found.labels if found.labels.ndim == 1 else np.flatnonzero(found.labels.any(axis=0))
+        there |= {("class", found.label_names[number]) for number in set(numbers.tolist())}
+    return there
+
+
 def describe(found: Labels) -> str:
     """Number of clips and classes, and how many clips each has."""
     labels, names = found.labels, found.label_names
