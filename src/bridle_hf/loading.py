@@ -59,7 +59,11 @@ def load(source: str | Path, device: torch.device | str | None = None, **setting
     cls = known.get((config.architectures or [""])[0], BridleForPreTraining)
     model = open_model(cls, source, "source")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(model.eval().to(device), load_processor(source, **settings), source)
+    try:
+        processor = load_processor(source, **settings)
+    except OSError as error:
+        raise ValueError(f"source is {source!r}, whose processor cannot be read: {error}") from error
+    return LoadedModel(model.eval().to(device), processor, source)
 
 
 def model_folder(source: str | Path, argument: str = "source") -> str | Path:
@@ -282,7 +286,8 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
     try:
         model, report = cls.from_pretrained(source, output_loading_info=True)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {error}") from error
+        reason = "some have other sizes" if "mismatched_sizes" in str(error) else error
+        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:

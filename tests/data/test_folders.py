@@ -226,6 +226,18 @@ def test_rows_and_files_of_metadata_that_do_not_meet_are_counted(tmp_path, extra
     assert "3 rows of metadata.csv whose files lie outside its folder (2, 3, 4)" in caplog.text
 
 
+def test_names_of_metadata_in_other_forms(tmp_path, extractor, caplog):
+    write(tmp_path, ["1.wav", "more/2.wav", "back\\slash.wav", "4.wav"])
+    names = [".\\1.wav", "more\\2.wav", "back\\slash.wav", f"{tmp_path}/4.wav", "..\\..\\etc\\passwd", f"{tmp_path}2/x"]
+    rows = "".join(f"{name},{number}\n" for number, name in enumerate(names))
+    (tmp_path / "metadata.csv").write_text(f"file_name,audio\n{rows}")
+    source = open_source(DataArguments(str(tmp_path)), extractor)
+    found = [(os.path.relpath(row["clip_name"], tmp_path), row["dataset_audio"]) for row in source.read(0)]
+    assert found == [("1.wav", 0), ("more/2.wav", 1), ("back\\slash.wav", 2), ("4.wav", 3)]
+    assert "2 rows of metadata.csv whose files lie outside its folder (4, 5)" in caplog.text
+    assert "metadata.csv: column 'audio' is read as 'dataset_audio': that of the clips is called so" in caplog.text
+
+
 def test_files_without_a_row_of_metadata_are_counted(tmp_path, extractor, caplog):
     write(tmp_path, ["1.wav", "2.wav"])
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "2.wav", "kind": ["a", "b"]}\n')
@@ -238,6 +250,9 @@ def test_metadata_that_cannot_be_read_is_named(tmp_path, extractor):
     write(tmp_path, ["1.wav"])
     (tmp_path / "metadata.csv").write_text("name,kind\n1.wav,a\n")
     with pytest.raises(ValueError, match=r"metadata.csv has no column 'file_name' of names; .*\['name', 'kind'\]"):
+        open_source(DataArguments(str(tmp_path)), extractor)
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n1,a\n")
+    with pytest.raises(ValueError, match=r"no column 'file_name' of names, it holds int64; .*\['file_name', 'kind'\]"):
         open_source(DataArguments(str(tmp_path)), extractor)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
     with pytest.raises(ValueError, match="metadata.jsonl cannot be read: JSON parse error"):
