@@ -294,6 +294,13 @@ def test_what_is_no_image_is_refused(pixels):
         pixels_of(pixels, 3)
 
 
+def test_a_transform_that_is_not_applied_is_said(waveforms, extractor, caplog):
+    given = of_files(waveforms)
+    given.set_transform(lambda rows: {"audio": []})
+    assert len(load_examples(DataArguments(), extractor, given)) == len(waveforms)
+    assert "the transform of the given dataset (set_transform) is not applied" in caplog.text
+
+
 def test_images_are_no_videos_and_rows_no_images():
     with pytest.raises(BadClipError, match=r"\(40, 48, 3\), an image with channels, no video; it takes 4 axes"):
         pixels_of(np.zeros((40, 48, 3), np.uint8), 4)

@@ -2,10 +2,12 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from sound_files import clip, flac, wav
 
 from bridle_hf.data import DataArguments, load_examples, source
@@ -106,6 +108,22 @@ def test_clips_of_several_formats_are_read_alike(first, odd, tmp_path, extractor
     samples = [{"wav": wav(clip(1))} if (first == "wav") != (i == odd) else {} for i in range(CLIPS)]
     write(tmp_path / "a.tar", samples)
     assert [example["__key__"] for example in read(tmp_path, extractor)] == [str(number) for number in range(CLIPS)]
+
+
+def test_spawned_workers_read_them(tmp_path, extractor):
+    write(tmp_path / "a.tar", [{"json": LABEL}] * CLIPS)
+    opened = pickle.loads(pickle.dumps(open_source(DataArguments(str(tmp_path)), extractor)))
+    assert [example["json"] for example in opened.read(0)] == [{"label": 1}] * CLIPS
+
+
+def test_pictures_of_several_formats_are_read_alike(tmp_path, image_processor):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(CLIPS):
+            file = io.BytesIO()
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(file, ["PNG", "BMP", "TIFF"][number % 3])
+            add(tar, f"{number}.{['png', 'BMP', 'tif'][number % 3]}", file.getvalue())
+    opened = open_source(DataArguments(str(tmp_path), max_bad_share=0), image_processor)
+    assert [int(pixels[0].max()) for _, pixels in opened.decode_all(0, 0)] == list(range(CLIPS))
 
 
 def test_several_clips_of_a_sample_are_named(tmp_path, extractor, caplog):

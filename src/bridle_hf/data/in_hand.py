@@ -1,6 +1,7 @@
 """Datasets that the caller built: a `datasets.Dataset`, an `IterableDataset`, or a list of arrays or files."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 TAKES = "a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays or files"
 NUMBER = "number"  # column of a list of arrays: the place of each
@@ -53,6 +56,8 @@ def take_in_hand(given: Any, split: str) -> InHand:
     if isinstance(given, datasets.IterableDataset):
         return InHand(given)
     if isinstance(given, datasets.Dataset):
+        if given.format["type"] == "custom":
+            logger.warning("the transform of the given dataset (set_transform) is not applied; use its map instead.")
         # the fingerprint of a dataset has no public name
         return InHand(_undecoded(given.with_format(None)), fingerprint=given._fingerprint)
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):

@@ -31,16 +31,17 @@ def read_with_care(builder: WebDataset, data: DataArguments, modality: Modality)
 
     Clips of several formats become one column: that of `data.input_column`, or else of the first clip.
     """
-    find_splits = builder._split_generators
-
-    def say_columns(manager) -> list[datasets.SplitGenerator]:
-        if not builder.info.features:
-            first = next(iter(manager.download(builder.config.data_files).values()))[0]
-            builder.info.features = _features(builder, first, manager.iter_archive(first), data, modality)
-        return find_splits(manager)
-
-    builder._split_generators = say_columns
+    # no functions inside this one: spawned workers get the builder pickled
+    builder._split_generators = partial(_splits, builder, data, modality)
     builder._get_pipeline_from_tar = partial(_fitted_samples, builder, modality)
+
+
+def _splits(builder: WebDataset, data: DataArguments, modality: Modality, manager) -> list[datasets.SplitGenerator]:
+    """The splits of a builder that knows its columns by then."""
+    if not builder.info.features:
+        first = next(iter(manager.download(builder.config.data_files).values()))[0]
+        builder.info.features = _features(builder, first, manager.iter_archive(first), data, modality)
+    return type(builder)._split_generators(builder, manager)
 
 
 def _features(
