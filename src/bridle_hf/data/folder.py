@@ -156,17 +156,17 @@ def _members(name: str, path: str, extensions: frozenset[str], listing: Listing)
     """The clips in an archive; what else is in it is left out. Some archives of Windows have backslashes in names."""
     with zipfile.ZipFile(path) as archive:
         members = sorted({each.filename for each in archive.infolist() if not each.is_dir()})
-    found, others = [], []
+    found, left = [], {}
     for member in members:
         place = member.replace("\\", "/")
         if os.path.splitext(place)[1].lower() not in extensions and os.path.basename(place) not in METADATA:
-            others.append(f"{name}/{place}")
+            left.setdefault("of other types in archives", []).append(f"{name}/{place}")
         elif is_hidden(place):
-            listing.leave("hidden", f"{name}/{place}")
+            left.setdefault("hidden in archives", []).append(f"{name}/{place}")
         else:
             found.append(Clip(name, f"zip://{member}::{path}", place))
-    if others:
-        listing.unread.setdefault("of other types in archives", []).extend(others)
+    for reason, places in left.items():
+        listing.unread.setdefault(reason, []).extend(places)
     return found
 
 
