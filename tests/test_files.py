@@ -38,6 +38,13 @@ def test_a_file_replaces_the_one_before(tmp_path, content):
     assert names(tmp_path) == ["a"]
 
 
+def test_a_file_never_replaces_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="a device or pipe lies where a file is to be written"):
+        write_whole(tmp_path / "pipe", "text")
+    assert names(tmp_path) == ["pipe"]
+
+
 @pytest.mark.parametrize("content", [None, "mine"])
 def test_a_file_never_replaces_a_folder(tmp_path, content):
     folder = tmp_path / "sounds"

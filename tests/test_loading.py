@@ -131,6 +131,17 @@ def test_what_cannot_be_used_is_named(run, clips, tmp_path):
         loaded.embed(np.zeros(16000))
     with pytest.raises(ValueError, match="windows is 'last'; it takes 'all' or 'first'"):
         loaded.embed(clips[0], windows="last")
+    for given, message in (
+        ({"layers": 1.0}, "layers: got 1.0"),
+        ({"layers": "last"}, "layers: got 'last'"),
+        ({"batch_size": 0}, "batch_size is 0; it takes an integer from 1 on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loaded.embed(clips[0], **given)
+    with pytest.raises(ValueError, match="clips is a list of numbers; one sound is an array of them"):
+        loaded.embed([0.1, 0.2], sampling_rate=RATE)
+    with pytest.raises(ValueError, match="BridleFeatureExtractor has no setting 'padshort'"):
+        bridle_hf.load(run[0], padshort=True)
     with pytest.raises(ValueError, match="clips is an empty list"):
         loaded.tokens([])
     with pytest.raises(TypeError, match="clips is a int; it takes a file, an array"):

@@ -165,8 +165,9 @@ def test_any_rate_is_resampled_as_files_are(rate, encoder):
 def test_what_would_be_too_large_once_resampled_is_refused(encoder, clip, monkeypatch):
     monkeypatch.setattr(bridle_hf.feature_extraction_bridle, "MAX_SAMPLES", 50_000)
     extract = pipeline("audio-feature-extraction", model=encoder[0])
-    with pytest.raises(ValueError, match="sampling_rate is 1000; .* resample them first"):
-        extract({"raw": clip, "sampling_rate": 1000})
+    for rate in (1000, "16000", float("nan")):
+        with pytest.raises(ValueError, match=f"sampling_rate is {rate!r}; .* resample them first"):
+            extract({"raw": clip, "sampling_rate": rate})
 
 
 def test_a_list_of_numbers_is_named(encoder, clip):

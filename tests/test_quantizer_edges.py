@@ -233,6 +233,16 @@ def test_smoothed_gradients_are_those_of_float64(edge):
     torch.testing.assert_close(gradient, torch.where(zero, plain, expected).float(), atol=1e-5, rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_may_be_kept_as_small_integers(kind, dtype):
+    quantizer = built(kind).eval()
+    codes = quantizer.assign(vectors(9)) % 8
+    assert torch.equal(quantizer.decode(codes.to(dtype)), quantizer.decode(codes))
+    with pytest.raises(ValueError, match=f"`z` is .*; it takes floating point with last dimension {DIM}"):
+        quantizer(torch.zeros(3, DIM + 1))
+
+
 def test_the_first_codes_of_quantizers_side_by_side_are_no_coarser_vector():
     quantizer = ProductQuantizer([VectorQuantizer(4, 8), VectorQuantizer(4, 8)])
     with pytest.raises(ValueError, match="last dimension 2, the codes of all codebooks: .* residual"):

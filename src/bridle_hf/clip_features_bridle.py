@@ -1,7 +1,7 @@
 """Whole clips through a model: long sounds in windows, layers chosen or mixed, tokens pooled to vectors or frames."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,8 @@ def check_layers(config, layers: Sequence[int | None]) -> None:
     if not layers:
         raise ValueError(f"layers: got none; the model has layers 1..{depth}, and 0 for the patch embeddings")
     for layer in layers:
-        if layer is not None and not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layers: got {layer}; the model has layers 1..{depth}, and 0 for the patch embeddings")
+        if layer is not None and not (isinstance(layer, int) and -depth - 1 <= layer <= depth):
+            raise ValueError(f"layers: got {layer!r}; the model has layers 1..{depth}, and 0 for the patch embeddings")
 
 
 def choose_layers(config, layers) -> tuple[int | None, ...]:
@@ -56,7 +56,7 @@ def choose_layers(config, layers) -> tuple[int | None, ...]:
         ValueError: a layer that the model does not have.
     """
     chosen = range(config.num_hidden_layers + 1) if isinstance(layers, str) and layers == "all" else layers
-    chosen = (chosen,) if chosen is None or isinstance(chosen, int) else tuple(chosen)
+    chosen = tuple(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, str) else (chosen,)
     check_layers(config, chosen)
     return chosen
 

@@ -138,11 +138,14 @@ def sizes_of(codebook_size, num_codebooks):
 
 
 def check_codes(codes, sizes, fewer=False):
-    """Raise a `ValueError` unless codes are integers (..., M), those of codebook m in [0, sizes[m]).
+    """Codes as int64, whatever integers they are kept as.
 
     Args:
         sizes: M numbers.
         fewer: take the codes of the first codebooks alone, too, (..., 1) to (..., M).
+
+    Raises:
+        ValueError: they are no integers (..., M), those of codebook m in [0, sizes[m]).
     """
     num_codebooks = len(sizes)
     fits = codes.ndim >= 1 and (1 if fewer else num_codebooks) <= codes.shape[-1] <= num_codebooks
@@ -156,6 +159,7 @@ def check_codes(codes, sizes, fewer=False):
         if part.numel() > 0 and not 0 <= int(part.min()) <= int(part.max()) < sizes[book]:
             where = "" if together else f" for codebook {book + 1}"
             raise ValueError(f"`codes` is in [{part.min()}, {part.max()}]{where}; it takes [0, {sizes[book] - 1}].")
+    return codes.long()
 
 
 # --- Pure functions on (n, d) rows and (K, d) codes -------------------------------------------------------------------

@@ -39,6 +39,8 @@ MAX_MEL_BINS, MAX_RATE, MAX_FRAMES = 4096, 10_000_000, 10_000_000  # of settings
 
 def can_resample(num_samples: int, rate: float, sampling_rate: int) -> bool:
     """Whether a clip of so many samples at `rate` can be brought to `sampling_rate`, in Hz."""
+    if not isinstance(rate, Real):
+        return False
     in_range = sampling_rate / MAX_RATE_RATIO <= rate <= sampling_rate * MAX_RATE_RATIO
     return in_range and num_samples * (sampling_rate / rate) <= MAX_SAMPLES
 
@@ -398,7 +400,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"sampling_rate is {sampling_rate}; this extractor takes clips at {self.sampling_rate} Hz: resample "
+                f"sampling_rate is {sampling_rate!r}; this extractor takes clips at {self.sampling_rate} Hz: resample "
                 "them first."
             )
 

@@ -35,9 +35,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: `path` is a folder, which no file takes the place of.
+        FileExistsError: it is a device or a pipe: `/dev/null` would become a file for all who use it.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder lies where a file is to be written", str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "a device or pipe lies where a file is to be written", str(path))
     partial = partial_of(path)
     try:
         yield partial

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .codebook_bridle import (
     check_codes,
+    check_vectors,
     flatten_rows,
     float32_island,
     nearest_codes,
@@ -59,6 +60,7 @@ class RandomProjectionQuantizer(Quantizer):
 
     @torch.no_grad()
     def assign(self, z):
+        check_vectors(z, self.dim)
         with float32_island(z):
             rows = F.layer_norm(z.reshape(-1, self.dim).float(), (self.dim,))
             # Keys are not normalised: codes have length 1, so |key| does not change their order.
@@ -66,7 +68,7 @@ class RandomProjectionQuantizer(Quantizer):
             return torch.stack(codes, dim=-1).reshape(*z.shape[:-1], self.num_codebooks)
 
     def decode(self, codes):
-        check_codes(codes, self.codebook_sizes)
+        codes = check_codes(codes, self.codebook_sizes)
         with float32_island(codes):
             return self.vectors_of(codes)
 
@@ -162,7 +164,7 @@ class FSQQuantizer(Quantizer):
             return self.codes_of(self.bound(rows).round()).reshape(*z.shape[:-1], 1)
 
     def decode(self, codes):
-        check_codes(codes, self.codebook_sizes)
+        codes = check_codes(codes, self.codebook_sizes)
         with float32_island(codes):
             digits = codes.reshape(-1, 1) // self.place_values() % self.levels.long()
             return self.vectors_of(digits - self.levels // 2).reshape(*codes.shape[:-1], self.dim)

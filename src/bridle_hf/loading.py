@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from . import modeling_bridle
-from .clip_features_bridle import FRAME_POOLINGS, check_layers, check_poolings
+from .clip_features_bridle import FRAME_POOLINGS, check_poolings, choose_layers
 from .configuration_bridle import BridleConfig
 from .data.arguments import DataArguments
-from .data.in_hand import TAKES
+from .data.in_hand import TAKES, as_array
 from .data.modalities import MODALITIES, load_processor
 from .data.source import BadShareError
 from .evaluation.classifying import classified
@@ -59,7 +59,11 @@ def load(source: str | Path, device: torch.device | str | None = None, **setting
     cls = known.get((config.architectures or [""])[0], BridleForPreTraining)
     model = open_model(cls, source, "source")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(model.eval().to(device), load_processor(source, **settings), source)
+    try:
+        processor = load_processor(source, **settings)
+    except OSError as error:
+        raise ValueError(f"source is {source!r}, whose processor cannot be read: {error}") from error
+    return LoadedModel(model.eval().to(device), processor, source)
 
 
 def model_folder(source: str | Path, argument: str = "source") -> str | Path:
@@ -83,10 +87,10 @@ def model_folder(source: str | Path, argument: str = "source") -> str | Path:
 class LoadedModel:
     """A trained model, and what it is for.
 
-    Its methods take one clip or a list of clips, each of them a file (path or URL, of any format, rate and length that
-    training reads), an array, a PIL image, or a dict `{"array", "sampling_rate"}`; or a folder of files, all of which
-    are read in the order of their names; or a dataset in hand, as `bridle_hf.pretrain` takes it. Arrays of sounds take
-    `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
+    Its methods take one clip or a list of clips, each of them a file (path, URL or bytes, of any format, rate and
+    length that training reads), an array, a PIL image, or a dict `{"array", "sampling_rate"}`; or a folder of files,
+    all of which are read in the order of their names; or a dataset in hand, as `bridle_hf.pretrain` takes it. Arrays of
+    sounds take `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
 
     Raises (all methods):
         ValueError: a clip that cannot be used, which is named, with the reason. `bridle features`, `bridle tokens` and
@@ -153,11 +157,7 @@ class LoadedModel:
             "frame_bands", a list of n arrays (T, D), or (L, T, D), since clips differ in their length.
         """
         config = self.encoder.config
-        everything = isinstance(layers, str) and layers == "all"
-        chosen = range(config.num_hidden_layers + 1) if everything else layers
-        several = not (chosen is None or isinstance(chosen, int))
-        chosen = tuple(chosen) if several else (chosen,)
-        check_layers(config, chosen)
+        chosen, several = choose_layers(config, layers), layers is not None and not isinstance(layers, int)
         check_poolings(config, [pooling], STREAMED_POOLINGS)
         data, dataset = self._data(clips, sampling_rate, windows, num_workers)
         names = ["last" if layer is None else f"layer_{layer}" for layer in chosen]
@@ -221,9 +221,9 @@ class LoadedModel:
             return DataArguments(dataset=os.fspath(clips), files="**/*", **settings), None
         if isinstance(clips, DATASETS):
             return DataArguments(**settings), clips
-        if isinstance(clips, str | os.PathLike | dict | np.ndarray | torch.Tensor | Image.Image):
+        if isinstance(clips, str | os.PathLike | bytes | dict | np.ndarray | torch.Tensor | Image.Image):
             clips = [clips]
-        if isinstance(clips, Sequence) and not isinstance(clips, bytes):
+        if isinstance(clips, Sequence):
             has_rate = MODALITIES[self.model.config.modality].waveform is not None
             clips = [_with_rate(each, sampling_rate if has_rate else None, has_rate) for each in clips]
             if not clips:
@@ -235,11 +235,12 @@ class LoadedModel:
 def _with_rate(clip: Any, sampling_rate: int | None, has_rate: bool) -> Any:
     """An array of a sound with its rate; anything else as it is."""
     if not has_rate or not isinstance(clip, np.ndarray | torch.Tensor | list):
+        if has_rate and isinstance(clip, float | int):
+            raise ValueError("clips is a list of numbers; one sound is an array of them, as numpy.asarray makes it.")
         return clip
     if sampling_rate is None:
         raise ValueError("sampling_rate is missing; arrays of sounds take it, in Hz.")
-    samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
-    return {"array": samples, "sampling_rate": sampling_rate}
+    return {"array": as_array(clip), "sampling_rate": sampling_rate}
 
 
 def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
@@ -285,7 +286,8 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
     try:
         model, report = cls.from_pretrained(source, output_loading_info=True)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {error}") from error
+        reason = "some have other sizes" if "mismatched_sizes" in str(error) else error
+        raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:

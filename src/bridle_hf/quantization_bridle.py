@@ -303,7 +303,7 @@ class StagedQuantizer(Quantizer):
         Args:
             codes: (..., M), or those of the first m codebooks alone, (..., m): a coarser vector.
         """
-        check_codes(codes, self.codebook_sizes, fewer=True)
+        codes = check_codes(codes, self.codebook_sizes, fewer=True)
         index = codes.reshape(-1, codes.shape[-1]).split(1, dim=1)  # m of (n, 1)
         with float32_island(codes):
             books = [book.embed for book in self.codebooks[: len(index)]]
@@ -562,7 +562,7 @@ class ProductQuantizer(Quantizer):
         return tuple(torch.cat(parts, dim=-2) for parts in zip(*found, strict=True))
 
     def decode(self, codes):
-        check_codes(codes, self.codebook_sizes)
+        codes = check_codes(codes, self.codebook_sizes)
         parts = codes.split(self.books, dim=-1)
         return torch.cat([group.decode(part) for group, part in zip(self.groups, parts, strict=True)], dim=-1)
 

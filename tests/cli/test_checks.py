@@ -18,10 +18,11 @@ from bridle_hf.cli.checks import (
     setting_up,
 )
 from bridle_hf.data import DataArguments, LabelError, UnusableDataError, build_processor
-from bridle_hf.files import FolderError
+from bridle_hf.files import FolderError, WriteError
 from bridle_hf.finetuning.finetune import FinetuneRecipe
 from bridle_hf.loading import check_model, open_model
 from bridle_hf.training import load_recipe
+from bridle_hf.training.waiting import LostProcessError
 
 
 @pytest.fixture
@@ -208,6 +209,7 @@ def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
     for output, message in (
         (sounds, "--output is .*, a folder; it takes the name of a file"),
         ("", "--output is '', nothing"),
+        ("/dev/null", "--output is '/dev/null', a device or pipe; it takes the name of a file"),
         (sounds / "train.parquet", "is there already, in --dataset; it takes the name of a new file"),
         (sounds / "train.parquet" / "more" / "f.parquet", "the folder of --output is .* is no folder"),
     ):
@@ -259,3 +261,12 @@ def test_no_run_writes_into_the_folder_it_reads(recipe, sounds, tmp_path):
     with pytest.raises(ValueError, match="output_dir is .*, the folder of data.dataset; it takes another one"):
         check_recipe(recipe(f"data.dataset={sounds}", f"output_dir={sounds}"))
     check_recipe(recipe(f"data.dataset={sounds}", f"output_dir={sounds}/runs"))
+
+
+@pytest.mark.parametrize("error", [WriteError("the disk\nis full"), LostProcessError("another process ended")])
+def test_what_no_user_did_ends_with_one_line_and_code_1(error, capsys):
+    parser = argparse.ArgumentParser("bridle pretrain")
+    with pytest.raises(SystemExit) as ended, setting_up(parser):
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"\nbridle pretrain: error: {' '.join(str(error).split())}\n"

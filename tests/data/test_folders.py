@@ -138,6 +138,29 @@ def test_archives_beside_files_flat_ones_broken_ones_and_those_with_metadata(tmp
     assert list(labels(tmp_path / "table", extractor).values()) == ["low", "high"]
 
 
+def test_what_is_left_out_of_archives_is_said(tmp_path, extractor, caplog):
+    zipped(tmp_path / "x.zip", [*CLASSES, "__MACOSX/dog/._0.wav", "../../evil.wav", "dog/notes.txt"])
+    assert len(labels(tmp_path, extractor)) == 4
+    assert (
+        "4 of 4 files are read (split train); left out: 2 hidden in archives (x.zip/../../evil.wav, "
+        "x.zip/__MACOSX/dog/._0.wav); 1 of other types in archives (x.zip/dog/notes.txt)" in caplog.text
+    )
+
+
+def test_archives_of_windows_have_backslashes(tmp_path, extractor):
+    zipped(tmp_path / "x.zip", [name.replace("/", "\\") for name in CLASSES])
+    assert list(labels(tmp_path, extractor, max_bad_share=0).values()) == ["dog", "dog", "rain", "rain"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -30])
+def test_archives_alone_that_are_damaged_are_named(keep, tmp_path, extractor):
+    zipped(tmp_path / "x.zip", CLASSES)
+    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes()[:keep])
+    said = r"no audio file, archive or table that can be read; it holds 1 cannot be read \(File is not a zip file\) \(x"
+    with pytest.raises(ValueError, match=said):
+        open_source(DataArguments(str(tmp_path)), extractor)
+
+
 WHY = {
     "files lie at different depths (demo.wav and dog/0.wav)": ["demo.wav"],
     "files lie at different depths (dog/0.wav and rain/heavy/9.wav)": ["rain/heavy/9.wav"],
@@ -203,6 +226,18 @@ def test_rows_and_files_of_metadata_that_do_not_meet_are_counted(tmp_path, extra
     assert "3 rows of metadata.csv whose files lie outside its folder (2, 3, 4)" in caplog.text
 
 
+def test_names_of_metadata_in_other_forms(tmp_path, extractor, caplog):
+    write(tmp_path, ["1.wav", "more/2.wav", "back\\slash.wav", "4.wav"])
+    names = [".\\1.wav", "more\\2.wav", "back\\slash.wav", f"{tmp_path}/4.wav", "..\\..\\etc\\passwd", f"{tmp_path}2/x"]
+    rows = "".join(f"{name},{number}\n" for number, name in enumerate(names))
+    (tmp_path / "metadata.csv").write_text(f"file_name,audio\n{rows}")
+    source = open_source(DataArguments(str(tmp_path)), extractor)
+    found = [(os.path.relpath(row["clip_name"], tmp_path), row["dataset_audio"]) for row in source.read(0)]
+    assert found == [("1.wav", 0), ("more/2.wav", 1), ("back\\slash.wav", 2), ("4.wav", 3)]
+    assert "2 rows of metadata.csv whose files lie outside its folder (4, 5)" in caplog.text
+    assert "metadata.csv: column 'audio' is read as 'dataset_audio': that of the clips is called so" in caplog.text
+
+
 def test_files_without_a_row_of_metadata_are_counted(tmp_path, extractor, caplog):
     write(tmp_path, ["1.wav", "2.wav"])
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "2.wav", "kind": ["a", "b"]}\n')
@@ -215,6 +250,9 @@ def test_metadata_that_cannot_be_read_is_named(tmp_path, extractor):
     write(tmp_path, ["1.wav"])
     (tmp_path / "metadata.csv").write_text("name,kind\n1.wav,a\n")
     with pytest.raises(ValueError, match=r"metadata.csv has no column 'file_name' of names; .*\['name', 'kind'\]"):
+        open_source(DataArguments(str(tmp_path)), extractor)
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n1,a\n")
+    with pytest.raises(ValueError, match=r"no column 'file_name' of names, it holds int64; .*\['file_name', 'kind'\]"):
         open_source(DataArguments(str(tmp_path)), extractor)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
     with pytest.raises(ValueError, match="metadata.jsonl cannot be read: JSON parse error"):

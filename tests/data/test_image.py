@@ -9,6 +9,7 @@ from PIL import Image
 
 from bridle_hf import BridleImageProcessor
 from bridle_hf.data import BadClipError, decode_image
+from bridle_hf.data.image import _say_first
 
 
 def test_an_image_is_its_pixels(tmp_path):
@@ -23,6 +24,17 @@ def test_grey_of_16_bits_is_that_of_8():
     buffer = io.BytesIO()
     Image.fromarray(grey.astype(np.uint16) * 257).save(buffer, "PNG")
     np.testing.assert_array_equal(decode_image({"bytes": buffer.getvalue()}), np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_of_several_pages_the_first_is_taken_and_that_is_said_once(form, caplog):
+    pages = [Image.new("L", (8, 8), 10 * number) for number in range(3)]
+    _say_first.cache_clear()
+    for number in (1, 3, 3):
+        buffer = io.BytesIO()
+        pages[0].save(buffer, form, save_all=True, append_images=pages[1:number], lossless=True)
+        assert not decode_image(buffer.getvalue()).any()
+        assert caplog.text.count("there are pictures of several pages or frames; the first is taken") == (number > 1)
 
 
 def test_grey_turned_and_transparent_images():

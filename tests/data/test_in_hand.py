@@ -292,3 +292,38 @@ def test_channels_of_pixels_are_found(shape, axes, expected):
 def test_what_is_no_image_is_refused(pixels):
     with pytest.raises(BadClipError, match="it takes"):
         pixels_of(pixels, 3)
+
+
+def test_a_transform_that_is_not_applied_is_said(waveforms, extractor, caplog):
+    given = of_files(waveforms)
+    given.set_transform(lambda rows: {"audio": []})
+    assert len(load_examples(DataArguments(), extractor, given)) == len(waveforms)
+    assert "the transform of the given dataset (set_transform) is not applied" in caplog.text
+
+
+def test_images_are_no_videos_and_rows_no_images():
+    with pytest.raises(BadClipError, match=r"\(40, 48, 3\), an image with channels, no video; it takes 4 axes"):
+        pixels_of(np.zeros((40, 48, 3), np.uint8), 4)
+    with pytest.raises(BadClipError, match=r"\(48, 4\), a row of colours, no image; it takes 3 axes"):
+        pixels_of(np.zeros((48, 4), np.uint8), 3)
+
+
+def test_one_bad_entry_of_a_list_costs_itself(extractor, image_processor, video_processor, tmp_path):
+    (tmp_path / "cut.png").write_bytes(png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[:5000])
+    sizes = [Image.new("RGB", (8, size)) for size in (8, 8, 9, 8)]
+    sound, film = np.ones(8000, np.float32) / 9, np.zeros((5, 8, 8, 3), np.uint8)
+    for processor, good, bad in (
+        (extractor, sound, {"array": sound}),
+        (extractor, {"array": sound, "sampling_rate": 8000}, {"array": sound, "sampling_rate": None}),
+        (extractor, torch.tensor(sound).bfloat16(), {"array": sound, "sampling_rate": "16000"}),
+        (extractor, torch.tensor(sound, requires_grad=True), {"array": sound, "sampling_rate": float("nan")}),
+        (extractor, flac(sound), b"none"),
+        (extractor, sound, None),
+        (extractor, sound, [1.0, [2.0]]),
+        (image_processor, picture(0), Image.open(tmp_path / "cut.png")),
+        (image_processor, png(picture(0)), None),
+        (video_processor, film, sizes),
+        (video_processor, film, film[0]),
+    ):
+        examples = load_examples(DataArguments(max_bad_share=0.5), processor, [good, bad, good])
+        assert examples.clip_names == ["row 0", "row 2"]

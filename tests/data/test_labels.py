@@ -13,6 +13,7 @@ from sound_files import flac
 
 from bridle_hf.data import DataArguments, LabelError, UnusableDataError, audio, load_examples
 from bridle_hf.data.labels import encode_folds, encode_labels
+from bridle_hf.evaluation.cross_validation import check_folds
 
 NAMES = [f"{number}.wav" for number in range(100)]
 
@@ -294,7 +295,14 @@ def test_classes_that_are_nearly_one_are_named(caplog):
     labels, classes = encode_labels(["dog", "Dog ", "rain", "DOG"], None, "kind", list("abcd"))
     assert classes == ["DOG", "Dog ", "dog", "rain"] and labels.tolist() == [2, 1, 3, 0]
     (line,) = caplog.messages
-    assert "classes of 'kind' differ in spaces or capitals alone: 'DOG' and 'Dog ' and 'dog'" in line
+    assert (
+        "classes of 'kind' differ in spaces, capitals or the form of letters alone: 'DOG' and 'Dog ' and 'dog'" in line
+    )
+    caplog.clear()
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for given, feature in (([composed, apart], None), ([0, 1], datasets.ClassLabel(names=[composed, apart]))):
+        assert encode_labels(given, feature, "kind", ["a", "b"])[0].max() == 1
+        assert "'cafe\\u0301'" in caplog.messages[-1] and repr(composed) in caplog.messages[-1]
     caplog.clear()
     encode_labels(["dog", "rain"], None, "kind", ["a", "b"])
     assert not caplog.messages
@@ -305,3 +313,28 @@ def test_empty_text_is_no_label(write, extractor, caplog):
     examples = load_examples(write("metadata.jsonl", rows, label_column="kind"), extractor)
     assert examples.label_names == ["dog", "rain"] and examples.labels.tolist() == [0, 1, 0]
     assert "1 of the 4 clips" in caplog.text and "'kind' is ''" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["class", "fold", "class of three", "class of flags"])
+def test_a_class_or_fold_of_which_no_clip_can_be_used_is_named(lost, tmp_path, extractor, caplog):
+    kinds = ["dog", "rain", "bell"] if lost == "class of three" else ["dog", "rain"]
+    for number in range(12):
+        (tmp_path / f"{number}.flac").write_bytes(flac(np.ones(16000, np.float32) * number / 99))
+    rows = [{"path": f"{i}.flac", "kind": kinds[i % len(kinds)], "fold": i // 6} for i in range(12)]
+    if lost == "class of flags":
+        rows = [row | {"kind": [int(row["kind"] == kind) for kind in kinds]} for row in rows]
+    for number, row in enumerate(rows):
+        if row["fold"] == 1 if lost == "fold" else number % len(kinds) == 1:
+            (tmp_path / f"{number}.flac").write_bytes(b"none")
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = DataArguments(
+        str(tmp_path), files="*.jsonl", input_column="path", label_column="kind", fold_column="fold", max_bad_share=1.0
+    )
+    raised = {"class": "all clips are of one class, 'dog'", "fold": r"folds: got only \[0\]"}
+    if lost in raised:
+        with pytest.raises(LabelError, match=raised[lost]):
+            load_examples(data, extractor, check=check_folds)
+    else:
+        assert len(load_examples(data, extractor, check=check_folds)) == (8 if lost == "class of three" else 6)
+    name = {"fold": "fold 1", "class of flags": "class 1"}.get(lost, "class rain")
+    assert f"none of the clips of {name} can be used" in caplog.text

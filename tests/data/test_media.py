@@ -6,9 +6,10 @@ import zipfile
 
 import pytest
 from picture_files import picture, png
-from sound_files import clip, flac
+from sound_files import clip, flac, wav
 
 from bridle_hf.data import BadClipError, decode_audio, decode_image, decode_video, media
+from bridle_hf.data.audio_decoding import stream_audio
 
 PATHS = (
     "/ ~ /dev/zero /dev/random /proc/self/mem /etc/passwd file:///etc/passwd zip://a.wav::/no/none.zip s3://b/x.wav "
@@ -53,14 +54,14 @@ def test_of_a_large_picture_no_more_is_read_than_allowed(tmp_path, monkeypatch):
     read = []
 
     class Counting(io.FileIO):
-        def read(self, size=-1):
-            read.append(size)
-            return super().read(size)
+        def readinto(self, memory):
+            read.append(len(memory))
+            return super().readinto(memory)
 
     monkeypatch.setattr(media, "open", Counting, raising=False)
     with pytest.raises(BadClipError, match="is larger than 16777216 bytes"):
         decode_image(str(tmp_path / "sparse.png"))
-    assert sum(read) <= 2**24 + 2**20
+    assert 0 < sum(read) <= 2**24 + 2**20
 
 
 def test_members_of_archives_are_read_whatever_they_are_called(tmp_path):
@@ -70,3 +71,39 @@ def test_members_of_archives_are_read_whatever_they_are_called(tmp_path):
         archive.writestr("in::side/[1].flac", flac(clip(0)))
     path = f"zip://in::side/[1].flac::{folder}/x::y.zip"
     assert len(decode_audio({"bytes": None, "path": path}, 16000)) == len(clip(0))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_damaged_member_of_an_archive_costs_itself(method, place, tmp_path, capfd):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("a", wav(clip(0)))
+        begin = archive.getinfo("a").header_offset + 31
+        end = archive.start_dir
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    at = begin + int(place * (end - begin))
+    content[at : at + 40] = bytes(40)
+    (tmp_path / "x.zip").write_bytes(content)
+    for decode in (lambda raw: decode_audio(raw, 16000), decode_image, decode_video):
+        with pytest.raises(BadClipError, match="cannot be (read|decoded)"):
+            decode(f"zip://a::{tmp_path}/x.zip")
+    with pytest.raises(BadClipError, match="cannot be read"):
+        list(stream_audio(f"zip://a::{tmp_path}/x.zip", 16000))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [wav(clip(0)), flac(clip(0)), flac(clip(0), 48_000), png(picture(0))])
+def test_a_connection_that_is_lost_costs_its_item(content, monkeypatch, capfd):
+    class Losing(io.BytesIO):
+        """As fsspec has it, whose errors are those of the library below."""
+
+        def readinto(self, memory):
+            if self.tell() + len(memory) > len(content) // 2:
+                raise RuntimeError("the other side hung up")
+            return super().readinto(memory)
+
+    monkeypatch.setattr(media.fsspec, "open", lambda *_: Losing(content))
+    for decode in (lambda raw: decode_audio(raw, 16000), decode_image, decode_video):
+        with pytest.raises(BadClipError, match="cannot be read: RuntimeError: the other side hung up"):
+            decode("https://here/x")
+    assert "Traceback" not in capfd.readouterr().err

@@ -68,6 +68,50 @@ def test_audio_columns_without_bytes_count_from_the_table_too(tmp_path, extracto
     assert [example["clip_name"] for example in found] == [str(tmp_path / "set" / "audio" / "a.flac"), "b.flac"]
 
 
+def test_paths_of_windows_and_urls_of_files(tmp_path, extractor):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "1%20.flac").write_bytes(SOUND)
+    names = ["..\\a b\\1%20.flac", f"file://{tmp_path}/a b/1%20.flac", f"file://{tmp_path}/a%20b/1%2520.flac"]
+    write_paths(tmp_path / "set" / "list.csv", names)
+    assert len(read(tmp_path / "set", extractor, input_column="path", max_bad_share=0)[0]) == 3
+
+
+def test_texts_that_are_no_paths_are_not_shown(tmp_path, extractor):
+    write_paths(tmp_path / "list.csv", ["x" * 5000, "no.wav"])
+    with pytest.raises(ValueError, match="2 bad clips; the last one, no.wav,"):
+        read(tmp_path, extractor, input_column="path")
+    write_paths(tmp_path / "list.csv", ["x" * 5000])
+    with pytest.raises(ValueError, match="the last one, shard 0, example 0, is a text of 5000 characters, no path"):
+        read(tmp_path, extractor, input_column="path")
+
+
+def test_tables_of_other_columns_cost_their_rows(tmp_path, extractor):
+    for name in ("0", "1"):
+        (tmp_path / f"{name}.flac").write_bytes(SOUND)
+        write_paths(tmp_path / "set" / f"{name}.csv", [f"../{name}.flac"], "path" if name == "0" else "file")
+    found, skipped = read(tmp_path / "set", extractor, input_column="path", max_bad_share=0.5)
+    assert [example["path"] for example in found] == [f"{tmp_path}/set/../0.flac"]
+    assert list(skipped.values()) == ["has no column 'path'"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "path,label\ncafé.wav,x\n".encode("latin-1"), "'utf-8' codec can't .*; save it as UTF-8$"),
+        ("a.csv", "path,label\na.wav,x\n".encode("utf-16"), "'utf-8' codec can't .*; save it as UTF-8$"),
+        ("a.csv", b"", "No columns to parse"),
+        ("a.csv", b"path,label\na.wav,x\na.wav,x,y\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.tsv", b"path\tlabel\na.wav\tx\na.wav\tx\ty\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.jsonl", b'{"path": "a.wav"}\n{"path"', "JSON parse error: .* in row 1"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_named(name, content, said, tmp_path, extractor):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/{name} cannot be read: .*{said}"):
+        read(tmp_path, extractor, input_column="path")
+
+
 def test_where_nothing_can_be_used_the_last_reason_is_told(tmp_path, extractor):
     write_paths(tmp_path / "list.csv", ["no.wav", "neither.wav"])
     with pytest.raises(ValueError, match="2 bad clips; the last one, neither.wav, cannot be read: .*No such file"):

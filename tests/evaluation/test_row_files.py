@@ -1,5 +1,6 @@
 """Files of features and codes: gone on with where their writer was killed, and shared by processes."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -8,6 +9,7 @@ from bridle_hf.data import DataArguments
 from bridle_hf.data.source import Source
 from bridle_hf.evaluation import row_files
 from bridle_hf.evaluation.features import write_features
+from bridle_hf.evaluation.row_files import Parts
 from bridle_hf.evaluation.tokens import write_codes
 
 CLIPS = 24
@@ -111,3 +113,38 @@ def test_codes_go_on_as_well(tones, pretrained, decoded, tmp_path, monkeypatch):
     write_codes(tmp_path / "c.parquet", *given)
     one, other = (pq.read_table(tmp_path / name) for name in ("whole.parquet", "c.parquet"))
     assert one.equals(other) and one.schema.metadata == other.schema.metadata
+
+
+ODD = {  # values of a column from row to row; what is written of them in one part, and row by row
+    "numbers, then a text": ([1, 2, "dog", None], ["1", "2", "dog", None], [1, 2, None, None]),
+    "a text and a number": (["dog", 2], ["dog", "2"], ["dog", None]),
+    "a number, then too large a one": ([1, 2**70], ["1", str(2**70)], [1, None]),
+    "too large a number": ([2**70, 1], [str(2**70), "1"], [str(2**70), "1"]),
+    "a dict without keys": ([{}, {"a": {}}], ["{}", '{"a": {}}'], ["{}", '{"a": {}}']),
+    "lists in lists": ([[[[1.0]], [[2.0]]], None], [[[[1.0]], [[2.0]]], None], [[[[1.0]], [[2.0]]], None]),
+    "arrays of three axes": ([np.ones((1, 1, 2)), np.zeros((1, 1, 1))], [[[[1, 1]]], [[[0]]]], [[[[1, 1]]], [[[0]]]]),
+    "a list and a dict": ([[1], {"a": 1}], ["[1]", '{"a": 1}'], [[1], None]),
+    "an object": ([range], ["<class 'range'>"], ["<class 'range'>"]),
+    "nothing, then something": ([None, 3], [None, 3], [None, "3"]),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("together", [True, False])
+def test_values_that_fit_no_column_cost_themselves(case, together, tmp_path, monkeypatch, caplog):
+    values, in_one, in_several = ODD[case]
+    expected = in_one if together else in_several
+    monkeypatch.setattr(row_files, "SECONDS_PER_PART", 60.0 if together else -1.0)
+    given = [{"clip_name": str(number), "x": value, "y": number} for number, value in enumerate(values)]
+    assert Parts(tmp_path / "f.parquet", "key").write(iter(given)) == len(values)
+    written = rows(tmp_path / "f.parquet")
+    assert [row["x"] for row in written] == expected and [row["y"] for row in written] == list(range(len(values)))
+    lost = [str(i) for i, value in enumerate(values) if value is not None and expected[i] is None]
+    assert all(f"column 'x' is left empty for {name}: not of the type" in caplog.text for name in lost)
+
+
+def test_columns_that_come_late_are_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(row_files, "SECONDS_PER_PART", -1.0)
+    Parts(tmp_path / "f.parquet", "key").write(iter([{"a": 1}, {"a": 2, "b": 3}, {"b": 4}]))
+    assert pq.read_table(tmp_path / "f.parquet").to_pydict() == {"a": [1, 2, None]}
+    assert caplog.text.count("columns that the first rows lack are left out: b") == 1

@@ -43,7 +43,7 @@ TREE = {
     "__pycache__/x.wav": (wav(clip(11)), LEFT),
 }
 ARCHIVES = {
-    "more.zip": {"bird/zipped.wav": READ, "bird/broken.wav": BAD, "__MACOSX/bird/._zipped.wav": None, "note.txt": None},
+    "more.zip": {"bird/zipped.wav": READ, "bird/broken.wav": BAD, "__MACOSX/bird/._zipped.wav": LEFT, "note.txt": LEFT},
     "broken.zip": None,
     "more.tar": {"x/1.wav": LEFT},
 }
@@ -88,7 +88,8 @@ LINE = (
     "1 .csv (meta/train.csv); 1 .tar (more.tar); 1 .py (tests/test_dataset.py); 1 of 1 other types; "
     "3 hidden (.trash/, __pycache__/, dog/.16k.wav); 1 a name that is no UTF-8 (dog/caf\\udce9.wav); "
     "1 no regular file (dog/pipe.wav); 2 links to what is read already (kitten, dog/up); "
-    "1 links to nothing (dog/lost.wav); 1 cannot be read (File is not a zip file) (broken.zip)"
+    "1 links to nothing (dog/lost.wav); 1 cannot be read (File is not a zip file) (broken.zip); "
+    "1 hidden in archives (more.zip/__MACOSX/bird/._zipped.wav); 1 of other types in archives (more.zip/note.txt)"
 )
 
 

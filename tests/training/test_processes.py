@@ -198,7 +198,7 @@ def test_no_process_waits_for_ever(tmp_path, tiny_recipe, way):
     join(processes, errors, exitcode=None, timeout=60)
     assert processes[0].exitcode == 1 and time.monotonic() - start < 60
     text = errors.read_text()
-    assert "RuntimeError: another process ended, or did not get here in deadline=4 seconds" in text
+    assert "LostProcessError: another process ended, or did not get here in deadline=4 seconds" in text
     assert ("reader 1 of 2 finds no example" in text) is (way == "raises")
 
 

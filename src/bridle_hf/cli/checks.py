@@ -20,12 +20,13 @@ from ..data.media import UnusableDataError
 from ..data.modalities import load_processor, modality_of
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
-from ..files import check_writable
+from ..files import WriteError, check_writable
 from ..finetuning.lora import require_peft
 from ..loading import check_model
 from ..modeling_bridle import BridleModel
 from ..training.evaluating import of_section
 from ..training.pretraining import PretrainRecipe
+from ..training.waiting import LostProcessError
 from ..video_decoding_bridle import require_av
 from ..video_processing_bridle import BridleVideoProcessor
 
@@ -36,7 +37,8 @@ OF_PRETRAINING = ("checkpoints", "encoder-iter*", "final", "best", "failure", "s
 
 @contextmanager
 def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Exit with code 2 and a one-line message when the user's input is invalid.
+    """Exit with code 2 and a one-line message when the user's input is invalid; with code 1 when a disk is full or
+    another process was lost, which says itself why.
 
     Args:
         parser: the command's `argparse.ArgumentParser`.
@@ -44,6 +46,8 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
     """
     try:
         yield
+    except (WriteError, LostProcessError) as error:
+        parser.exit(1, f"\n{parser.prog}: error: {' '.join(str(error).split())}\n")
     except errors as error:
         parser.error(" ".join(str(error).split()))
 
@@ -69,8 +73,9 @@ def check_output(path: str, dataset: str = "") -> None:
         ValueError, FolderError: it does not.
     """
     file = Path(path)
-    if not path or file.is_dir():
-        raise ValueError(f"--output is {path!r}, {'a folder' if path else 'nothing'}; it takes the name of a file.")
+    what = "a folder" if file.is_dir() else "a device or pipe" if file.exists() and not file.is_file() else ""
+    if not path or what:
+        raise ValueError(f"--output is {path!r}, {what if path else 'nothing'}; it takes the name of a file.")
     check_writable(file.parent, "the folder of --output")
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):

@@ -19,6 +19,7 @@ from ..files import FolderError
 from ..finetuning.finetune import FinetuneRecipe, finetune
 from ..training import load_recipe
 from ..training.checkpoints import CheckpointError
+from ..training.waiting import waiting_for_others
 from .checks import check_finetuning, setting_up
 from .options import add_recipe_options, parse_recipe_options
 from .process import keep_freed_memory, log_progress
@@ -33,6 +34,6 @@ def main(arguments=None, prog=None):
         recipe = load_recipe(given.recipe, given.overrides, FinetuneRecipe)
         check_finetuning(recipe)
     keep_freed_memory()
-    with setting_up(parser, (LabelError, UnusableDataError, FolderError, CheckpointError)):
+    with setting_up(parser, (LabelError, UnusableDataError, FolderError, CheckpointError)), waiting_for_others():
         results = finetune(recipe)
     sys.stdout.write(json.dumps(results) + "\n")

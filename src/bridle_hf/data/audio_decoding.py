@@ -4,10 +4,12 @@ soundfile decodes wav, flac, ogg and mp3; PyAV, which bundles FFmpeg, the rest (
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
+from numbers import Real
 from typing import BinaryIO
 
 import numpy as np
@@ -108,9 +110,12 @@ def _in_memory(audio, sampling_rate: int) -> tuple | None:
     """(array, rate) of a clip that is decoded already; None for a file. `sampling_rate` is that of a bare array."""
     if is_array(audio):
         return audio, sampling_rate
-    if isinstance(audio, dict) and audio.get("array") is not None:
-        return audio["array"], audio["sampling_rate"]
-    return None
+    if not isinstance(audio, dict) or audio.get("array") is None:
+        return None
+    rate = audio.get("sampling_rate")
+    if not isinstance(rate, Real) or not 0 < rate < math.inf:
+        raise BadClipError(f"is an array with sampling_rate={rate!r}; it takes a positive number, in Hz")
+    return audio["array"], rate
 
 
 def stream_audio(

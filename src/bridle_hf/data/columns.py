@@ -1,13 +1,18 @@
 """Columns of a dataset: which one holds the media, and how it is passed on undecoded."""
 
+import logging
 import os
+from functools import lru_cache
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
 from .fields import type_of
+from .listing import name_some
 from .modalities import modality_of
+
+logger = logging.getLogger(__name__)
 
 
 class Raw:
@@ -30,10 +35,12 @@ class RawVideo(Raw, datasets.Video):
 RAW = {datasets.Audio: RawAudio, datasets.Video: RawVideo}
 
 
-def undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDataset, dict]:
-    """A stream whose audio, images and videos are not decoded, and the types of its columns."""
+def undecoded(
+    dataset: datasets.IterableDataset, files: list[str] | None = None
+) -> tuple[datasets.IterableDataset, dict]:
+    """A stream whose audio, images and videos are not decoded, and the types of its columns. `files` are its shards."""
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
-        return dataset, {key: _type_of(value) for key, value in _first_example(dataset).items()}
+        return dataset, {key: _type_of(value) for key, value in _first_example(dataset, files).items()}
     types, dataset = dict(dataset.features), dataset.decode(False)
     for column, feature in types.items():
         if type(feature) in RAW:
@@ -41,7 +48,7 @@ def undecoded(dataset: datasets.IterableDataset) -> tuple[datasets.IterableDatas
     return dataset, types
 
 
-def _first_example(dataset: datasets.IterableDataset) -> dict:
+def _first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:
     """The first example of the first shard that can be read and has one; damage is told when the shards are read.
 
     Raises:
@@ -55,7 +62,11 @@ def _first_example(dataset: datasets.IterableDataset) -> dict:
         except Exception as error:  # readers raise whatever their formats raise
             reason = reason or error
     if reason is not None:
-        raise ValueError(f"no file of the dataset can be read; the first says: {reason}") from reason
+        which = f"{files[0]} cannot be read" if files and len(files) == 1 else "no file of the dataset can be read"
+        utf8 = "; save it as UTF-8" if isinstance(reason, UnicodeDecodeError) else ""
+        raise ValueError(
+            f"{which}{f', such as {files[0]}' if files and len(files) > 1 else ''}: {reason}{utf8}"
+        ) from reason
     return {}
 
 
@@ -118,12 +129,31 @@ def choose_column(
     """
     check_columns(types, data, description, why_no_label, others)
     column = data.input_column or find_column(types, modality_of(processor), description, others)
+    if not data.input_column:
+        _say_what_else_there_is(column, types, modality_of(processor), description)
     if not may_hold_media(types[column]):
         raise ValueError(
             f"data.input_column: {description} has a column {column!r} of type {describe_type(types[column])}; it "
             f"takes bytes, paths, both in one, or arrays of numbers."
         )
     return column
+
+
+def _say_what_else_there_is(column: str, types: dict, modality, description: str) -> None:
+    """Say that a dataset has several columns of media of which one is read, once a process."""
+    others = [name for name in dict.fromkeys(media_columns(types, modality)) if name != column]
+    others = [name for name in others if is_media(types[name])]
+    if others:
+        said = f"{description} has several columns of type {modality.column_type.__name__}: {column!r} is read and not "
+        said += name_some(map(repr, others)) + " (data.input_column)"
+        if "__key__" in types and any("." in name for name in (column, *others)):
+            said += "; names in tar files are cut at their first dot, so that a.1.wav and a.2.wav are one sample"
+        _warn_once(said)
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def may_hold_media(feature) -> bool:
@@ -155,6 +185,11 @@ def media_columns(types: dict, modality) -> list[str]:
     named = [column for column in modality.column_names if column in types]
     ends = [column for column, f in types.items() if is_file(f) and f".{column}".lower() in modality.extensions()]
     return typed + named + ends
+
+
+def is_media(feature) -> bool:
+    """Whether a column is one of media by its type, and not by its name alone."""
+    return isinstance(feature, datasets.Image) or is_file(feature)
 
 
 def is_file(feature) -> bool:

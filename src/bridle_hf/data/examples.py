@@ -14,7 +14,8 @@ from .arguments import DataArguments
 from .cache import decoded_once, map_clips, state_of_files
 from .fields import field_of
 from .in_hand import hash_arrays
-from .labels import Labels, SplitRows, describe, encode, read_labels
+from .labels import Labels, SplitRows, describe, encode, present, read_labels
+from .listing import name_some
 from .media import BadClipError
 from .modalities import Modality, modality_of
 from .source import open_source
@@ -168,6 +169,11 @@ def load_examples(
     found = encode(data, read)
     if early is None and (data.label_column or found.folds is not None):
         _say(found, data, check)
+    elif early is not None and (lost := present(early) - present(found)):
+        each = name_some(f"{what} {name}" for what, name in sorted(lost, key=str))
+        logger.warning("none of the clips of %s can be used", each)
+        if check is not None:
+            check(found)
     names = [str(row["clip_name"]) for part in read for row in part.rows]
     examples = Examples(
         modality, clips, modality.collator(data, processor), clip_names=names, exclude=exclude, **vars(found)

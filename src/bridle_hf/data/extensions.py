@@ -6,19 +6,20 @@ from PIL import Image
 
 # Containers of FFmpeg that hold films; their sound is read, too, where a model hears.
 FILMS = frozenset(
-    ".3g2 .3gp .asf .avi .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv .ts .vob .webm "
-    ".wmv".split()
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv .qt "
+    ".rm .rmvb .ts .vob .webm .wmv".split()
 )
 
 # What soundfile reads, and what else FFmpeg does. Headerless samples (.raw, .pcm) say neither rate nor type, and most
 # .ts beside sounds are TypeScript.
 SOUNDS = FILMS - {".m2v", ".ts"} | frozenset(
-    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .avr .caf .dts .eac3 .flac .htk .ircam .m4a .m4b .mat4 .mat5 .mka .mp2 "
-    ".mp3 .mpc2k .nist .oga .ogg .opus .paf .pvf .rf64 .sd2 .sds .snd .sph .spx .svx .tta .voc .w64 .wav .wavex .wma "
-    ".wv .wve .xi".split()
+    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .avr .bwf .caf .dsf .dts .eac3 .flac .htk .ircam .m4a .m4b .m4r .mat4 "
+    ".mat5 .mka .mp1 .mp2 .mp3 .mpa .mpc .mpc2k .mpga .nist .oga .ogg .opus .paf .pvf .ra .rf64 .sd2 .sds .shn .snd "
+    ".sph .spx .svx .tta .voc .w64 .wav .wave .wavex .weba .wma .wv .wve .xi".split()
 )
 
-VIDEOS = FILMS | {".gif"}
+# Streams of frames without a container, and animations.
+VIDEOS = FILMS | frozenset(".264 .265 .apng .gif .h264 .h265 .hevc .ivf .mjpeg .mjpg .y4m".split())
 
 # Formats that Pillow knows by name and cannot decode itself, or only by running another program.
 NOT_DECODED = {".bufr", ".eps", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".ps"}

@@ -32,7 +32,7 @@ def field_of(example: dict, column: str) -> Any:
     if column in example:
         return example[column]
     outer, *keys = column.split(".")
-    found = example[outer]
+    found = example.get(outer)
     for key in keys:
         if isinstance(found, str):  # of a column of the library's `Json`, whose values differ in type from row to row
             found = json.loads(found)

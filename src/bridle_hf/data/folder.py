@@ -4,6 +4,7 @@ Further columns come from metadata files; without any, folders are classes.
 """
 
 import io
+import logging
 import os
 import zipfile
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 
 from .listing import METADATA, Listing, folder_word, is_hidden, shown
 from .media import open_file
+
+logger = logging.getLogger(__name__)
 
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -143,17 +146,28 @@ def find_clips(listing: Listing, names: list[str], extensions: frozenset[str]) -
             found.append(Clip(name, path, name))
         elif extension == ".zip":
             try:
-                found += [Clip(name, f"zip://{inner}::{path}", inner) for inner in _members(path, extensions)]
-            except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+                found += _members(name, path, extensions, listing)
+            except Exception as error:  # of a damaged archive any of the errors of zipfile
                 listing.leave(f"cannot be read ({error})", name)
     return found
 
 
-def _members(path: str, extensions: frozenset[str]) -> list[str]:
+def _members(name: str, path: str, extensions: frozenset[str], listing: Listing) -> list[Clip]:
+    """The clips in an archive; what else is in it is left out. Some archives of Windows have backslashes in names."""
     with zipfile.ZipFile(path) as archive:
-        names = sorted({each.filename for each in archive.infolist() if not each.is_dir()})
-    wanted = (n for n in names if os.path.splitext(n)[1].lower() in extensions or os.path.basename(n) in METADATA)
-    return [name for name in wanted if not is_hidden(name)]
+        members = sorted({each.filename for each in archive.infolist() if not each.is_dir()})
+    found, left = [], {}
+    for member in members:
+        place = member.replace("\\", "/")
+        if os.path.splitext(place)[1].lower() not in extensions and os.path.basename(place) not in METADATA:
+            left.setdefault("of other types in archives", []).append(f"{name}/{place}")
+        elif is_hidden(place):
+            left.setdefault("hidden in archives", []).append(f"{name}/{place}")
+        else:
+            found.append(Clip(name, f"zip://{member}::{path}", place))
+    for reason, places in left.items():
+        listing.unread.setdefault(reason, []).extend(places)
+    return found
 
 
 def group(clips: list[Clip], one_split: bool, listing: Listing) -> MediaFolder:
@@ -192,8 +206,12 @@ def _of_metadata(
             name = column if key == "file_name" else key.removesuffix("_file_name")
             of_names = pa.types.is_string(rows[key].type) or pa.types.is_large_string(rows[key].type)
             if name == key or not of_names:
-                columns[key] = rows[key]
-                features.setdefault(key, datasets.Features.from_arrow_schema(rows.select([key]).schema)[key])
+                kept = key
+                if key == column:
+                    kept = f"dataset_{key}"
+                    logger.warning("%s: column %r is read as %r: that of the clips is called so", table.path, key, kept)
+                columns[kept] = rows[key]
+                features.setdefault(kept, datasets.Features.from_arrow_schema(rows.select([key]).schema)[key])
                 continue
             values = [_beside(table, value) for value in rows[key].to_pylist()]
             inside = [kept and value is not False for kept, value in zip(inside, values, strict=True)]
@@ -201,7 +219,10 @@ def _of_metadata(
             columns[name] = pa.array([{"path": value or None} for value in values], type=FILE)
             features[name] = feature
         if not any(features[name] is feature for name in columns):
-            raise ValueError(f"{table.path} has no column 'file_name' of names; its columns are {rows.column_names}.")
+            there = "file_name" in rows.column_names and f", it holds {rows['file_name'].type}"
+            raise ValueError(
+                f"{table.path} has no column 'file_name' of names{there or ''}; its columns are {rows.column_names}."
+            )
         if not all(inside):
             outside = [str(number) for number, kept in enumerate(inside) if not kept]
             left.unread[f"rows of {table.place} whose files lie outside its folder"] = outside
@@ -220,11 +241,16 @@ def _beside(table: Clip, name: str | None) -> str | None | bool:
     """The path of a file that a metadata file names; False where the name leads out of its folder."""
     if not name:
         return None
+    zipped = table.path.startswith("zip://")
     inside = os.path.normpath(name)
+    if os.path.isabs(inside) and not zipped:
+        inside = os.path.relpath(inside, os.path.dirname(table.path))
+    elif "\\" in name and not (not zipped and os.path.isfile(os.path.join(os.path.dirname(table.path), inside))):
+        inside = os.path.normpath(name.replace("\\", "/"))  # a table that was written on Windows
     if "://" in name or os.path.isabs(inside) or inside.split("/")[0] == "..":
         return False
     folder = os.path.dirname(table.place)
-    if table.path.startswith("zip://"):
+    if zipped:
         return f"zip://{os.path.join(folder, inside)}{table.path.removeprefix('zip://' + table.place)}"
     return os.path.join(os.path.dirname(table.path), inside)
 

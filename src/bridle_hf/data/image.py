@@ -1,6 +1,8 @@
 """Images: decoding by Pillow, batches of pixels, and the modality."""
 
 import io
+import logging
+from functools import lru_cache
 
 import datasets
 import numpy as np
@@ -13,6 +15,8 @@ from .extensions import image_extensions
 from .media import BadClipError, is_array, open_file, pixels_of, read_whole
 from .modality import Modality
 from .pixels import PixelCollator, channel_statistics, pixel_picture, pixel_sizes, square_means
+
+logger = logging.getLogger(__name__)
 
 DARKEST = 2**14  # a maximum below it may be that of 10, 12 or 14 bits as well as of a dark picture of 16
 
@@ -38,7 +42,10 @@ def decode_image(image) -> np.ndarray:
             picture = image
         else:
             with open_file(image) as file:
-                picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_whole(file))))
+                picture = Image.open(io.BytesIO(read_whole(file)))
+                if getattr(picture, "is_animated", False):
+                    _say_first()
+                picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):  # grey of more than 8 bits, which Pillow would cut to white
             picture = Image.fromarray(_to_8_bits(np.asarray(picture)))
         if picture.has_transparency_data:
@@ -50,6 +57,11 @@ def decode_image(image) -> np.ndarray:
     except Exception as error:  # Pillow's plugins raise whatever their parsers do: OSError, SyntaxError, struct.error
         raise BadClipError(f"cannot be decoded: {error}") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@lru_cache(maxsize=1)  # once a process
+def _say_first() -> None:
+    logger.warning("there are pictures of several pages or frames; the first is taken of each.")
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Datasets that the caller built: a `datasets.Dataset`, an `IterableDataset`, or a list of arrays or files."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 TAKES = "a datasets.Dataset, IterableDataset or DatasetDict, or a list of arrays or files"
 NUMBER = "number"  # column of a list of arrays: the place of each
@@ -38,8 +42,8 @@ def take_in_hand(given: Any, split: str) -> InHand:
     Args:
         given: a dataset; a dictionary of datasets, of which `split` is taken; or a list of arrays, PIL images or
             tensors: waveforms (samples,) at the processor's rate, images (H, W, C) or (C, H, W) uint8, videos
-            (T, H, W, C) or (T, C, H, W) uint8; or of paths or URLs of files, or dicts `{"array", "sampling_rate"}` or
-            `{"bytes", "path"}`.
+            (T, H, W, C) or (T, C, H, W) uint8; or of paths, URLs or bytes of files, or dicts `{"array",
+            "sampling_rate"}` or `{"bytes", "path"}`.
 
     Raises:
         TypeError: it is something else.
@@ -52,6 +56,8 @@ def take_in_hand(given: Any, split: str) -> InHand:
     if isinstance(given, datasets.IterableDataset):
         return InHand(given)
     if isinstance(given, datasets.Dataset):
+        if given.format["type"] == "custom":
+            logger.warning("the transform of the given dataset (set_transform) is not applied; use its map instead.")
         # the fingerprint of a dataset has no public name
         return InHand(_undecoded(given.with_format(None)), fingerprint=given._fingerprint)
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
@@ -68,16 +74,30 @@ def take_in_hand(given: Any, split: str) -> InHand:
 
 def _clip(given: Any) -> Any:
     """An entry of a list, as the decoder of its modality takes it."""
-    if isinstance(given, str | os.PathLike):
-        return {"path": os.fspath(given)}
+    if given is None or isinstance(given, str | os.PathLike):
+        return {"path": given and os.fspath(given)}
+    if isinstance(given, bytes):
+        return {"bytes": given, "path": None}
     if isinstance(given, dict):
         if not given.keys() <= OF_A_CLIP:
             raise TypeError(
                 f"dataset is a list of dicts with {', '.join(map(str, given))}; make it a dataset by "
                 "datasets.Dataset.from_list(...)."
             )
-        return given if given.get("array") is None else given | {"array": np.asarray(given["array"])}
-    return given if isinstance(given, Image.Image) else np.asarray(given)
+        return given if given.get("array") is None else given | {"array": as_array(given["array"])}
+    return given if isinstance(given, Image.Image) else as_array(given)
+
+
+def as_array(given: Any) -> np.ndarray:
+    """An array of what stands for one: a tensor of any type and device, too. Empty where there is none, as of lists of
+    several lengths and of damaged PIL images: the decoder refuses it by name."""
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.dtype == torch.bfloat16 else given
+    try:
+        return np.asarray(given)
+    except Exception:
+        return np.empty(0, dtype=object)
 
 
 def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -106,7 +126,7 @@ def hash_arrays(arrays: Sequence) -> str:
             state = state and (state.st_size, state.st_mtime_ns)
             digest.update(repr((path, state, each.get("sampling_rate"), each.get("bytes"))).encode())
             each = each.get("array", ())
-        each = np.asarray(each)
+        each = as_array(each)
         digest.update(f"{each.dtype.str}{each.shape}".encode())
         digest.update(np.ascontiguousarray(each).data)
     return digest.hexdigest()[:16]

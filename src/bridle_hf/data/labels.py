@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -206,6 +207,7 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
             if not all(isinstance(label, int) and 0 <= label < feature.num_classes for label in value):
                 refuse(row, f"; its classes are 0 to {feature.num_classes - 1}")
         index, classes = {number: number for number in range(feature.num_classes)}, list(feature.names)
+        _say_what_is_alike(column, classes)
     elif several and _are_flags(lists):
         labels = np.array(lists, dtype=np.int8)
         logger.info("data.label_column: the lists of %r are read as one flag (0 or 1) a class", column)
@@ -248,13 +250,22 @@ def _is_list_as_text(label: int | str) -> bool:
 
 
 def _say_what_is_alike(column: str, classes: list) -> None:
-    """Warn of classes whose names differ in spaces and capitals alone: most often they are one."""
+    """Warn of classes whose names differ in spaces, capitals or the form of letters alone, as accents of macOS do: most
+    often they are one."""
     alike = {}
     for label in classes:
-        alike.setdefault("".join(str(label).split()).casefold(), []).append(label)
-    if several := [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]:
-        said = name_some(several)
-        logger.warning("data.label_column: classes of %r differ in spaces or capitals alone: %s", column, said)
+        plain = unicodedata.normalize("NFKC", str(label))
+        alike.setdefault("".join(plain.split()).casefold(), []).append(label)
+    if several := [" and ".join(map(shown_apart, names)) for names in alike.values() if len(names) > 1]:
+        said = "; ".join(several)
+        logger.warning(
+            "data.label_column: classes of %r differ in spaces, capitals or the form of letters alone: %s", column, said
+        )
+
+
+def shown_apart(label) -> str:
+    """A label in quotes, with the escapes of its letters beyond ASCII where it is not in the usual form."""
+    return repr(label) if unicodedata.is_normalized("NFKC", str(label)) else ascii(label)
 
 
 def _are_flags(lists: list[list]) -> bool:
@@ -280,6 +291,15 @@ def encode_folds(values: list, column: str, names: list[str]) -> np.ndarray:
         if isinstance(value, list | dict | bytes):
             raise LabelError(f"data.fold_column: {column!r} is {value!r} for {name}; it takes one value a clip.")
     return np.array([value if isinstance(value, int | float | str) else str(value) for value in values])
+
+
+def present(found: Labels) -> set[tuple[str, Any]]:
+    """The classes and folds that have a clip, each as ("class", name) or ("fold", value)."""
+    there = set() if found.folds is None else {("fold", fold) for fold in found.folds.tolist()}
+    if found.labels is not None:
+        numbers = found.labels if found.labels.ndim == 1 else np.flatnonzero(found.labels.any(axis=0))
+        there |= {("class", found.label_names[number]) for number in set(numbers.tolist())}
+    return there
 
 
 def describe(found: Labels) -> str:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import fsspec
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from ..video_decoding_bridle import on_white
 
+LONGEST_PATH = 4096  # characters; longer texts are no paths
 MAX_BYTES, PART_BYTES = 2**29, 2**22  # of a file that is read as a whole, such as a picture; read at a time
 
 
@@ -47,6 +49,9 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     pixels = np.asarray(raw)
     if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() and pixels.max() <= 255:
         pixels = pixels.astype(np.uint8, copy=False)
+    if pixels.ndim == axes - 1 and pixels.shape[-1] in (3, 4):
+        what = "an image with channels, no video" if axes == 4 else "a row of colours, no image"
+        raise BadClipError(f"is an array {pixels.shape}, {what}; it takes {axes} axes")
     if pixels.ndim == axes - 1:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != axes or not pixels.size:
@@ -59,12 +64,50 @@ def pixels_of(raw: Any, axes: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.repeat(3, axis=-3) if channels == 1 else on_white(pixels))
 
 
+class WatchedFile(io.RawIOBase):
+    """A file that ends where it cannot be read any further, as a damaged member of an archive or a lost connection.
+
+    Decoders in C print what Python's callbacks raise and go on without it.
+
+    Attributes:
+        name: of the file.
+        error: why it ended early; None if it did not.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+        self.name = getattr(file, "name", "<none>")  # whose extension helps FFmpeg
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except Exception as error:  # of an archive, which is read up to that place
+            self.error = self.error or error
+            return self.file.tell()
+
+    def readinto(self, buffer) -> int:
+        try:
+            return 0 if self.error else self.file.readinto(buffer)
+        except Exception as error:  # each file system and archive has its own
+            self.error = error
+            return 0
+
+
 @contextmanager
 def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
     """The content of an undecoded column of `datasets`, or the file at a path or URL, which is read only as needed.
 
     Raises:
-        BadClipError: neither is there, or it cannot be opened.
+        BadClipError: neither is there, or it cannot be opened, or read to the end.
     """
     if isinstance(sample, str):
         sample = {"path": sample}
@@ -87,11 +130,24 @@ def open_file(sample: dict | bytes | str | None) -> Iterator[BinaryIO]:
                 raise BadClipError(f"cannot be read: {error}") from error
             except Exception as error:  # each file system of fsspec has its own, and ImportError where it is missing
                 raise BadClipError(f"cannot be read: {type(error).__name__}: {error}") from error
-        yield file
+            file = WatchedFile(file)
+        try:
+            yield file
+        except Exception:
+            if content is not None or file.error is None:
+                raise
+        if content is None and file.error is not None:
+            error = file.error
+            raise BadClipError(f"cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _open_path(path: str, opened: ExitStack) -> BinaryIO:
     """A local file, a file in a local zip archive (`zip://NAME::ARCHIVE`), or what fsspec finds at a URL."""
+    if len(path) > LONGEST_PATH and not path.startswith("data:"):
+        raise BadClipError(f"is a text of {len(path)} characters, no path")
+    if path.startswith("file:///"):
+        path = path.removeprefix("file://")
+        path = path if os.path.exists(path) else unquote(path)
     if not is_url(path):  # names may hold "::", "[" and all that
         path = os.path.expanduser(path)
         about = os.stat(path)
@@ -107,6 +163,18 @@ def _open_path(path: str, opened: ExitStack) -> BinaryIO:
             if os.path.isfile(archive):
                 return opened.enter_context(opened.enter_context(zipfile.ZipFile(archive)).open(name))
     return opened.enter_context(fsspec.open(path, "rb"))
+
+
+def made_whole(raw: Any, folder: str) -> Any:
+    """A path, or bytes and path, whose relative path leads to a file from `folder`; anything else as it is."""
+    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
+    if not isinstance(path, str) or not path or is_url(path) or "\0" in path:
+        return raw
+    for name in (path, path.replace("\\", "/")):  # a table that was written on Windows
+        whole = os.path.join(folder, name)
+        if os.path.isfile(whole):
+            return raw | {"path": whole} if isinstance(raw, dict) else whole
+    return raw
 
 
 def is_url(path: str) -> bool:

@@ -49,6 +49,8 @@ def load_processor(source: str, config_changes: dict | None = None, **changes):
     """
     config, config_changes = BridleConfig.from_pretrained(source), config_changes or {}
     modality = MODALITIES[config.modality]
+    if unknown := changes.keys() - _settings(modality.processor):
+        raise ValueError(f"{modality.processor.__name__} has no setting {', '.join(map(repr, sorted(unknown)))}.")
     if {"input_size", "num_channels"} & config_changes.keys():
         config = BridleConfig(**config.to_dict() | config_changes)
         check_channels(config)

@@ -17,6 +17,7 @@ import yaml
 from datasets.data_files import DataFilesDict, DataFilesList, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
@@ -36,6 +37,7 @@ from .listing import (
 )
 from .media import is_url
 from .modality import Modality
+from .tar_files import read_with_care
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +81,9 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         raise ValueError("data.dataset is empty: give the folder or the Hub id of a dataset.")
     path = os.path.abspath(os.path.expanduser(data.dataset))
     if not os.path.isdir(path):
-        return _open_builder(
-            datasets.load_dataset_builder(data.dataset, data.name, data_files=data.files), data, modality
-        )
+        return _open_builder(_load_builder(data.dataset, data, modality), data, modality)
     if data.name is not None or _has_configs(path) or (data.files and _is_beyond(data.files)):
-        return _open_builder(datasets.load_dataset_builder(path, data.name, data_files=data.files), data, modality)
+        return _open_builder(_load_builder(path, data, modality), data, modality)
     listing = list_folder(path, data.cache_dir)
     names = [name for name in listing.names if os.path.basename(name) not in OF_THE_LIBRARY]
     if data.files:
@@ -103,14 +103,26 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
     if tables:
         return _open_tables(data, modality, listing, names, tables)
     try:
-        builder = datasets.load_dataset_builder(path, data.name, data_files=data.files)
-    except NOTHING_TO_READ as error:
-        there = listing.said(names)
+        builder = _load_builder(path, data, modality)
+    except Exception as error:  # nothing that the library reads, or an archive that it cannot look into
+        there = listing.said([name for name in names if name not in set().union(*listing.left.values())])
         raise ValueError(
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "
             f"be read" + (f"; it holds {there}." if there else ".")
         ) from error
+    if left := listing.said([]):
+        _say(logging.WARNING, f"{data.dataset}: left out: {left}")
     return _open_builder(builder, data, modality)
+
+
+def _load_builder(path: str, data: DataArguments, modality: Modality) -> datasets.DatasetBuilder:
+    return _with_care(datasets.load_dataset_builder(path, data.name, data_files=data.files), data, modality)
+
+
+def _with_care(builder: datasets.DatasetBuilder, data: DataArguments, modality: Modality) -> datasets.DatasetBuilder:
+    if isinstance(builder, WebDataset):
+        read_with_care(builder, data, modality)
+    return builder
 
 
 def _has_configs(folder: str) -> bool:
@@ -182,7 +194,8 @@ def _open_tables(data: DataArguments, modality: Modality, listing: Listing, name
     def load(files: dict[str, list[str]]) -> datasets.DatasetBuilder:
         lists = DataFilesDict({split: DataFilesList(found, [(listing.state,)]) for split, found in files.items()})
         options = {"sep": "\t"} if kind == "tsv" else {}
-        return datasets.load_dataset_builder("csv" if kind == "tsv" else kind, data_files=lists, **options)
+        builder = datasets.load_dataset_builder("csv" if kind == "tsv" else kind, data_files=lists, **options)
+        return _with_care(builder, data, modality)
 
     opened = _open_builder(load(paths), data, modality, load)
     if said := listing.said(others):

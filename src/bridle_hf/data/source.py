@@ -22,7 +22,7 @@ from .arguments import DataArguments
 from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
 from .fields import field_of, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
-from .media import BadClipError, UnusableDataError, is_url
+from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
 from .modalities import modality_of
 from .opening import READ_AT_ONCE, open_named
 
@@ -51,7 +51,8 @@ class BadShardError(OSError):
     """A shard that could not be read, however often it was tried."""
 
     def __init__(self, shard: int, reason: Exception, file: str | None = None):
-        super().__init__(f"shard {shard}{f' ({file})' if file else ''}: {type(reason).__name__}: {reason}")
+        said = " ".join(f"{type(reason).__name__}: {reason}".split())  # some have several lines
+        super().__init__(f"shard {shard}{f' ({file})' if file else ''}: {said}")
         self.shard = shard
 
 
@@ -116,6 +117,7 @@ class Source:
         raw = example.get(self.input_column)
         raw = raw if isinstance(raw, dict) else {"path": raw if isinstance(raw, str) else None}
         path = raw.get("path")
+        path = None if isinstance(path, str) and len(path) > LONGEST_PATH else path  # a file as text, or the like
         named = {"clip_name": path or place} | example  # whatever a column of that name holds, it is the user's
         name = path or named["clip_name"] or place
         alone = name == place or (path and raw.get("bytes") is None)
@@ -231,17 +233,6 @@ class Source:
         check_bad_share(self.bad, seen, max_bad_share, example[MARK], error, self.hint)
 
 
-def made_whole(raw: Any, folder: str) -> Any:
-    """A path, or bytes and path, whose relative path leads to a file from `folder`; anything else as it is."""
-    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
-    if not isinstance(path, str) or not path or is_url(path) or "\0" in path:
-        return raw
-    whole = os.path.join(folder, path)
-    if not os.path.isfile(whole):
-        return raw
-    return raw | {"path": whole} if isinstance(raw, dict) else whole
-
-
 def is_shard(mark: str) -> bool:
     """Whether a mark in `skipped` is that of a shard and not of a sample."""
     return re.fullmatch(r"shard \d+", mark) is not None
@@ -312,7 +303,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         return _open_given(dataset, data, processor)
     modality = modality_of(processor)
     opened = open_named(data, modality)
-    dataset, types = undecoded(opened.stream)
+    dataset, types = undecoded(opened.stream, opened.files)
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
     dataset, types = with_labels_of_paths(dataset, types, data)
     column = choose_column(types, data, processor, description, opened.why_no_label, opened.others)
@@ -375,6 +366,8 @@ def decode_column(
     arrays: list | None = None,
 ) -> np.ndarray:
     """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
+    if column not in example:  # of a table without it, beside others
+        raise BadClipError(f"has no column {column!r}")
     raw = example[column] if arrays is None else arrays[example[column]]
     modality = modality_of(processor)
     if stream and modality.stream is not None:

@@ -40,7 +40,11 @@ def decode_video(
         ImportError: PyAV, the extra `av`, is not installed.
     """
     if is_array(video):
-        frames = pixels_of(np.stack([np.asarray(frame) for frame in video]) if isinstance(video, list) else video, 4)
+        try:
+            video = np.stack([np.asarray(frame) for frame in video]) if isinstance(video, list) else video
+        except Exception as error:  # images of several sizes, or of files that are damaged
+            raise BadClipError(f"cannot be decoded: {error}") from error
+        frames = pixels_of(video, 4)
         try:
             return frames if choose is None else frames[choose(len(frames))]
         except ValueError as error:

@@ -40,6 +40,8 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         dict: `name` of the clip; its `labels`, the likeliest first; `scores`, label -> probability of all labels, the
         likeliest first. No labels and NaN for a clip whose logits are not finite.
     """
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold is {threshold!r}; it takes a probability, from 0 to 1.")
     config, several = model.eval().config, takes_several_labels(model.config)
     names = [config.id2label[number] for number in range(config.num_labels)]
     floor = (HALF if several else 0.0) if threshold is None else threshold

@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from ..data.cache import in_portions
+from ..data.listing import name_some
 from ..data.source import Source, is_shard
 from ..files import remove, sha256, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
+NOT_OF_THIS_TYPE = pa.ArrowException, TypeError, ValueError, OverflowError
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
 SECONDS_PER_PART = 60.0  # at most this much work is lost when the writer is killed
 PROGRESS = "progress.json"
@@ -27,27 +29,46 @@ HOW_IT_IS_READ = ("num_workers", "cache", "cache_dir", "in_memory")  # settings 
 
 
 class Types:
-    """The types of columns, as the first rows tell them. A column that is empty in these holds text.
+    """The types of columns, as the first rows tell them. A column that is empty in these holds text, and so does one
+    whose values differ in their types or are none that parquet has. Of a later row a value of another type is left out.
 
     Args:
         metadata: key -> text of the schema.
     """
 
     def __init__(self, metadata: dict[str, str] | None = None):
-        self.metadata, self.schema, self.untyped = metadata, None, set()
+        self.metadata, self.schema, self.untyped, self.late = metadata, None, set(), set()
 
     def table(self, rows: list[dict]) -> pa.Table:
-        """A table of rows, which have the keys of the first ones; arrays of up to two axes become lists."""
-        names = self.schema.names if self.schema else rows[0]
+        """A table of rows with the keys of the first ones; arrays become lists."""
+        found = dict.fromkeys(key for row in rows for key in row)
+        names = self.schema.names if self.schema else found
+        if late := [name for name in found if name not in names and name not in self.late]:
+            self.late.update(late)
+            logger.warning("columns that the first rows lack are left out: %s", name_some(late))
         columns = {name: [_plain(row.get(name)) for row in rows] for name in names}
         if self.schema is not None:
-            columns = {name: _as_text(values) if name in self.untyped else values for name, values in columns.items()}
-            return pa.table(columns, schema=self.schema)
-        table = pa.table(columns)
-        self.untyped = {field.name for field in table.schema if pa.types.is_null(field.type)}
-        types = [pa.field(f.name, pa.string()) if f.name in self.untyped else f for f in table.schema]
-        self.schema = pa.schema(types, metadata=self.metadata)
+            arrays = {name: self._fitted(name, values, rows) for name, values in columns.items()}
+            return pa.table(arrays, schema=self.schema)
+        arrays = {name: _array(values) for name, values in columns.items()}
+        self.untyped = {name for name, array in arrays.items() if array is None}
+        arrays |= {name: pa.array(_as_text(columns[name]), type=pa.string()) for name in self.untyped}
+        table = pa.table(arrays)
+        self.schema = table.schema.with_metadata(self.metadata)
         return table.cast(self.schema)
+
+    def _fitted(self, name: str, values: list, rows: list[dict]) -> pa.Array:
+        """A column of later rows in the type of the first."""
+        if name in self.untyped:
+            return pa.array(_as_text(values), type=pa.string())
+        kind = self.schema.field(name).type
+        try:
+            return pa.array(values, type=kind)
+        except NOT_OF_THIS_TYPE:
+            fits = [_fits(value, kind) for value in values]
+            other = [row.get("clip_name") for row, good in zip(rows, fits, strict=True) if not good]
+            logger.warning("column %r is left empty for %s: not of the type %s", name, name_some(other), kind)
+            return pa.array([value if good else None for value, good in zip(values, fits, strict=True)], type=kind)
 
 
 class Parts:
@@ -149,10 +170,36 @@ def key_of(model: torch.nn.Module, processor, data, **settings) -> str:
     return found.hexdigest()
 
 
+def _array(values: list) -> pa.Array | None:
+    """The column of some values; None where it is to be text: they are all None, or of no type of parquet."""
+    try:
+        array = pa.array(values)
+        return None if pa.types.is_null(array.type) or _holds_empty_struct(array.type) else array
+    except NOT_OF_THIS_TYPE:
+        return None
+
+
+def _holds_empty_struct(kind: pa.DataType) -> bool:
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return pa.types.is_struct(kind) and not inner or any(map(_holds_empty_struct, inner))
+
+
+def _fits(value, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], type=kind)
+    except NOT_OF_THIS_TYPE:
+        return False
+    return True
+
+
 def _as_text(values: list) -> list[str | None]:
-    return [None if value is None else str(value) for value in values]
+    return [value if value is None or isinstance(value, str) else _text(value) for value in values]
+
+
+def _text(value) -> str:
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value):
-    """A 2D array as a list of 1D arrays, which pyarrow accepts."""
-    return list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value
+    """An array of several axes as a list of arrays, which pyarrow accepts."""
+    return [_plain(part) for part in value] if isinstance(value, np.ndarray) and value.ndim > 1 else value

@@ -53,6 +53,8 @@ def run_windows(
         (example, windows): the dataset's row without the media, columns called like one of `ours` renamed; and for each
             window the number of its first patch in time, the patches in time that it really has, and its result.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; it takes an integer from 1 on.")
     source, modality = open_clips(data, processor, dataset), modality_of(processor)
     columns = OwnColumns(source, ours)
     if skipped is not None:

@@ -21,9 +21,10 @@ from .checkpoints import Checkpoint
 from .failures import save_failure
 from .locking import sole_writer
 from .memory import shared_with_workers
-from .run import Run, waiting_for_others
+from .run import Run
 from .seeds import seed_from
 from .task import Batch, Losses, Task
+from .waiting import waiting_for_others
 
 logger = logging.getLogger(__name__)
 

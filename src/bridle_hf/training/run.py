@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 
-from ..codebook_bridle import world_size
 from ..data.listing import name_some
 from ..files import FolderLock, WriteError, set_aside, write_whole
 from ..recipe_reader import changed_keys, recipe_to_yaml
@@ -379,22 +377,3 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type} keeps the optimizer to itself and pickles its checkpoints; use DDP, "
             "FSDP2, or examples/accelerate/zero2.yaml, which shards as ZeRO-2 does."
         )
-
-
-@contextmanager
-def waiting_for_others(deadline: float) -> Iterator[None]:
-    """Context that turns errors of a lost process into one clear message.
-
-    Raises:
-        RuntimeError: another process ended, or did not come to the same point within `deadline` seconds.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "pair closure" in text):
-            raise RuntimeError(
-                f"another process ended, or did not get here in deadline={deadline:g} seconds; "
-                f"what it said last tells why. Started again, the run goes on from its last checkpoint ({text})."
-            ) from error
-        raise
