@@ -18,10 +18,11 @@ import numpy as np
 from ..clip_features_bridle import window_starts
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
+from ..data.bad_share import BadShareError, check_bad_shards, check_bad_share
 from ..data.listing import list_folder, name_some
 from ..data.media import UnusableDataError
 from ..data.modalities import MODALITIES, build_processor
-from ..data.source import BadShareError, check_bad_shards, check_bad_share, is_shard
+from ..data.source import is_shard
 from ..data.survey import Survey, survey
 from ..training import PretrainRecipe, load_recipe
 from .checks import check_data, setting_up

@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from ..files import sha256, whole_folder, write_whole
 from .arguments import DataArguments
+from .bad_share import check_bad_shards, check_bad_share, is_short
 from .fields import field_of, select
 from .media import is_url
 from .modalities import modality_of
@@ -33,8 +34,6 @@ from .source import (
     FILES_AT_ONCE,
     MARK,
     Source,
-    check_bad_shards,
-    check_bad_share,
     decode_column,
     is_shard,
     leave_out,
@@ -267,7 +266,7 @@ def _file_state(path: Path) -> tuple[int, int, str]:
 def _check_shares(manifest: dict, max_bad_share: float) -> None:
     """Raise an `UnusableDataError` if a cache lacks too much, also where more was allowed when it was written."""
     shards = {mark: why for mark, why in manifest["skipped"].items() if is_shard(mark)}
-    clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards}
+    clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards and not is_short(why)}
     if shards:
         check_bad_shards(len(shards), manifest["shards"], max_bad_share, list(shards.values())[-1])
     if clips:

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from .arguments import DataArguments
+from .bad_share import is_short
 from .fields import field_of, type_of
 from .labels import is_missing
 from .modalities import modality_of
@@ -44,8 +45,8 @@ class Survey:
 
     @property
     def bad(self) -> dict[str, str]:
-        """Those of `skipped` that are clips."""
-        return {name: reason for name, reason in self.skipped.items() if not is_shard(name)}
+        """Those of `skipped` that are clips and count as bad."""
+        return {name: why for name, why in self.skipped.items() if not is_shard(name) and not is_short(why)}
 
     def of(self, fact: str) -> np.ndarray:
         """A fact of each clip that has it."""
