@@ -27,6 +27,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def final_of(source: str) -> str:
+    """`final/` of the folder of a run, which holds no model itself; anything else as it is."""
+    folder = Path(source).expanduser()
+    is_run = not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file()
+    return str(folder / "final") if is_run else source
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to; the file takes the place of `path` once the block ends without an error.

@@ -75,8 +75,8 @@ def modality_of_files(dataset: str) -> str:
             raise ValueError(f"{reason}; name the recipe that is to read it, --recipe video/own_small, say.")
     if len(best) > 1:
         raise ValueError(
-            f"DATASET is {dataset!r}, which {' and '.join(best)} recipes can read; it takes --recipe, such as "
-            f"{best[0]}/own_small."
+            f"DATASET is {dataset!r}, which {' and '.join(best)} recipes can read; it takes --recipe "
+            f"{' or '.join(f'{name}/own_small' for name in best)}."
         )
     return best[0]
 

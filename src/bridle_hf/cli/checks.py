@@ -208,6 +208,20 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         raise ValueError(as_options(message) if argument.startswith("-") else message) from error
 
 
+def has_column(data: DataArguments, processor, column: str) -> bool:
+    """Whether the dataset that `data` names has a column.
+
+    Raises:
+        ValueError: it lacks one that `data` names.
+    """
+    open_source(replace(data, label_column=None), processor)
+    try:
+        open_source(replace(data, label_column=None, fold_column=column), processor)
+    except ValueError:
+        return False
+    return True
+
+
 def as_options(message: str) -> str:
     """A message that names keys of the section `data`, with the options of `add_data_options` in their place."""
     keys = r"dataset|files|(?:test_)?split|(?:input|label|fold)_column|exclude|max_bad_share"

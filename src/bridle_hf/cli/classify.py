@@ -18,7 +18,7 @@ from ..evaluation.classifying import write_predictions
 from ..loading import check_model, model_folder, open_model
 from .checks import check_data, check_output, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
-from .process import device
+from .process import device, log_progress
 
 
 def main(arguments=None, prog=None):
@@ -36,6 +36,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
+    log_progress()
 
     with setting_up(parser):
         check_output(given.output, given.dataset)

@@ -18,6 +18,7 @@ from ..clip_features_bridle import check_poolings
 from ..data import load_processor
 from ..evaluation.features import STREAMED_POOLINGS, write_features
 from ..evaluation.row_files import shard_path
+from ..files import final_of
 from ..loading import open_model
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_output, reading, setting_up
@@ -33,14 +34,14 @@ from .options import (
     number,
     padded_short,
 )
-from .process import device, launched
+from .process import device, launched, log_progress
 
 MOST_OVERLAP = 0.99  # beyond it, windows are many times what they are made of
 
 
 def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model")
+    parser.add_argument("--model", required=True, type=final_of, help="run, folder or Hub id of a pretrained model")
     add_data_options(parser)
     add_max_bad_share(parser)
     parser.add_argument("--output", default="features.parquet")
@@ -61,6 +62,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
+    log_progress()
 
     with setting_up(parser):
         check_mix(given)

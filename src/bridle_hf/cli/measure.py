@@ -16,6 +16,7 @@ from ..data.survey import featurize_window
 from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .checks import check_data, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
+from .process import log_progress
 
 SETTINGS = "num_mel_bins sampling_rate max_length fmin fmax frame_ms hop_ms num_channels channel".split()
 
@@ -35,6 +36,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--channel", type=int, help="the channel of files to take, from 0 on; their mean without")
     parser.add_argument("--num-workers", type=number(int, 0), default=1, help="threads that decode")
     given = parser.parse_args(arguments)
+    log_progress()
     with setting_up(parser):
         extractor = BridleFeatureExtractor(
             **{key: getattr(given, key) for key in SETTINGS},
