@@ -11,7 +11,6 @@ labels and folds were found, how many windows the recipe makes of it and how oft
 import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from ..clip_features_bridle import window_starts
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.bad_share import BadShareError, check_bad_shards, check_bad_share
-from ..data.listing import list_folder, name_some
+from ..data.listing import name_some
 from ..data.media import UnusableDataError
 from ..data.modalities import MODALITIES, build_processor
 from ..data.source import is_shard
 from ..data.survey import Survey, survey
 from ..training import PretrainRecipe, load_recipe
-from .checks import check_data, setting_up
+from .checks import check_data, modalities_of_files, setting_up
 from .process import log_progress
 
 BAR, ROWS, FEW = 40, 12, 200  # width and number of bars; windows below which little can be learned
@@ -64,11 +63,7 @@ def modality_of_files(dataset: str) -> str:
     Raises:
         ValueError: there is none, or several.
     """
-    folder, counts = Path(dataset).expanduser(), Counter()
-    if folder.is_dir():
-        ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)
-        counts = {name: sum(ends[end] for end in each.extensions()) for name, each in MODALITIES.items()}
-    best = [name for name, count in counts.items() if count and count == max(counts.values())]
+    best = modalities_of_files(dataset)
     if not best:
         best, reason = _opening(dataset)
         if not best:
