@@ -324,8 +324,8 @@ def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterat
 
 
 def _bytes_of(value) -> int:
-    if isinstance(value, dict):
-        return sum(map(_bytes_of, value.values()))
+    if isinstance(value, dict | list):
+        return sum(map(_bytes_of, value.values() if isinstance(value, dict) else value))
     return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
 
 
