@@ -59,6 +59,7 @@ END_TO_END = (
     "tests/evaluation/test_scripts.py",
     "tests/evaluation/test_study.py",
     "tests/evaluation/test_measure.py::test_a_run",
+    "tests/training/test_resources.py::test_a_run",
     "tests/evaluation/test_own_folder.py::test_a_study",
     "tests/evaluation/test_suites.py::test_hears_validator_passes",
     "tests/evaluation/test_suites.py::test_marble_trains_lora_matrices",
