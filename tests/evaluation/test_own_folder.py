@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from tones import make_tone
@@ -101,3 +102,13 @@ def test_fine_tuning_takes_a_run_and_ends_with_what_to_do_next(run, tmp_path, ca
         finetune.say_what_is_there(replace(recipe, final=True))
     assert f"--model {tmp_path / 'classes' / 'fold-2'} --dataset ...`; final=true trains one" in caplog.messages[0]
     assert f"--model {tmp_path / 'classes' / 'final'} --dataset ...`" in caplog.messages[1]
+
+
+@pytest.mark.parametrize("name", ["bark [1] #2 é.wav", "-x.wav", "test.wav"])
+def test_one_file_is_a_dataset(run, tmp_path, capsys, name):
+    for number, each in enumerate((name, "bark 1 #2 é.wav", "other.wav")):
+        soundfile.write(tmp_path / each, make_tone(0, number), 16000)
+    output = tmp_path / "out.parquet"
+    bridle(["features", "--model", str(run), "--dataset", str(tmp_path / name), "--output", str(output)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["clips"] == 1
+    assert pq.read_table(output)["clip_name"].to_pylist() == [str(tmp_path / name)]
