@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -98,6 +100,9 @@ def test_python_runs_as_written(text, tmp_path, monkeypatch):
         torch.save({"model": reference_checkpoint(small)}, tmp_path / "checkpoint.pth")
     if "encoder.npz" in text:
         np.savez(tmp_path / "encoder.npz", **front_end(BridleFeatureExtractor()))
+    if "windows.parquet" in text:
+        rows = [{"clip_name": "a", "start": 5.0 * n, "end": 5.0 * n + 5, "last": [float(n), 1.0]} for n in range(12)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "windows.parquet")
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "README.md", "exec"), {})
 

@@ -1,6 +1,7 @@
 """The Gradio app, in parts and clicked through in a real browser."""
 
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -62,13 +63,31 @@ def test_a_sound_has_a_picture_classes_and_neighbours(listener, folder):
     picture, classes, *nearest = listener(str(folder / "question.wav"))
     assert "<svg" in picture and "codebook 4:" in picture
     assert set(classes) == {"dog", "rain", "bell"} and sum(classes.values()) == pytest.approx(1)
-    assert len(nearest) == 3 and nearest[0].endswith("900.wav") and len(set(nearest)) == 3
+    paths, cosines = zip(*nearest, strict=True)
+    assert len(set(paths)) == 3 and paths[0].endswith("900.wav")
+    assert 1 >= cosines[0] >= cosines[1] >= cosines[2] >= -1
+
+
+def test_neighbours_are_called_by_their_files(listener, folder):
+    *_, first, second, third = listener.shown(str(folder / "question.wav"))
+    assert re.fullmatch(r"Neighbour 1: 900.wav \((0\.\d\d|1.00) alike\)", first.label)
+    assert [each.label for each in listener.shown(None)[2:]] == ["Neighbour 1", "Neighbour 2", "Neighbour 3"]
+
+
+def test_the_help_needs_no_gradio(repository):
+    app = repository / "examples" / "space" / "app.py"
+    code = "import runpy, sys; sys.modules['gradio'] = None; sys.argv[1:] = [{}]; "
+    code += f"runpy.run_path({str(app)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code.format("'--help'")], capture_output=True, text=True)
+    assert done.returncode == 0 and "--classifier" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code.format("")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith('gradio is missing; pip install "bridle-hf[space]"\n')
 
 
 def test_nothing_and_what_is_no_sound(listener, folder):
     write_video(folder / "film.mp4", frames=np.zeros((6, 48, 64, 3), np.uint8))
     Image.new("RGB", (9000, 2000)).save(folder / "picture.png")
-    assert listener(None) == ("", None, None, None, None)
+    assert listener(None) == ("", None, *[(None, None)] * 3)
     for name, message in (
         ("short.wav", "at least"),
         ("clips/notes.txt", "cannot be decoded"),
@@ -100,7 +119,7 @@ def test_forms_of_sound(listener, folder):
     soundfile.write(folder / "slow.mp3", rng.normal(size=8000) / 9, 8000)
     for name in ("silent.wav", "stereo.ogg", "slow.mp3"):
         picture, classes, *nearest = listener(str(folder / name))
-        assert "<svg" in picture and sum(classes.values()) == pytest.approx(1) and None not in nearest
+        assert "<svg" in picture and sum(classes.values()) == pytest.approx(1) and (None, None) not in nearest
 
 
 def test_the_classifier_has_a_window_of_its_own(listener, folder):
@@ -176,7 +195,7 @@ def test_the_app_can_be_clicked_through(address, folder):
         page.locator("input[type=file]").first.set_input_files(str(folder / "question.wav"))
         page.wait_for_selector("#codes svg", timeout=60_000)
         for number in (1, 2, 3):
-            page.get_by_test_id(f"waveform-Neighbour {number}").wait_for(timeout=30_000)
+            page.get_by_test_id(re.compile(f"^waveform-Neighbour {number}: ")).wait_for(timeout=30_000)
         assert page.get_by_test_id("rain-confidence-set").count() == 1
         assert page.locator("#codes svg text").count() > 32  # a code on every patch
         assert not errors

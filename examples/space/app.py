@@ -12,7 +12,6 @@ import logging
 import os
 from pathlib import Path
 
-import gradio
 import numpy as np
 import torch
 from transformers import AutoFeatureExtractor
@@ -25,6 +24,11 @@ from bridle_hf.data.extensions import sound_extensions
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
 from bridle_hf.loading import open_model
+
+try:
+    import gradio
+except ModuleNotFoundError:  # --help works without
+    gradio = None
 
 NEIGHBOURS = 3
 MARGIN = 0.1  # seconds behind the window that are decoded to know whether there are any
@@ -90,7 +94,7 @@ class Listener:
             self.classifier, self.extractor_of_classifier = opened
         if clips and not Path(clips).is_dir():
             raise ValueError(f"--clips is {str(clips)!r}; it takes a folder of sounds.")
-        self.clips, self.features = [], []
+        self.folder, self.clips, self.features = clips, [], []
         for path in map(str, find_sounds(clips) if clips else ()):
             try:
                 self.features.append(self.embed(read(path, self.extractor)[0]))
@@ -131,15 +135,28 @@ class Listener:
         return {config.id2label[label]: score for label, score in enumerate(scores.tolist())}
 
     def nearest(self, inputs):
-        """Paths of the `NEIGHBOURS` clips with the highest cosine similarity, padded with None."""
-        order = np.argsort(-np.array([self.embed(inputs) @ other for other in self.features]), kind="stable")
-        return [self.clips[row] for row in order[:NEIGHBOURS]] + [None] * (NEIGHBOURS - len(order))
+        """(path, cosine similarity) of the `NEIGHBOURS` clips that are most similar, padded with (None, None)."""
+        sound = self.embed(inputs)
+        cosines = np.array([sound @ other for other in self.features])
+        order = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
+        found = [(self.clips[row], float(cosines[row])) for row in order]
+        return found + [(None, None)] * (NEIGHBOURS - len(found))
 
     def __call__(self, path):
+        """The picture, the classes, and the neighbours as (path, cosine similarity)."""
         if path is None:
-            return "", None, *[None] * NEIGHBOURS
+            return "", None, *[(None, None)] * NEIGHBOURS
         inputs, is_cut = read(path, self.extractor)
         return self.draw(inputs, is_cut), self.classes(path), *self.nearest(inputs)
+
+    def shown(self, path):
+        """What the parts of the page are to show; a neighbour is called by its file, in the folder of all."""
+        picture, classes, *nearest = self(path)
+        players = []
+        for number, (clip, cosine) in enumerate(nearest, start=1):
+            name = f": {os.path.relpath(clip, self.folder)} ({cosine:.2f} alike)" if clip else ""
+            players.append(gradio.Audio(clip, label=f"Neighbour {number}{name}"))
+        return picture, classes, *players
 
 
 def build(listener):
@@ -154,7 +171,7 @@ def build(listener):
                 gradio.Audio(label=f"Neighbour {number}", interactive=False, visible=bool(listener.clips))
                 for number in range(1, NEIGHBOURS + 1)
             ]
-        sound.change(listener, sound, [codes, classes, *nearest])
+        sound.change(listener.shown, sound, [codes, classes, *nearest])
     return page
 
 
@@ -166,6 +183,8 @@ def main():
     parser.add_argument("--clips", default=found("BRIDLE_CLIPS"), help="folder of sounds to find neighbours in")
     parser.add_argument("--port", type=int, help="7860 or the next free one by default")
     given = parser.parse_args()
+    if gradio is None:
+        parser.error('gradio is missing; pip install "bridle-hf[space]"')
     if not given.model:
         parser.error("--model is missing; it takes a folder or Hub id, or set BRIDLE_MODEL")
     with setting_up(parser):

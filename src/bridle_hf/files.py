@@ -27,6 +27,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def final_of(source: str) -> str:
+    """`final/` of the folder of a run, which holds no model itself; anything else as it is."""
+    folder = Path(source).expanduser()
+    is_run = not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file()
+    return str(folder / "final") if is_run else source
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to; the file takes the place of `path` once the block ends without an error.
@@ -96,9 +103,7 @@ def put_in_place(path: Path) -> None:
     A power cut cannot leave a renamed folder of empty files.
     """
     partial = partial_of(path)
-    inside = [each for each in partial.rglob("*") if each.is_file()] if partial.is_dir() else []
-    for each in inside:
-        _share(each, partial)
+    inside = share_files(partial)
     for each in (*inside, partial):
         _flush(each)
     retired = path.with_name(f".{path.name}.old")
@@ -110,9 +115,16 @@ def put_in_place(path: Path) -> None:
     remove(retired)
 
 
-def _share(file: Path, folder: Path) -> None:
-    """Let whoever may read a folder read a file in it: safetensors makes files for their owner alone."""
-    file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o066)
+def share_files(folder: Path) -> list[Path]:
+    """Let whoever may read a folder read the files in it: safetensors makes files for their owner alone.
+
+    Returns:
+        The files; none of what is no folder.
+    """
+    inside = [each for each in folder.rglob("*") if each.is_file()] if folder.is_dir() else []
+    for file in inside:
+        file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o066)
+    return inside
 
 
 def sha256(path: Path) -> str:

@@ -19,9 +19,9 @@ from . import modeling_bridle
 from .clip_features_bridle import FRAME_POOLINGS, check_poolings, choose_layers
 from .configuration_bridle import BridleConfig
 from .data.arguments import DataArguments
+from .data.bad_share import BadShareError
 from .data.in_hand import TAKES, as_array
 from .data.modalities import MODALITIES, load_processor
-from .data.source import BadShareError
 from .evaluation.classifying import classified
 from .evaluation.features import STREAMED_POOLINGS, feature_rows
 from .evaluation.tokens import code_rows

@@ -1,5 +1,6 @@
 """`bridle check`: what a dataset holds, what a recipe would make of it, and when it could not train."""
 
+import csv
 import re
 
 import datasets
@@ -10,6 +11,7 @@ from picture_files import counting_video, picture, png
 from sound_files import clip, flac
 
 from bridle_hf.cli.main import main as bridle
+from bridle_hf.data.duplicates import Duplicates
 from bridle_hf.data.streaming import build_loader
 from bridle_hf.training import load_recipe
 
@@ -86,7 +88,8 @@ def test_where_too_much_is_broken_the_exit_status_says_so(checked, sounds):
     assert status == 1 and lines["clips"] == ["40 can be used, of 54"]
     (verdict,) = lines["verdict"]
     assert (
-        verdict.startswith("the recipe could not train on it: 14 of 54 clips") and "data.max_bad_share=0.05" in verdict
+        # the short one besides does not count
+        verdict.startswith("the recipe could not train on it: 13 of 54 clips") and "data.max_bad_share=0.05" in verdict
     )
     lines, status, _ = checked(sounds, "data.max_bad_share=0.5")
     assert status == 0 and lines["verdict"] == ["the recipe can train on it"]
@@ -161,3 +164,35 @@ def test_what_is_no_dataset_is_one_line(checked, tmp_path):
         lines, status, err = checked(*words)
         assert status == 2 and not lines
         assert err.splitlines()[-1].startswith("bridle check: error: ")
+
+
+def test_copies_and_a_table_of_all_clips(checked, tmp_path, caplog):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name, number in (("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 0)):
+        (folder / f"{name}.flac").write_bytes(flac(clip(number)))
+    (folder / "f.flac").write_bytes(b"none")
+    soundfile.write(folder / "g.wav", tone(0.1, 16000), 16000)
+    lines, status, err = checked(folder, "--output", tmp_path / "clips.csv")
+    assert status == 0, err
+    a, c = f"{folder}/a.flac", f"{folder}/c.flac"
+    assert lines["duplicates"] == [f"2 clips are copies of others: {a} = {c}"] and lines["recipe"] == [
+        "audio/own_small"
+    ]
+    assert not any("skipped" in line for line in caplog.messages)  # the lines have it
+    with open(tmp_path / "clips.csv") as file:
+        rows = {row["name"].rpartition("/")[2]: row for row in csv.DictReader(file)}
+    assert len(rows) == 7 and list(rows["a.flac"]) == ["name", "seconds", "rate", "channels", "copy_of", "problem"]
+    assert {name: row["copy_of"] for name, row in rows.items() if row["copy_of"]} == {"c.flac": a, "e.flac": a}
+    assert {name for name, row in rows.items() if row["problem"]} == {"f.flac", "g.wav"}
+    assert rows["g.wav"]["problem"].startswith("too short") and rows["g.wav"]["seconds"] == ""
+    assert float(rows["b.flac"]["seconds"]) == pytest.approx(len(clip(1)) / 16000) and rows["b.flac"]["channels"] == "1"
+
+
+def test_copies_in_tables_and_arrays():
+    found = Duplicates()
+    rows = {"a": {"bytes": b"x", "path": None}, "b": {"bytes": b"y", "path": "p"}, "c": {"bytes": b"x", "path": "q"}}
+    arrays = {"d": np.zeros(3), "e": np.zeros(3, np.float32), "f": [0.0, 0.0, 0.0], "g": "https://x/y.wav"}
+    for name, raw in (rows | arrays).items():
+        found.add(name, raw)
+    assert found.groups() == [["a", "c"], ["d", "f"]]

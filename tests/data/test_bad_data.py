@@ -179,9 +179,11 @@ def fail_reads(monkeypatch, shard: int, times: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize(("share", "message"), [(0.05, "6 of 6 clips read so far"), (1.0, "no usable example in .*")])
-def test_a_set_of_which_nothing_is_left_ends_the_run(audio_folder, extractor, num_workers, share, message):
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_a_set_of_which_nothing_is_left_ends_the_run(audio_folder, extractor, num_workers, share):
     data = DataArguments(audio_folder, min_seconds=1e9, max_bad_share=share, num_workers=num_workers)
-    with pytest.raises(UnusableDataError, match=f"^{message}.*too short: .* at least 1000000000.0 s are need") as error:
+    with pytest.raises(
+        UnusableDataError, match="^no usable example in .*too short: .* at least 1000000000.0 s are need"
+    ) as error:
         next(build_loader(data, extractor, batch_size=4, seed=0))
     assert "\n" not in str(error.value)  # as a worker said it, without its traceback

@@ -123,7 +123,7 @@ def test_clips_that_are_of_no_split_are_counted(tmp_path, extractor, caplog):
     assert (
         "1 of 5 files are read (split train); left out: 1 .txt (notes.txt); 1 hidden (.old.wav); 2 of no split" in line
     )
-    assert "(dog/bark.wav, horn.wav); data.files='**' reads all as split train" in line
+    assert "(dog/bark.wav, horn.wav); data.files='**' (--files '**') reads all as split train" in line
     caplog.clear()
     assert len(names_in(tmp_path, extractor, files="**/*.wav")) == 3
     assert "of no split" not in caplog.text

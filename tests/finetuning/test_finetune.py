@@ -52,6 +52,8 @@ def test_folds_are_learned_reported_and_saved_for_the_pipeline(recipe, tone, tmp
     for label, name in enumerate(("low", "high")):
         best = classify({"array": tone(label, 100).astype(np.float32), "sampling_rate": 16000})[0]
         assert best["label"] == name and best["score"] > 0.6
+    weights = tmp_path / "run" / "fold-1" / "model.safetensors"
+    assert weights.stat().st_mode & 0o044 == weights.parent.stat().st_mode & 0o044  # whoever may read the folder
 
 
 def test_test_clips_are_seen_whole(recipe, tmp_path, monkeypatch):

@@ -207,7 +207,10 @@ def test_a_dry_run_keeps_a_whole_release_and_pushes_nothing(run, tmp_path, capsy
     arguments = [str(run / "final"), "--repo-id", "org/bridle-audio", "--results", str(tmp_path / "results.yaml")]
     release.main([*arguments, "--output", str(tmp_path / "out"), "--license", "cc-by-4.0", "--dry-run"])
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "cc-by-4.0"
-    assert "not pushed to org/bridle-audio: --dry-run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not pushed to org/bridle-audio: --dry-run" in said
+    assert (tmp_path / "out" / "README.md").read_text() in said
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o044
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_bridle.py"} <= files
 

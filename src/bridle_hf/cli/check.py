@@ -2,33 +2,39 @@
 
     bridle check my_sounds
     bridle check my_sounds --recipe audio/own_base data.files='**/*.flac'
+    bridle check my_sounds --output clips.csv
 
 It says how many clips there are, how long and of which rates, channels and sizes, what is left out and why, which
-labels and folds were found, how many windows the recipe makes of it and how often it would see each clip. Without
---recipe it is own_small of the modality that the dataset holds. The exit status is 1 where the recipe could not train.
+labels and folds were found, which clips are the same, how many windows the recipe makes of it and how often it would
+see each clip. Without --recipe it is own_small of the modality that the dataset holds. The exit status is 1 where the
+recipe could not train. --output receives a table of all clips, with the `problem` of those that are left out.
 """
 
 import argparse
+import logging
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from ..clip_features_bridle import window_starts
 from ..configuration_bridle import BridleConfig
+from ..data import source
 from ..data.arguments import DataArguments
-from ..data.listing import list_folder, name_some
+from ..data.bad_share import BadShareError, check_bad_shards, check_bad_share
+from ..data.listing import name_some
 from ..data.media import UnusableDataError
 from ..data.modalities import MODALITIES, build_processor
-from ..data.source import BadShareError, check_bad_shards, check_bad_share, is_shard
+from ..data.source import is_shard
 from ..data.survey import Survey, survey
+from ..evaluation.classes import csv_text, write_text
 from ..training import PretrainRecipe, load_recipe
-from .checks import check_data, setting_up
+from .checks import check_data, check_output, modalities_of_files, setting_up
 from .process import log_progress
 
 BAR, ROWS, FEW = 40, 12, 200  # width and number of bars; windows below which little can be learned
 EDGES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)  # seconds, of the bars
+FACTS = ("seconds", "rate", "channels", "height", "width")  # of the table
 COLUMN = 14  # width of the names of lines
 
 
@@ -36,21 +42,32 @@ def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", metavar="DATASET", help="folder or Hub id")
     parser.add_argument("--recipe", help="of pretraining: name of a packaged one, such as audio/own_base, or a path")
+    parser.add_argument("--output", help="csv file of all clips")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as data.split=dev")
     given = parser.parse_intermixed_args(arguments)
     log_progress()
     with setting_up(parser):
+        if given.output:
+            check_output(given.output, given.dataset)
         words = [f"data.dataset={given.dataset}", *given.overrides]
-        recipe = load_recipe(given.recipe or f"{modality_of_files(given.dataset)}/own_small", words)
+        name = given.recipe or f"{modality_of_files(given.dataset)}/own_small"
+        recipe = load_recipe(name, words)
         processor = recipe.build_processor()
         check_data(recipe.data, processor, "DATASET")
     found, refused = None, ""
+    skips = logging.getLogger(source.__name__)
+    level = skips.level
+    skips.setLevel(logging.ERROR)  # what is skipped stands in the lines below
     try:
         found = survey(recipe.data, processor)
         judge(found, recipe.data)
     except UnusableDataError as error:
         refused = " ".join(str(error).split())
-    lines = [] if found is None else [*described(found), *seen_by(found, recipe, processor)]
+    finally:
+        skips.setLevel(level)
+    lines = [] if found is None else [*described(found), _line("recipe", name), *seen_by(found, recipe, processor)]
+    if given.output and found is not None:
+        write_text(given.output, csv_text(table(found)))
     verdict = f"the recipe could not train on it: {refused}" if refused else "the recipe can train on it"
     sys.stdout.write("\n".join([*lines, _line("verdict", verdict)]) + "\n")
     if refused:
@@ -63,19 +80,15 @@ def modality_of_files(dataset: str) -> str:
     Raises:
         ValueError: there is none, or several.
     """
-    folder, counts = Path(dataset).expanduser(), Counter()
-    if folder.is_dir():
-        ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)
-        counts = {name: sum(ends[end] for end in each.extensions()) for name, each in MODALITIES.items()}
-    best = [name for name, count in counts.items() if count and count == max(counts.values())]
+    best = modalities_of_files(dataset)
     if not best:
         best, reason = _opening(dataset)
         if not best:
             raise ValueError(f"{reason}; name the recipe that is to read it, --recipe video/own_small, say.")
     if len(best) > 1:
         raise ValueError(
-            f"DATASET is {dataset!r}, which {' and '.join(best)} recipes can read; it takes --recipe, such as "
-            f"{best[0]}/own_small."
+            f"DATASET is {dataset!r}, which {' and '.join(best)} recipes can read; it takes --recipe "
+            f"{' or '.join(f'{name}/own_small' for name in best)}."
         )
     return best[0]
 
@@ -128,11 +141,24 @@ def described(found: Survey) -> list[str]:
     for column, counts in found.columns.items():
         each = name_some([f"{value} ({count})" for value, count in counts.most_common()], ROWS)
         lines.append(_line(column, f"{len(counts)} values: {each}"))
+    if found.duplicates:
+        copies = sum(map(len, found.duplicates)) - len(found.duplicates)
+        names = name_some([" = ".join(names[:2]) for names in found.duplicates], 3)
+        lines.append(_line("duplicates", f"{copies} clips are copies of others: {names}"))
     reasons = Counter(reason.split(":")[0] for reason in found.skipped.values())
     for reason, count in reasons.most_common(ROWS):
         names = [name for name, why in found.skipped.items() if why.split(":")[0] == reason]
         lines.append(_line("left out", f"{count}, {reason}: {name_some(names, 3)}"))
     return lines
+
+
+def table(found: Survey) -> list[list]:
+    """A row for each clip, those that are left out last; the first row names the columns."""
+    known = [fact for fact in FACTS if len(found.of(fact))]
+    copies = {name: names[0] for names in found.duplicates for name in names[1:]}
+    rows = [[each["name"], *(each.get(fact) for fact in known), copies.get(each["name"]), None] for each in found.facts]
+    rows += [[name, *[None] * len(known), None, reason] for name, reason in found.skipped.items()]
+    return [["name", *known, "copy_of", "problem"], *rows]
 
 
 def histogram(seconds: np.ndarray) -> list[str]:

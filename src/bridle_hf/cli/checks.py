@@ -2,6 +2,7 @@
 the work itself keep their traceback."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +17,9 @@ from transformers.utils import logging
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import AUTO, DataArguments
 from ..data.labels import LabelError
+from ..data.listing import list_folder
 from ..data.media import UnusableDataError
-from ..data.modalities import load_processor, modality_of
+from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import WriteError, check_writable
@@ -211,6 +213,30 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
             hint = "; data.files='**/*.wav', say, reads all such files as split train" if by_name else ""
             message = f"{argument} is {name!r}: {message}{hint}"
         raise ValueError(as_options(message) if argument.startswith("-") else message) from error
+
+
+def modalities_of_files(dataset: str) -> list[str]:
+    """The modality that can read most files of a folder, or those that can read equally many; [] of no folder."""
+    folder = Path(dataset).expanduser()
+    if not folder.is_dir():
+        return []
+    ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)
+    counts = {name: sum(ends[end] for end in each.extensions()) for name, each in MODALITIES.items()}
+    return [name for name, count in counts.items() if count and count == max(counts.values())]
+
+
+def has_column(data: DataArguments, processor, column: str) -> bool:
+    """Whether the dataset that `data` names has a column.
+
+    Raises:
+        ValueError: it lacks one that `data` names.
+    """
+    open_source(replace(data, label_column=None), processor)
+    try:
+        open_source(replace(data, label_column=None, fold_column=column), processor)
+    except ValueError:
+        return False
+    return True
 
 
 def as_options(message: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
+from ..files import final_of
 from ..hub.onnx_export import export_onnx, largest_difference
 from ..loading import check_model, open_model
 from .checks import check_output, setting_up
@@ -26,7 +27,7 @@ TOLERANCE = 1e-3  # of outputs whose values are about 1
 
 def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub id of a pretrained or fine-tuned model")
+    parser.add_argument("model", type=final_of, help="run, folder or Hub id of a pretrained or fine-tuned model")
     parser.add_argument("output", help="the file to write, such as encoder.onnx")
     parser.add_argument("--part", choices=("encoder", "tokenizer", "classifier"), default="encoder")
     given = parser.parse_args(arguments)

@@ -12,7 +12,9 @@ each.
 
 import argparse
 import json
+import logging
 import sys
+from pathlib import Path
 
 from ..data import LabelError, UnusableDataError
 from ..files import FolderError
@@ -23,6 +25,17 @@ from ..training.waiting import waiting_for_others
 from .checks import check_finetuning, setting_up
 from .options import add_recipe_options, parse_recipe_options
 from .process import keep_freed_memory, log_progress
+
+logger = logging.getLogger(__name__)
+
+
+def say_what_is_there(recipe: FinetuneRecipe) -> None:
+    """Name the classifier to use, and the tables."""
+    folder = Path(recipe.output_dir)
+    kept = folder / "final" if recipe.final else next(iter(sorted(folder.glob("fold-*/config.json")))).parent
+    use = f"`bridle classify --model {kept} --dataset ...`"
+    more = "" if recipe.final else "; final=true trains one on all clips"
+    logger.info("finished: %s has the tables; new clips are classified by %s%s", folder / "results.md", use, more)
 
 
 def main(arguments=None, prog=None):
@@ -36,4 +49,5 @@ def main(arguments=None, prog=None):
     keep_freed_memory()
     with setting_up(parser, (LabelError, UnusableDataError, FolderError, CheckpointError)), waiting_for_others():
         results = finetune(recipe)
+    say_what_is_there(recipe)
     sys.stdout.write(json.dumps(results) + "\n")

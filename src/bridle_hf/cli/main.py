@@ -27,7 +27,7 @@ COMMANDS = {
     "tokens": (".tokens", "tokenize a dataset: one parquet file of codes"),
     "report": (".report", "HTML page about the codebooks of a pretrained model"),
     "study": (".study", "pretrain over seeds, probe, fine-tune: one table"),
-    "measure": (".measure", "mean and standard deviation of a dataset's log-mel features"),
+    "measure": (".measure", "mean and standard deviation of a dataset, for a recipe's processor"),
     "replay": (".replay", "repeat a step that held NaN or inf"),
     "convert": ("..hub.convert", "reference checkpoints into folders of from_pretrained, and back"),
     "export": (".export", "write a model as an ONNX file"),

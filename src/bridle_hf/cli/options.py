@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from glob import escape
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -46,7 +48,7 @@ def parse_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[st
     return given
 
 
-def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder or Hub id of a dataset") -> None:
+def add_data_options(parser: argparse.ArgumentParser, dataset: str = "folder, file or Hub id of a dataset") -> None:
     """Add the options that `given_data` reads.
 
     Args:
@@ -183,6 +185,9 @@ def given_data(given: Any, **more) -> DataArguments:
         more: further fields.
     """
     named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
+    file = Path(given.dataset).expanduser()
+    if file.is_file() and not given.files:  # alone in its folder
+        named |= {"dataset": str(file.parent), "files": escape(file.name)}
     if getattr(given, "pad_short", False):
         named["min_seconds"] = 0.0
     return DataArguments(**named, **more)

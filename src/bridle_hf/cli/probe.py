@@ -1,5 +1,6 @@
 """Probe of a frozen encoder: logistic regression on pooled features, or another kind; folds, nested search of a knob.
 
+    bridle probe --model runs/mine --dataset my_labelled
     bridle probe --model runs/mine/final --dataset DIR --label-column target --fold-column fold
     bridle probe --model runs/mine/final --dataset DIR ... --baseline random --pooling mean_std
     bridle probe --model runs/cifar10_tiny/final --dataset uoft-cs/cifar10 --label-column label --test-split test
@@ -31,6 +32,7 @@ from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import encoder_features, encoder_patches
 from ..evaluation.measures import mean_of_known
 from ..evaluation.probe import KINDS, LAYERED, linear_probe
+from ..files import final_of
 from ..loading import check_model, open_model
 from ..modeling_bridle import BridleModel
 from .checks import check_data, check_output, reading, setting_up
@@ -52,11 +54,14 @@ MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for basel
 
 def parse_arguments(arguments, prog):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id of a pretrained model; {fold} stands for the test fold")
+    of_model = "run, folder or Hub id of a pretrained model; {fold} stands for the test fold"
+    parser.add_argument("--model", type=final_of, help=of_model)
     add_data_options(parser, "folder or Hub id of a labelled dataset")
     add_max_bad_share(parser)
     parser.add_argument("--test-split", help="train on --split and test on this one, instead of on folds")
-    parser.add_argument("--label-column", required=True, help="of one class per clip, or of lists of them")
+    parser.add_argument(
+        "--label-column", default="label", help="of one class per clip, or of lists of them; label by default"
+    )
     parser.add_argument("--fold-column", help="without it, five stratified folds are drawn")
     parser.add_argument("--folds", nargs="+", help="test folds, all by default; needed with {fold}")
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))

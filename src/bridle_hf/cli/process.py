@@ -5,10 +5,12 @@ import logging
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from tqdm.auto import tqdm
 
 # Of glibc's malloc.h. The values are int.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
@@ -25,9 +27,16 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
+class AboveBars(logging.Handler):
+    """Writes messages to standard error on lines of their own, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def log_progress() -> None:
     """Log to standard error: all messages of the first process, and warnings of the others."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[AboveBars()])
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.getLogger("bridle_hf").setLevel(level)
 

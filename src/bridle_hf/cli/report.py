@@ -8,6 +8,7 @@ With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels 
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..modeling_bridle import BridleForPreTraining
 from ..training.metrics import read_metrics
 from .checks import check_data, check_output, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
-from .process import device
+from .process import device, log_progress
 
 
 def read_results(path):
@@ -50,6 +51,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
     parser.add_argument("--clips", type=number(int, 0), default=2, help="clips to draw")
     given = parser.parse_args(arguments)
+    log_progress()
 
     run, source = Path(given.model), given.model
     if (run / "final").is_dir():
@@ -75,3 +77,4 @@ def main(arguments=None, prog=None):
         clips=given.clips,
         sounds=sound_reader(replace(data, exclude=examples.exclude), processor),
     )
+    sys.stdout.write(json.dumps({"clips": len(examples), "output": given.output}) + "\n")

@@ -1,6 +1,7 @@
 """Study of a recipe in one table: pretraining over seeds, linear probes of the frozen encoders, fine-tuning.
 
     bridle study audio/demo
+    bridle study audio/own_small data.dataset=my_labelled --finetune audio/own_finetune
     bridle study audio/esc10_tiny --label-column target --seeds 0 1 2 --finetune audio/esc10_finetune
     bridle study image/cifar10_tiny --test-split test
     bridle study audio/demo --inductive      # one pretraining per fold, without the clips of that fold
@@ -29,7 +30,7 @@ from ..clip_features_bridle import poolings_of
 from ..configuration_bridle import BridleConfig
 from ..data import LabelError, UnusableDataError, load_examples
 from ..evaluation.baselines import baseline_features
-from ..evaluation.cross_validation import check_probe
+from ..evaluation.cross_validation import check_probe, outer_folds
 from ..evaluation.features import encoder_features
 from ..evaluation.probe import linear_probe
 from ..evaluation.report import codebook_report
@@ -41,15 +42,20 @@ from ..training import load_recipe
 from ..training.auto import STATISTICS
 from ..training.locking import sole_writer
 from ..training.metrics import read_metrics
-from .checks import check_data, check_recipe, setting_up
+from .checks import check_data, check_recipe, has_column, setting_up
 from .options import OVERRIDE, add_recipe_options, number, parse_recipe_options
+from .process import log_progress
+
+FOLD = "fold"  # the column that is taken for folds where it is there
 
 
 def parse_arguments(arguments, prog):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_options(parser, "of pretraining, such as training.batch_size=8")
-    parser.add_argument("--label-column", default="label")
-    parser.add_argument("--fold-column", default="fold")
+    parser.add_argument("--label-column", default="label", help="of the class of each clip; label without")
+    parser.add_argument(
+        "--fold-column", help="without it the column fold; five stratified folds are drawn where there is none"
+    )
     parser.add_argument("--test-split", help="train on the recipe's split and test on this one, instead of on folds")
     parser.add_argument("--seeds", nargs="+", type=number(int, 0), default=[0])
     parser.add_argument("--inductive", action="store_true", help="pretrain for each fold without its clips")
@@ -65,16 +71,21 @@ def parse_arguments(arguments, prog):
 
 def main(arguments=None, prog=None):
     parser, given = parse_arguments(arguments, prog)
-    tested = {"test_split": given.test_split} if given.test_split else {"fold_column": given.fold_column}
+    log_progress()
     with setting_up(parser):
         recipe = load_recipe(given.recipe, given.overrides)
         check_recipe(recipe)
         recipe.data = recipe.open_data()
+        if given.fold_column is None and has_column(recipe.data, recipe.build_processor(), FOLD):
+            given.fold_column = FOLD
+        if given.inductive and not given.fold_column:
+            raise ValueError("--inductive is given; it takes a --fold-column, since pretraining leaves out each fold.")
+        tested = {"test_split": given.test_split} if given.test_split else {"fold_column": given.fold_column}
+        check_data(replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor())
         recipe.processor = recipe.measured()  # once for all seeds, and for what is compared with them
         # folds that pretraining does not see are tested all the same; what else it leaves out is not in the study
         recipe.data.exclude.pop(given.fold_column, None)
         data, processor = replace(recipe.data, label_column=given.label_column, **tested), recipe.build_processor()
-        check_data(data, processor)
         for *_, overrides in finetune_commands(given, recipe) if given.finetune else ():
             load_recipe(given.finetune, overrides, FinetuneRecipe)  # it is run last, after hours
     lock = FolderLock(Path(recipe.output_dir) / ".lock")
@@ -90,6 +101,7 @@ def study(parser, given, recipe, data, processor):
     folder = Path(recipe.output_dir)
     with setting_up(parser, (LabelError, UnusableDataError)):
         examples = load_examples(data, processor, check=check_probe, for_training=False)
+    examples.folds = outer_folds(examples.labels, examples.folds)  # the same ones for all encoders
 
     runs = list_runs(given, folder, examples.test_folds or np.unique(examples.folds).tolist())
     run_all(given.jobs, [pretrain_command(given, recipe, run) for run in runs], [run["folder"] for run in runs])

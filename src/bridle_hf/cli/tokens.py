@@ -20,22 +20,24 @@ import sys
 from ..data import load_processor
 from ..evaluation.row_files import shard_path
 from ..evaluation.tokens import code_layout, write_codes
+from ..files import final_of
 from ..loading import open_model
 from ..modeling_bridle import BridleTokenizer
 from .checks import check_data, check_output, reading, setting_up
 from .options import add_data_options, add_max_bad_share, given_data, number
-from .process import device, launched
+from .process import device, launched, log_progress
 
 
 def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pretrained model or a tokenizer")
+    parser.add_argument("--model", required=True, type=final_of, help="run, folder or Hub id, with a tokenizer")
     add_data_options(parser)
     add_max_bad_share(parser)
     parser.add_argument("--output", default="codes.parquet")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
+    log_progress()
 
     with setting_up(parser):
         check_output(given.output, given.dataset)

@@ -38,7 +38,7 @@ class DataArguments:
         max_bad_share: share of the samples that may be undecodable before the run stops.
 
     Audio:
-        min_seconds: a shorter clip counts as undecodable: a truncated wav file decodes without any error.
+        min_seconds: shorter clips are left out, and named; they do not count as bad.
         max_frames: frames a clip is padded or cropped to, and of a window of a longer one; by default the feature
             extractor's `max_length`.
         test_windows: "all" windows of a longer clip count in probes and tests, the mean of their frames and of their

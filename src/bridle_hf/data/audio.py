@@ -1,6 +1,6 @@
 """Audio: batches of log-mel features, and the modality."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..configuration_bridle import BridleConfig
 from ..demo_data import write_sound_set
-from ..feature_extraction_bridle import BridleFeatureExtractor
+from ..feature_extraction_bridle import BridleFeatureExtractor, measure_mean_std
 from .arguments import DataArguments
 from .audio_augmentation import roll_magnitude, spec_augment
 from .audio_decoding import Channels, LongerError, average, decode_audio, random_start, sound_header, stream_audio
@@ -220,6 +220,12 @@ def logmel_deltas(spectrogram: np.ndarray) -> np.ndarray:
     return np.concatenate([logmel_statistics(spectrogram), deltas])
 
 
+def measure_sounds(features: Iterable[np.ndarray], processor) -> dict[str, float]:
+    """`Modality.measure` of audio, of log-mel values."""
+    mean, std = measure_mean_std(features, processor)
+    return {"mean": round(mean, 5), "std": round(std, 5)}
+
+
 AUDIO = Modality(
     name="audio",
     column_type=datasets.Audio,
@@ -238,6 +244,8 @@ AUDIO = Modality(
     processor=BridleFeatureExtractor,
     auto_processor="AutoFeatureExtractor",
     sizes=audio_sizes,
+    measure=measure_sounds,
+    unnormalised={"do_normalize": False},
     picture=spectrogram_picture,
     classifier="BridleForAudioClassification",
     auto_classifier="AutoModelForAudioClassification",

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from ..files import sha256, whole_folder, write_whole
 from .arguments import DataArguments
+from .bad_share import check_bad_shards, check_bad_share, is_short
 from .fields import field_of, select
 from .media import is_url
 from .modalities import modality_of
@@ -34,8 +35,6 @@ from .source import (
     FILES_AT_ONCE,
     MARK,
     Source,
-    check_bad_shards,
-    check_bad_share,
     decode_column,
     is_shard,
     leave_out,
@@ -271,7 +270,7 @@ def _file_state(path: Path) -> tuple[int, int, str]:
 def _check_shares(manifest: dict, max_bad_share: float) -> None:
     """Raise an `UnusableDataError` if a cache lacks too much, also where more was allowed when it was written."""
     shards = {mark: why for mark, why in manifest["skipped"].items() if is_shard(mark)}
-    clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards}
+    clips = {mark: why for mark, why in manifest["skipped"].items() if mark not in shards and not is_short(why)}
     if shards:
         check_bad_shards(len(shards), manifest["shards"], max_bad_share, list(shards.values())[-1])
     if clips:
@@ -330,8 +329,8 @@ def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterat
 
 
 def _bytes_of(value) -> int:
-    if isinstance(value, dict):
-        return sum(map(_bytes_of, value.values()))
+    if isinstance(value, dict | list):
+        return sum(map(_bytes_of, value.values() if isinstance(value, dict) else value))
     return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
 
 

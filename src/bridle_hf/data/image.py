@@ -14,7 +14,15 @@ from .arguments import DataArguments
 from .extensions import image_extensions
 from .media import BadClipError, is_array, open_file, pixels_of, read_whole
 from .modality import Modality
-from .pixels import PixelCollator, channel_statistics, pixel_picture, pixel_sizes, square_means
+from .pixels import (
+    UNNORMALISED,
+    PixelCollator,
+    channel_statistics,
+    measure_pixels,
+    pixel_picture,
+    pixel_sizes,
+    square_means,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +111,8 @@ IMAGE = Modality(
     processor=BridleImageProcessor,
     auto_processor="AutoImageProcessor",
     sizes=pixel_sizes,
+    measure=measure_pixels,
+    unnormalised=UNNORMALISED,
     picture=pixel_picture,
     classifier="BridleForImageClassification",
     auto_classifier="AutoModelForImageClassification",

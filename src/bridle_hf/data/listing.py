@@ -64,7 +64,7 @@ class Listing:
             parts.append(f"{more} of {len(kinds) - SHOWN_TYPES} other types")
         reasons = [*self.left.items(), *self.unread.items()]
         parts += [f"{len(names)} {reason} ({shown(names)})" for reason, names in reasons]
-        return "; ".join(parts) + ("; data.files='**' reads all as split train" if self.unsplit else "")
+        return "; ".join(parts) + ("; data.files='**' (--files '**') reads all as split train" if self.unsplit else "")
 
 
 def is_hidden(name: str) -> bool:

@@ -49,6 +49,8 @@ class Modality:
         axes: of the grid of patches.
         hop_seconds: `hop_seconds(processor)` gives the seconds per step along the first axis; None where there is no
             fixed number.
+        measure: `measure(clips, processor)` gives mean and deviation of decoded clips, settings of the processor that
+            made them; it is to have the settings `unnormalised` then, in the place of these two.
         picture: `picture(values, codes, valid, grid)` brings a model's input, the codes (N, M) and validity (N,) of its
             patches and their grid into the axes of a spectrogram, for a report: left to right, bottom to top.
         has_boxes: whether a box of one sample can stand in another (CutMix).
@@ -75,6 +77,8 @@ class Modality:
     processor: type
     auto_processor: str
     sizes: Callable[[BridleConfig], dict]
+    measure: Callable[..., dict]
+    unnormalised: dict
     picture: Callable[..., tuple]
     classifier: str
     auto_classifier: str

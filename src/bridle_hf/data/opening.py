@@ -55,6 +55,7 @@ class Opened:
         stream: its examples.
         fingerprint: identifies the state of its files.
         of_files: whether each example names a file and holds nothing of it.
+        count: number of its examples, of a folder of clips.
         files: file of each shard, where shards are files.
         why_no_label: why a folder gives no column `label`.
         others: what is left out of the folder, for messages about what is missing.
@@ -64,6 +65,7 @@ class Opened:
     stream: datasets.IterableDataset
     fingerprint: str
     of_files: bool = False
+    count: int | None = None
     files: list[str] | None = None
     why_no_label: str = ""
     others: str = ""
@@ -159,7 +161,9 @@ def _open_media(data: DataArguments, modality: Modality, listing: Listing, names
     more = ""
     if kinds := sorted({os.path.splitext(name)[1] for name in others if table_kind(name)}):
         more = f" It is read as a folder of {modality.name} files; data.files='**/*{kinds[0]}' reads its tables."
-    return Opened(table.to_iterable_dataset(), f"{listing.state}-{data.files}", True, None, why, more)
+    return Opened(
+        table.to_iterable_dataset(), f"{listing.state}-{data.files}", True, len(table), why_no_label=why, others=more
+    )
 
 
 def _check_split(split: str, splits: dict) -> None:

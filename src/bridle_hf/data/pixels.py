@@ -1,6 +1,6 @@
 """What images and videos share: augmentation by torchvision, the same for all frames, batches, sizes and baselines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import ceil
 
@@ -13,6 +13,7 @@ from .arguments import DataArguments
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 MULTI_SCALES = 4
+UNNORMALISED = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
 SQUARES = 16  # along each side of an image, for baselines
 
 
@@ -149,6 +150,35 @@ def square_means(image: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(np.add.reduceat(image, rows, axis=1), columns, axis=2)
     sizes = np.outer(np.diff(rows, append=sides[0]), np.diff(columns, append=sides[1]))
     return (sums / sizes).reshape(-1)
+
+
+def measure_pixels(clips: Iterable[np.ndarray], processor=None) -> dict[str, list[float]]:
+    """`Modality.measure` of images and videos: mean and (population) standard deviation of red, green and blue, as
+    shares of full brightness. Every picture or video counts alike, whatever its size.
+
+    Args:
+        clips: uint8, or floats in [0, 1], (..., 3, H, W).
+        processor: changes nothing.
+
+    Returns:
+        `image_mean` and `image_std`.
+
+    Raises:
+        ValueError: `clips` is empty.
+    """
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for clip in clips:
+        values = clip.astype(np.float32) / (255 if clip.dtype == np.uint8 else 1)
+        colours = np.moveaxis(values, -3, 0).reshape(3, -1)
+        count += 1
+        total += colours.mean(axis=1, dtype=np.float64)
+        squares += np.square(colours).mean(axis=1, dtype=np.float64)
+    if count == 0:
+        raise ValueError("clips is empty; it takes at least one picture.")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    found = {"image_mean": mean, "image_std": std}
+    return {key: [round(float(value), 5) for value in values] for key, values in found.items()}
 
 
 def channel_statistics(image: np.ndarray) -> np.ndarray:

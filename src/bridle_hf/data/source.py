@@ -19,6 +19,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
+from .bad_share import check_bad_shards, check_bad_share, is_short
 from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
 from .fields import field_of, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
@@ -32,19 +33,6 @@ FILES_AT_ONCE = 10_000  # put into a table together
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 NOT_OF_A_DISK = ValueError, TypeError, LookupError, AttributeError, tarfile.TarError  # they come back with each attempt
 MARK = 0  # key of an example that no column can have: what tells it from all others, see `Source.named`
-BAD_SHARE_OVER = 100  # the share of bad samples is judged as if at least this many had been read
-
-
-class BadShareError(UnusableDataError):
-    """Too many samples that cannot be used.
-
-    Attributes:
-        name, reason: of the last of them; empty where the error comes from a worker of a loader, as text.
-    """
-
-    def __init__(self, message: str, name: str = "", reason: Exception | str = ""):
-        super().__init__(message)
-        self.name, self.reason = name, reason
 
 
 class BadShardError(OSError):
@@ -69,10 +57,12 @@ class Source:
         exclude: column -> values of the examples to skip.
         description: what messages call the dataset.
         hint: what messages about many samples that cannot be used say of the column, where it may be the wrong one.
+        count: number of examples, of a folder of clips.
         of_files: whether an example names a file and holds nothing of it.
         skipped: mark -> reason of the samples that could not be used when all of them were decoded.
         behind: number of examples up to the one that `decode_all` gave last.
-        bad: how many of those that it read could not be used.
+        bad, short: how many of those that it read could not be used, and how many of these are too short; `total` is
+            how many there are, 0 where that is not known.
         rows: the examples as an indexable table; None where they can only be read in order.
         arrays: of a list, its arrays and files; an example then holds the place of its own.
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
@@ -88,10 +78,13 @@ class Source:
     exclude: dict[str, list]
     description: str
     hint: str = ""
+    count: int | None = None
     of_files: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     behind: int = 0
     bad: int = 0
+    short: int = 0
+    total: int = 0
     rows: datasets.Dataset | None = None
     arrays: list | None = None
     fingerprint: str | None = None
@@ -202,13 +195,13 @@ class Source:
         splits, split = self.dataset.info.splits or {}, str(self.dataset.split)
         total = None
         if not self.exclude:
-            total = splits[split].num_examples if split in splits else None
+            total = splits[split].num_examples if split in splits else self.count
             total = total if self.rows is None else len(self.rows)
         total = total and len(range(rank, total, processes))
         bar = tqdm(
             examples, desc=f"reading {self.description}", unit=" clips", total=total, initial=start, disable=total == 1
         )
-        self.bad, self.behind = 0, start
+        self.bad, self.short, self.behind, self.total = 0, 0, start, total or 0
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             for example, future in _submit_ahead(pool, self.featurize, bar, ahead=4 * max(1, num_workers)):
                 self.behind += 1
@@ -228,9 +221,10 @@ class Source:
     def skip(self, example: dict, error: BadClipError, seen: int, max_bad_share: float) -> None:
         """Leave out one of the `seen` examples that `decode_all` gave: count it, name it, and judge the share."""
         self.bad += 1
+        self.short += is_short(error)
         self.skipped[example[MARK]] = str(error)
         logger.warning("skipped %s: %s", example[MARK], error)
-        check_bad_share(self.bad, seen, max_bad_share, example[MARK], error, self.hint)
+        check_bad_share(self.bad - self.short, seen, max_bad_share, example[MARK], error, self.hint, self.total)
 
 
 def is_shard(mark: str) -> bool:
@@ -266,28 +260,6 @@ def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:
     yield from waiting
 
 
-def check_bad_share(
-    bad: int, seen: int, max_bad_share: float, name: str, reason: Exception | str, hint: str = ""
-) -> None:
-    """Raise a `BadShareError` if more than `max_bad_share` of the samples read could not be used."""
-    if bad > max_bad_share * max(seen, BAD_SHARE_OVER):
-        raise BadShareError(
-            f"{bad} of {seen} clips read so far could not be used, more than data.max_bad_share={max_bad_share} "
-            f"allows; the last one was {name}: {reason}. Remove what is broken or too short, or raise the share.{hint}",
-            name,
-            reason,
-        )
-
-
-def check_bad_shards(bad: int, shards: int, max_bad_share: float, reason: Exception) -> None:
-    """Raise an `UnusableDataError` if more than `max_bad_share` of the shards could not be read."""
-    if bad > max_bad_share * shards:
-        raise UnusableDataError(
-            f"{bad} of {shards} shards could not be read, more than data.max_bad_share={max_bad_share} allows; "
-            f"the last one was {reason}"
-        )
-
-
 def open_source(data: DataArguments, processor, dataset=None) -> Source:
     """Open the dataset that `data` names, or one that the caller built, for reading.
 
@@ -316,6 +288,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         data.exclude,
         description,
         hint=f" The values of column {column!r} (data.input_column) are taken for paths." if of_paths else "",
+        count=opened.count,
         of_files=of_paths or opened.of_files,
         fingerprint=opened.fingerprint,
         dates_files=opened.of_files,

@@ -19,10 +19,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .arguments import DataArguments
+from .bad_share import JUDGED_OVER, check_bad_shards, check_bad_share, is_short
 from .cache import open_shuffled
 from .media import BadClipError, UnusableDataError
 from .modalities import modality_of
-from .source import BAD_SHARE_OVER, MARK, BadShardError, Source, check_bad_shards, check_bad_share
+from .source import MARK, BadShardError, Source
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class ClipStream(IterableDataset):
         consumer, consumers = self._share()
         at, features, skipped, named = self.position, [], [], set()
         turns = self._shuffled_blocks if self.source.rows is None else self._permuted_rows
+        rows = self.source.rows
+        epoch = (self.source.count or 0 if rows is None else len(rows)) // consumers  # its samples, 0 if not known
         for example, rng in turns(consumer, consumers):
             at["seen"] += 1
             try:
@@ -77,9 +80,12 @@ class ClipStream(IterableDataset):
             except BadClipError as error:
                 at["bad"] += 1
                 skipped.append((example[MARK], str(error)))
-                check_bad_share(at["bad"], at["seen"], self.data.max_bad_share, example[MARK], error, self.source.hint)
+                at["short"] = at.get("short", 0) + is_short(error)  # positions of older runs lack it
+                bad, share = at["bad"] - at["short"], self.data.max_bad_share
+                whole = epoch and -(-at["seen"] // epoch) * epoch
+                check_bad_share(bad, at["seen"], share, example[MARK], error, self.source.hint, whole)
                 # or a share of 1 would look for a usable one for ever
-                if at["bad"] == at["seen"] >= BAD_SHARE_OVER and at["epoch"] > 1:
+                if at["bad"] == at["seen"] >= JUDGED_OVER[0] and at["epoch"] > 1:
                     raise UnusableDataError(
                         f"no usable example in {self.source.description}; the last one, {example[MARK]}, "
                         f"{error}.{self.source.hint}"

@@ -3,12 +3,15 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from zlib import crc32
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
+from .bad_share import is_short
+from .duplicates import Duplicates
 from .fields import field_of, type_of
 from .labels import is_missing
 from .modalities import modality_of
@@ -25,7 +28,8 @@ class Survey:
 
     Attributes:
         description: what messages call the dataset.
-        facts: `Modality.facts` of each clip that can be used.
+        facts: `Modality.facts` of each clip that can be used, and its `name`.
+        duplicates: names of clips of the same content, those of each content together.
         skipped: name -> reason of each clip that cannot, and of shards that could not be read.
         read: clips that were read, usable or not; `excluded` are those besides that `data.exclude` leaves out.
         shards: into which the dataset is divided.
@@ -34,7 +38,8 @@ class Survey:
     """
 
     description: str
-    facts: list[dict[str, float]] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     read: int = 0
     excluded: int = 0
@@ -44,8 +49,8 @@ class Survey:
 
     @property
     def bad(self) -> dict[str, str]:
-        """Those of `skipped` that are clips."""
-        return {name: reason for name, reason in self.skipped.items() if not is_shard(name)}
+        """Those of `skipped` that are clips and count as bad."""
+        return {name: why for name, why in self.skipped.items() if not is_shard(name) and not is_short(why)}
 
     def of(self, fact: str) -> np.ndarray:
         """A fact of each clip that has it."""
@@ -61,7 +66,7 @@ def survey(data: DataArguments, processor) -> Survey:
     """
     source = open_source(data, processor)
     found = Survey(source.description, skipped=source.skipped, shards=source.num_shards, hint=source.hint)
-    columns = _columns(source, data)
+    columns, duplicates = _columns(source, data), Duplicates()
     found.columns = {column: Counter() for column in columns}
     source.featurize = partial(_look, source.featurize, partial(_facts, source, data, processor))
     kept = source.keeps
@@ -74,10 +79,11 @@ def survey(data: DataArguments, processor) -> Survey:
     source.keeps = keeps
     # all that is bad is named, and judged by whoever asked
     for example, facts in source.decode_all(data.workers, max_bad_share=1.0):
-        found.facts.append(facts)
+        found.facts.append({"name": str(example["clip_name"])} | facts)
+        duplicates.add(str(example["clip_name"]), source.raw(example))
         for column, names in columns.items():
             _count(found.columns, column, names, field_of(example, column))
-    found.read = source.behind
+    found.read, found.duplicates = source.behind, duplicates.groups()
     return found
 
 

@@ -15,7 +15,15 @@ from .arguments import DataArguments
 from .extensions import video_extensions
 from .media import BadClipError, is_array, open_file, pixels_of
 from .modality import Modality
-from .pixels import PixelCollator, kept_size, pixel_picture, pixel_sizes, square_means
+from .pixels import (
+    UNNORMALISED,
+    PixelCollator,
+    kept_size,
+    measure_pixels,
+    pixel_picture,
+    pixel_sizes,
+    square_means,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +195,8 @@ VIDEO = Modality(
     processor=BridleVideoProcessor,
     auto_processor="AutoVideoProcessor",
     sizes=video_sizes,
+    measure=measure_pixels,
+    unnormalised=UNNORMALISED,
     picture=pixel_picture,
     classifier="BridleForVideoClassification",
     auto_classifier="AutoModelForVideoClassification",

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import torch
 
+from ..data.modalities import MODALITIES
 from .classes import csv_text, write_text
 from .windows import mean_of_windows, run_windows
 
@@ -20,8 +21,8 @@ def takes_several_labels(config) -> bool:
 
 
 @torch.no_grad()
-def classified(model, data, processor, threshold=None, batch_size=32, dataset=None, skipped=None):
-    """Classify every clip that `data` names.
+def classified(model, data, processor, threshold=None, batch_size=32, dataset=None, skipped=None, per_window=False):
+    """Classify every clip that `data` names, or each window of it.
 
     Of a sound that is longer than a window, the logits of all windows are averaged, each weighted by its patches in
     time, as in tests of fine-tuning; with `data.test_windows` "first", its first window counts alone.
@@ -35,14 +36,21 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         skipped (`dict`): receives the name of each clip that cannot be used, and the reason.
+        per_window (`bool`): classify the windows of sounds one by one; each then has its `start` and `end` in seconds.
 
     Yields:
         dict: `name` of the clip; its `labels`, the likeliest first; `scores`, label -> probability of all labels, the
         likeliest first. No labels and NaN for a clip whose logits are not finite.
+
+    Raises:
+        ValueError: `per_window` of what has no windows of fixed seconds.
     """
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; it takes a probability, from 0 to 1.")
     config, several = model.eval().config, takes_several_labels(model.config)
+    patch = MODALITIES[config.modality].seconds_per_patch(config, processor)
+    if per_window and patch is None:
+        raise ValueError(f"per_window is true; {config.modality} data has no windows of so many seconds.")
     names = [config.id2label[number] for number in range(config.num_labels)]
     floor = (HALF if several else 0.0) if threshold is None else threshold
 
@@ -50,33 +58,45 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         given = {} if mask is None else {"attention_mask": mask}
         return model(**{model.main_input_name: values}, **given).logits.float().cpu().numpy()
 
-    unit, device = config.patch_size[0], model.device
-    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, skipped=skipped)
-    for example, windows in parts:
-        logits = torch.from_numpy(mean_of_windows(windows)).double()
+    def said(logits):
+        logits = torch.from_numpy(logits).double()
         scores = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
         order = np.argsort(-scores, kind="stable")
         chosen = [label for label in (order if several else order[:1]) if scores[label] > floor]
-        yield {
-            "name": example["clip_name"],
+        return {
             "labels": [names[label] for label in chosen],
             "scores": {names[label]: float(scores[label]) for label in order},
         }
 
+    unit, device = config.patch_size[0], model.device
+    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, skipped=skipped)
+    for example, windows in parts:
+        for place, found in _places(windows, patch if per_window else None):
+            yield {"name": example["clip_name"], **place, **said(found)}
 
-def write_predictions(path, model, data, processor, threshold=None, batch_size=32, dataset=None):
+
+def _places(windows, patch):
+    """(place, logits) of a clip, or with `patch`, the seconds of one, of each of its windows."""
+    if patch is None:
+        return [({}, mean_of_windows(windows))]
+    return [({"start": start * patch, "end": (start + length) * patch}, found) for start, length, found in windows]
+
+
+def write_predictions(path, model, data, processor, threshold=None, batch_size=32, dataset=None, per_window=False):
     """Write a csv table of `classified`, as a whole or not at all.
 
-    A row holds `name`, `prediction`, its `score`, one column `score_LABEL` per label in their order, and `problem`: why
-    a clip could not be used. Where a clip can have several labels, prediction and score are lists in JSON.
+    A row holds `name`, with `per_window` `start` and `end` in seconds, `prediction`, its `score`, one column
+    `score_LABEL` per label in their order, and `problem`: why a clip could not be used. Where a clip can have several
+    labels, prediction and score are lists in JSON.
 
     Returns:
-        the number of clips that were classified, and of those that could not be used.
+        the number of clips or windows that were classified, and of those that could not be used.
     """
     config, several, skipped = model.config, takes_several_labels(model.config), {}
     labels = [config.id2label[number] for number in range(config.num_labels)]
-    rows, bad = [["name", "prediction", "score", *(f"score_{label}" for label in labels), "problem"]], 0
-    for found in classified(model, data, processor, threshold, batch_size, dataset, skipped):
+    place = ["start", "end"] if per_window else []
+    rows, bad = [["name", *place, "prediction", "score", *(f"score_{label}" for label in labels), "problem"]], 0
+    for found in classified(model, data, processor, threshold, batch_size, dataset, skipped, per_window):
         scores = {label: round(score, 6) for label, score in found["scores"].items()}
         chosen = [scores[label] for label in found["labels"]]
         problem = None
@@ -87,7 +107,9 @@ def write_predictions(path, model, data, processor, threshold=None, batch_size=3
             given = [json.dumps(each, ensure_ascii=False) for each in given]
         else:
             given = [each[0] if each else None for each in given]
-        rows.append([found["name"], *given, *(scores[label] for label in labels), problem])
-    rows += [[name, None, None, *([None] * len(labels)), reason] for name, reason in skipped.items()]
+        where = [round(found[key], 3) for key in place]
+        rows.append([found["name"], *where, *given, *(scores[label] for label in labels), problem])
+    nothing = [None] * (len(place) + 2 + len(labels))
+    rows += [[name, *nothing, reason] for name, reason in skipped.items()]
     write_text(path, csv_text(rows))
     return len(rows) - 1 - len(skipped) - bad, len(skipped) + bad

@@ -131,9 +131,10 @@ def feature_rows(
     batch_size=32,
     dataset=None,
     even=False,
+    per_window=False,
     parts=None,
 ):
-    """Embed every clip that `data` names, one row each.
+    """Embed every clip that `data` names, one row each, or one for each window of it.
 
     A row holds the dataset's columns besides the clip, `clip_name`, and one column per layer, `last` or `layer_i`, or
     `mean` for the mean of the layers: a vector, or with `pooling="frames"` and "frame_bands" one per patch in time,
@@ -152,13 +153,14 @@ def feature_rows(
         batch_size (`int`): windows at a time.
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         even (`bool`): write the mean of the layers, not each of them.
+        per_window (`bool`): a row for each window of a sound, pooled by itself, with its `start` and `end` in seconds.
         parts (`Parts`): where the rows are written.
 
     Yields:
-        dict of a row.
+        dict of a row; with `per_window` the list of those of a clip.
 
     Raises:
-        ValueError: for a layer or pooling the model does not have.
+        ValueError: for a layer or pooling the model does not have, or `per_window` of what has no such windows.
     """
     config = model.eval().config
     check_layers(config, layers)
@@ -177,17 +179,33 @@ def feature_rows(
         return (patches.mean(dim=3) if bandless else patches.flatten(3)).cpu().numpy()  # (B, layers, T, D or F * D)
 
     timed = pooling in FRAME_POOLINGS and modality.hop_seconds is not None
-    ours = [*names, *["start"] * timed]
+    if per_window and (pooling in FRAME_POOLINGS or modality.hop_seconds is None):
+        raise ValueError(
+            f"per_window takes sounds and one vector per window; got {config.modality} data and pooling={pooling!r}."
+        )
+    ours = [*names, *["start"] * (timed or per_window), *["end"] * per_window]
+
+    def pooled(frames):  # (layers, T, D or F * D)
+        return frames[:, 0] if pooling == "cls" else pool_frames(frames, pooling, config.hidden_size)
 
     how = {"overlap": overlap, "batch_size": batch_size, "device": model.device, "dataset": dataset, "parts": parts}
     for example, windows in run_windows(data, processor, unit, embed, ours=ours, **how):
+        if per_window:
+            patch = modality.seconds_per_patch(config, processor)
+            yield [
+                example
+                | {"start": start * patch, "end": (start + length) * patch}
+                | dict(zip(names, pooled(frames[:, :length]).astype(np.float32), strict=True))
+                for start, length, frames in windows
+            ]
+            continue
         if pooling == "cls":
             chosen = mean_of_windows(windows, lambda tokens: tokens[:, 0])
         else:
             chosen = overlap_mean(windows)  # (layers, T, D or F * D)
         times = {"start": frame_starts(chosen.shape[1], unit, modality.hop_seconds(processor))} if timed else {}
         if pooling not in ("cls", *FRAME_POOLINGS):
-            chosen = pool_frames(chosen, pooling, config.hidden_size)
+            chosen = pooled(chosen)
         yield example | times | dict(zip(names, chosen.astype(np.float32), strict=True))
 
 

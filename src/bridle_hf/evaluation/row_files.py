@@ -107,10 +107,12 @@ class Parts:
         self.done["key"], self.read = key, self.done.get("read", 0)
         return self.read
 
-    def write(self, rows: Iterable[dict], metadata: dict[str, str] | None = None) -> int:
-        """Write all rows, then the file of all parts; returns the number of rows. Without any there is no file."""
+    def write(self, rows: Iterable[dict | list[dict]], metadata: dict[str, str] | None = None) -> int:
+        """Write all rows, then the file of all parts; returns the number of rows. Without any there is no file. Rows of
+        one example come as a list: no part ends between them."""
         types = None
-        for portion in self._portions(iter(rows)):
+        for examples in self._portions(iter(rows)):
+            portion = [row for each in examples for row in (each if isinstance(each, list) else [each])]
             self.folder.mkdir(parents=True, exist_ok=True)
             types = types or self._types(metadata)
             name = f"{len(self.done['parts']):06d}.parquet"

@@ -27,7 +27,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..files import FolderLock, set_aside, sha256, write_whole
+from ..files import FolderLock, set_aside, sha256, share_files, write_whole
 from ..recipe_reader import changed_keys
 from ..training.checkpoints import CheckpointError
 from .validation import best_record
@@ -131,6 +131,7 @@ class KeptFold:
         self._write({"scores": kept, "epoch": epoch})
         for path in self._checkpoints():
             shutil.rmtree(path)
+        share_files(self.folder)
 
     def _best_of(self, checkpoint: Path) -> list[Path]:
         """The checkpoint of the best epoch up to one, where the best is kept: none or one."""

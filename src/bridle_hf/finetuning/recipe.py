@@ -8,6 +8,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import processor_keys
 from ..data.modality import Modality
+from ..files import final_of
 from ..recipe_reader import RecipeError, config_keys
 from ..training.arguments import check_optimizer
 from ..training.tracking import check_tracker
@@ -122,7 +123,8 @@ class FinetuneRecipe:
     """A fine-tuning run over the folds of a labelled set.
 
     Attributes:
-        model: folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one model per fold).
+        model: folder of a run, or folder or Hub id of a pretrained model; `{fold}` in it stands for the test fold (one
+            model per fold).
         output_dir: receives fold-K/ (a model that transformers' pipelines load, and fold.json with its scores; see
             `folder_names`), results.json, the tables of docs/finetuning.md, and finetune.yaml, this
             recipe with nothing left to look up.
@@ -152,6 +154,7 @@ class FinetuneRecipe:
     def __post_init__(self):
         if self.folds is not None and not self.folds:
             raise ValueError("`folds` is []; it takes at least one fold, or null for all of them.")
+        self.model = final_of(self.model)
         if "{fold}" in self.model and not self.folds:
             raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
         if self.from_scratch and self.training.lora_rank:

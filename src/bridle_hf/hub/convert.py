@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..data.modalities import MODALITIES, build_processor, processor_keys
-from ..files import check_writable
+from ..files import check_writable, share_files
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
@@ -80,6 +80,7 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     Path(folder, RESIDUE).unlink(missing_ok=True)
     if changed:
         save_file({name: state[name].contiguous() for name in changed}, Path(folder, RESIDUE))
+    share_files(Path(folder))
     return report
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
+from ..files import final_of, share_files
 from . import reload
 from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
 from .licenses import check_license
@@ -76,6 +77,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
     finetuning = read_finetuning(model_dir) if is_classifier else None
     text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
     (folder / "README.md").write_text(text, encoding="utf-8")
+    share_files(folder)
 
 
 def check(folder):
@@ -139,7 +141,7 @@ def refuse_public(repo_id):
 
 def main(arguments=None, prog="python -m bridle_hf.hub.release"):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder of a trained model and its processor")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", type=final_of, help="run, or folder of a trained model")
     parser.add_argument("--repo-id", required=True, help="ORG/NAME on the Hub")
     parser.add_argument("--card", help="the card's template; the one of the modality in bridle_hf/cards by default")
     parser.add_argument("--results", help="YAML or JSON: a list of fields of huggingface_hub.EvalResult")
@@ -147,7 +149,7 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
     parser.add_argument("--output", help="keep the release in this new or empty folder; by default it is temporary")
     parser.add_argument("--tag", help="name of this revision")
     parser.add_argument("--private", action="store_true", help="make a new repository private; a public one is refused")
-    parser.add_argument("--dry-run", action="store_true", help="do everything but the push")
+    parser.add_argument("--dry-run", action="store_true", help="print the card, and do everything but the push")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.output or temporary)
@@ -164,6 +166,7 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
         lines = [f"  {path.relative_to(folder)}: {path.stat().st_size:,} bytes\n" for path in files]
         sys.stdout.write(f"{''.join(lines)}{len(compared)} outputs are the same in a clean process\n")
         if given.dry_run:
+            sys.stdout.write(f"README.md:\n\n{(folder / 'README.md').read_text(encoding='utf-8')}\n")
             sys.stdout.write(f"not pushed to {given.repo_id}: --dry-run\n")
             return
         try:

@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 
 from ..codebook_bridle import this_process
 from ..codebook_training_bridle import start_codebooks_
-from ..files import write_whole
+from ..files import share_files, write_whole
 from ..recipe_reader import RecipeError, changed_keys
 from ..training.engine import train
 from ..training.metrics import code_usage
@@ -95,6 +95,7 @@ class Row(Task):
             results |= {"minutes": minutes, "processes": accelerator.num_processes}
             results |= {"recipe": self.recipe.describe(self.method)}
             save_model(model, folder / "model.safetensors")
+            share_files(folder)
             write_whole(folder / RESULTS, json.dumps(results, indent=1) + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             logger.info("%s took %.1f minutes", self.name, minutes)

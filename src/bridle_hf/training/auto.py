@@ -9,16 +9,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..data.arguments import AUTO, DataArguments
+from ..data.modalities import modality_of
 from ..data.streaming import build_loader
-from ..feature_extraction_bridle import measure_mean_std
 
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings")  # a dataclass with the fields `mixed_precision` and `attention`
 MEASURED, AT_A_TIME = 1000, 20  # clips
-STATISTICS = ("mean", "std")
+PLAIN = {
+    "cache": False, "num_workers": 0, "roll": False, "gain": False, "frequency_mask": 0.0, "time_mask": 0.0,
+    "flip_time": False, "rand_augment": 0, "erase": 0.0,
+}  # fmt: skip
+STATISTICS = ("mean", "std", "image_mean", "image_std")  # of the processor: of sounds, and of images and videos
 
 
 def settle(settings: Settings, earlier: dict) -> Settings:
@@ -58,30 +63,35 @@ def has_bf16_units() -> bool:
 
 
 def check_statistics(processor: dict[str, Any]) -> None:
-    """Raise a `ValueError` if a setting besides `mean` and `std` is "auto", or only one of these two."""
+    """Raise a `ValueError` if a setting besides mean and deviation is "auto", or only one of these two."""
     auto = [key for key, value in processor.items() if value == AUTO]
-    if auto and sorted(auto) != sorted(STATISTICS):
-        raise ValueError(f"`processor` has auto for {', '.join(auto)}; it takes it for mean and std, both at once.")
+    if auto and tuple(sorted(auto)) not in (STATISTICS[:2], STATISTICS[2:]):
+        raise ValueError(
+            f"`processor` has auto for {', '.join(auto)}; it takes it for mean and std, both at once, or, of images "
+            "and videos, for image_mean and image_std."
+        )
 
 
-def measure_statistics(data: DataArguments, extractor, dataset=None, seed: int = 0) -> dict[str, float]:
-    """Mean and deviation of the log-mel values that a training of sounds would see, without augmentation.
+def measure_statistics(data: DataArguments, processor, dataset=None, seed: int = 0) -> dict[str, Any]:
+    """Mean and deviation of what a training would see, without augmentation: of log-mel values, or of the colours.
 
     Args:
-        extractor: a `BridleFeatureExtractor` that does not normalise.
+        processor: with `Modality.unnormalised`.
         dataset: a dataset in hand instead of `data.dataset`.
         seed: of the order and of the windows. 1,000 are drawn; of a smaller set each clip several times.
     """
-    plain = {"cache": False, "num_workers": 0, "roll": False, "gain": False, "frequency_mask": 0.0, "time_mask": 0.0}
-    loader = build_loader(replace(data, **plain), extractor, dataset, batch_size=AT_A_TIME, seed=seed)
-    mean, std = measure_mean_std(_frames(islice(loader, ceil(MEASURED / AT_A_TIME))), extractor, progress=True)
-    found = {"mean": round(mean, 5), "std": round(std, 5)}
+    loader = build_loader(replace(data, **PLAIN), processor, dataset, batch_size=AT_A_TIME, seed=seed)
+    clips = _clips(islice(loader, ceil(MEASURED / AT_A_TIME)))
+    found = modality_of(processor).measure(tqdm(clips, total=MEASURED, unit="clip"), processor)
     logger.info("auto: %s", ", ".join(f"processor.{key}={value}" for key, value in found.items()))
     return found
 
 
-def _frames(batches: Iterator[dict]) -> Iterator[np.ndarray]:
-    """The frames of each clip, (t, mel bins), without padding."""
+def _clips(batches: Iterator[dict]) -> Iterator[np.ndarray]:
+    """Each clip of batches, without padding."""
     for batch in batches:
-        for values, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
-            yield values[mask.bool()]
+        masks = batch.pop("attention_mask", None)
+        batch.pop("skipped", None)
+        (values,) = batch.values()
+        for row, clip in enumerate(values.numpy()):
+            yield clip if masks is None else clip[masks[row].bool().numpy()]

@@ -21,6 +21,7 @@ from .checkpoints import Checkpoint
 from .failures import save_failure
 from .locking import sole_writer
 from .memory import shared_with_workers
+from .resources import say_what_it_takes
 from .run import Run
 from .seeds import seed_from
 from .task import Batch, Losses, Task
@@ -100,6 +101,8 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
             done = number + 1
             due = done % settings.checkpoint_steps == 0 or done == task.steps
             step = upcoming or draw_step(run, task, bare, loader, number)
+            if number == first:
+                say_what_it_takes(accelerator, task, bare, step.batches[0], settings)
             result = forward_backward(run, task, model, bare, step)
             # While an accelerator computes, the next step is drawn. What is due to be saved is saved before data can
             # fail, and a run that is stopped goes on from the position before.

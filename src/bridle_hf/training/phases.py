@@ -138,6 +138,10 @@ class Phase(Task):
             drawn["patch_mask"] = model.bridle.make_patch_mask(values, noise=noise, valid=valid)
         return drawn
 
+    def few(self, model, batch, clips):
+        name = model.main_input_name
+        return self.draw(model, iter([{name: batch[name][:clips].clone()}]), (0,) * 5)
+
     def counts(self, model, batch):
         values, valid, mask = batch[model.main_input_name], batch.get("valid"), batch.get("patch_mask")
         patches = prod(model.bridle.patch_layer.grid(values))

@@ -40,7 +40,8 @@ class PretrainRecipe(Sections):
         start_tokenizer: take its trained tokenizer and its decoder as well: the first encoder phase learns from them.
         model: keyword arguments of `BridleConfig`.
         processor: settings of the modality's processor, such as `BridleFeatureExtractor`; its sizes follow
-            `model.input_size`. "auto" for `mean` and `std` of sounds: measured before the run begins.
+            `model.input_size`. "auto" for `mean` and `std` of sounds, or for `image_mean` and
+            `image_std`: measured before the run begins.
         evaluate: what to measure of the encoder while it trains; None for nothing. In a recipe file a section without
             a `dataset` is laid over `data`.
         phases: the schedule, in order. In a recipe file an entry is laid over the section of its kind: `encoder`,
@@ -120,9 +121,9 @@ class PretrainRecipe(Sections):
             return self.processor
         found = {key: earlier[key] for key in STATISTICS if key in (earlier or {})}
         if not found:
-            settings = {key: value for key, value in self.processor.items() if value != AUTO}
-            extractor = build_processor(self.config(), **settings | {"do_normalize": False})
-            found = measure_statistics(self.open_data(), extractor, dataset, self.seed)
+            config, settings = self.config(), {key: v for key, v in self.processor.items() if v != AUTO}
+            processor = build_processor(config, **settings | MODALITIES[config.modality].unnormalised)
+            found = measure_statistics(self.open_data(), processor, dataset, self.seed)
         return self.processor | found
 
     def build_tasks(self, num_processes: int = 1) -> list[Phase]:

@@ -98,6 +98,11 @@ class Task:
         """The inputs of a forward pass. All randomness comes from `place`."""
         return next(batches)
 
+    def few(self, model: torch.nn.Module, batch: Batch, clips: int) -> Batch | None:
+        """A copy of the first clips of what `draw` gave, without padding, which the memory of a step is estimated from;
+        None where these are not known."""
+        return None
+
     def seed(self, place: Place) -> int:
         """Seed of the global random generators before a forward pass."""
         return seed_from(*place)
