@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, pipeline
 
 from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
+from bridle_hf.cli.finetune import say_what_is_there
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.data import DataArguments, LabelError, audio, load_examples
 from bridle_hf.finetuning import finetune as finetuning
@@ -331,3 +333,21 @@ def test_a_pretrained_model_of_nan_is_named(recipe, pretrained, tmp_path):
     with pytest.raises(ValueError, match="model is .*spoilt', whose weights hold NaN or inf: bridle.layers.0"):
         finetune(recipe(model=str(tmp_path / "spoilt")))
     assert not (tmp_path / "run" / "fold-1" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("final", "there", "named"),
+    [
+        (True, ["final/config.json"], "final --dataset ..."),
+        (False, ["fold-1/config.json", "fold-2/config.json"], "fold-1 --dataset ...`; final=true trains one"),
+        (False, ["fold-1/adapter_config.json"], "has the tables; final=true trains one"),  # LoRA matrices alone
+    ],
+)
+def test_the_last_line_names_the_tables_and_what_classifies(final, there, named, tmp_path, caplog):
+    caplog.set_level("INFO", "bridle_hf")
+    for name in there:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    say_what_is_there(SimpleNamespace(output_dir=str(tmp_path), final=final))
+    (said,) = caplog.messages
+    assert str(tmp_path / "results.md") in said and named in said

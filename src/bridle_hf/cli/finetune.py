@@ -30,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def say_what_is_there(recipe: FinetuneRecipe) -> None:
-    """Name the classifier to use, and the tables."""
+    """Name the tables, and the classifier to use; of LoRA matrices alone peft makes one first."""
     folder = Path(recipe.output_dir)
-    kept = folder / "final" if recipe.final else next(iter(sorted(folder.glob("fold-*/config.json")))).parent
-    use = f"`bridle classify --model {kept} --dataset ...`"
+    kept = [folder / "final"] if recipe.final else sorted(folder.glob("fold-*"))
+    use = [path for path in kept if (path / "config.json").is_file()]
+    said = f"; new clips are classified by `bridle classify --model {use[0]} --dataset ...`" if use else ""
     more = "" if recipe.final else "; final=true trains one on all clips"
-    logger.info("finished: %s has the tables; new clips are classified by %s%s", folder / "results.md", use, more)
+    logger.info("finished: %s has the tables%s%s", folder / "results.md", said, more)
 
 
 def main(arguments=None, prog=None):
