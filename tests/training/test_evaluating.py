@@ -272,7 +272,7 @@ def train_and_say(recipe, said, *overrides):
         ([], "the largest class has 2 clips, too few to draw 5 folds; .* by evaluate.fold_column or evaluate.test_spl"),
         (
             ["evaluate.fold_column=fold", "evaluate.min_seconds=9"],
-            "clips read so far could not be used, more than evaluate.max_bad_share=0.05 allows",
+            "^`evaluate`: no usable example in sounds .*too short: .*, at least 9.0 s are needed",
         ),
     ],
 )
