@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from tones import make_tone
+from tqdm.auto import tqdm
 
 from bridle_hf.cli import finetune, study
 from bridle_hf.cli.main import main as bridle
@@ -89,6 +91,9 @@ def test_without_folds_no_study_is_inductive(classes, tmp_path, monkeypatch, cap
 def test_messages_stand_on_lines_of_their_own(capsys):
     AboveBars().emit(logging.LogRecord("x", logging.WARNING, "", 0, "a %s", ("word",), None))
     assert capsys.readouterr().err == "a word\n"
+    with tqdm(total=2, desc="bar"):
+        AboveBars().emit(logging.LogRecord("x", logging.WARNING, "", 0, "b", (), None))
+    assert re.fullmatch(r"\r?bar: .*\nb\n\r?bar: .*\n", capsys.readouterr().err)
 
 
 def test_fine_tuning_takes_a_run_and_ends_with_what_to_do_next(run, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """What a run warns of: the rules, and that each warning is said once."""
 
 import logging
+import re
 from math import log
 
 import pytest
@@ -9,6 +10,7 @@ from bridle_hf import BridleForPreTraining
 from bridle_hf.codebook_metrics import few_codes
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.phases import build_schedule
+from bridle_hf.training.remarks import codebook_remarks
 
 
 @pytest.fixture
@@ -48,3 +50,9 @@ def test_a_warning_is_said_once_a_phase_and_not_at_its_start(tiny_recipe, tmp_pa
         pretrain(recipe)
     said = [each.getMessage() for each in caplog.records if "few codes" in each.getMessage()]
     assert said == [f"{phase.name}, step 2: few codes" for phase in build_schedule(recipe)]
+
+
+def test_the_section_that_a_warning_names_is_there(repository):
+    (remark,) = codebook_remarks({"codebooks": {"perplexity": [2.0]}}, [256], 10_000).values()
+    page, section = re.search(r"(docs/\w+\.md), (.*)$", remark).groups()
+    assert f"\n## {section}\n" in (repository / page).read_text()

@@ -28,10 +28,15 @@ def device() -> str:
 
 
 class AboveBars(logging.Handler):
-    """Writes messages to standard error on lines of their own, above the progress bars."""
+    """Writes messages to standard error on lines of their own: above the progress bars, or in a log file, where these
+    would be written anew each time, behind them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr.isatty():
+            tqdm.write(self.format(record), file=sys.stderr)
+        else:
+            sys.stderr.write("\n" * bool(getattr(tqdm, "_instances", ())) + self.format(record) + "\n")
+            sys.stderr.flush()
 
 
 def log_progress() -> None:
