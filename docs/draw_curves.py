@@ -55,7 +55,8 @@ def draw(runs: list[str]) -> Figure:
         ):
             axis.set_title(title)
         for axis in axes[:, 1]:
-            axis.set_yscale("log")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:.0f}")  # a power would be text in TeX
             axis.axhline(CODES / 8, color=SERIES[0], linewidth=0.8)  # below it a run warns
         for row, said in zip(axes, ROWS, strict=True):
             row[0].set_ylabel(said)
