@@ -178,6 +178,13 @@ def test_histogram_draws_the_counts():
     assert heights.tolist() == pytest.approx([0.6, 0.3, 0.1, 0.0])
 
 
+def test_shares_on_a_logarithmic_scale_are_numbers():
+    """Not powers in TeX, which stand in the page as they are."""
+    counts = {"a": np.array([[600, 30, 3, 1]])}
+    said = str(plots.to_svg(plots.code_histograms(counts, (4,))[0], "shares", "of codes"))
+    assert "$" not in said and re.search(r">0\.01<", said) and re.search(r">0\.1<", said)
+
+
 def test_norms_of_all_codes_are_counted_by_hand():
     """Four bins of width 2.5 up to 10, the longest code of both."""
     edges, counts = norm_histogram({"before": [10.0, 10.0, 1.0, 7.5], "after": [0.0, 2.4, 2.5, 2.6]}, bins=4)

@@ -192,6 +192,7 @@ def code_histograms(counts, codebook_sizes):
             axis.stairs(share[stage, :size], np.arange(size + 1), color=SERIES[number], label=name, linewidth=1.4)
         axis.set(title=f"codebook {stage + 1}: share of patches", xlabel="code, by frequency")
         axis.set(yscale="log", ylim=(lowest / 1.5, 1))
+        axis.yaxis.set_major_formatter("{x:g}")  # powers are written in TeX, which STYLE leaves as it is
         axis.legend(loc="upper right")
         figures.append(figure)
     return figures
