@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +10,7 @@ import soundfile
 from tones import make_tone
 from tqdm.auto import tqdm
 
-from bridle_hf.cli import finetune, study
+from bridle_hf.cli import study
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.cli.process import AboveBars
 from bridle_hf.data import opening
@@ -96,17 +95,9 @@ def test_messages_stand_on_lines_of_their_own(capsys):
     assert re.fullmatch(r"\r?bar: .*\nb\n\r?bar: .*\n", capsys.readouterr().err)
 
 
-def test_fine_tuning_takes_a_run_and_ends_with_what_to_do_next(run, tmp_path, caplog):
+def test_fine_tuning_takes_a_run(run, tmp_path):
     words = [f"model={run}", "data.dataset=x", f"output_dir={tmp_path / 'classes'}"]
-    recipe = load_recipe("audio/own_finetune", words, FinetuneRecipe)
-    assert recipe.model == str(run / "final")
-    (tmp_path / "classes" / "fold-2").mkdir(parents=True)
-    (tmp_path / "classes" / "fold-2" / "config.json").touch()
-    with caplog.at_level(logging.INFO, "bridle_hf"):
-        finetune.say_what_is_there(recipe)
-        finetune.say_what_is_there(replace(recipe, final=True))
-    assert f"--model {tmp_path / 'classes' / 'fold-2'} --dataset ...`; final=true trains one" in caplog.messages[0]
-    assert f"--model {tmp_path / 'classes' / 'final'} --dataset ...`" in caplog.messages[1]
+    assert load_recipe("audio/own_finetune", words, FinetuneRecipe).model == str(run / "final")
 
 
 @pytest.mark.parametrize("name", ["bark [1] #2 é.wav", "-x.wav", "test.wav"])
