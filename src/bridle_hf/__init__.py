@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .training.pretraining import pretrain as pretrain
     from .training.trainer_callback import BridleTrainerCallback as BridleTrainerCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names whose modules are imported when they are asked for: they read data or train, for which there is an extra.
 LATER = {
