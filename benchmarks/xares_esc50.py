@@ -1,11 +1,11 @@
-"""ESC-50's five folds in X-ARES, its code as it is: its MLP and its kNN over the frames of an encoder.
+"""Score an encoder on ESC-50 with X-ARES: the MLP and kNN protocols of its unmodified code, over five folds.
 
     pip install "bridle-hf[suites]"
     python benchmarks/xares_esc50.py --model MODEL --dataset ashraq/esc50 --output runs/xares
 
-X-ARES downloads a copy of the clips from Zenodo; here they are those of a dataset with the columns of ESC-50 (audio,
-target, fold), which stand in its folder as if they had been downloaded. The last line is one JSON object. X-ARES keeps
-the best of 10 epochs by the accuracy on the test fold itself, so that its MLP looks a little too good.
+X-ARES would download the clips from Zenodo. This script takes them from a dataset with the columns of ESC-50 (audio,
+target, fold) and writes them where X-ARES looks for its download. The last line is one JSON object. X-ARES chooses the
+best of 10 epochs by the accuracy on the test fold itself, which makes its MLP score slightly too high.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""When so much of a set cannot be used that a run ends: short clips do not count, and a set is judged as a whole."""
+"""The share of unusable samples at which a run ends: short clips do not count, and the share is of the whole set."""
 
 import pytest
 from sound_files import clip, flac, write_audiofolder

@@ -1,9 +1,9 @@
-"""When so much of a set cannot be used that a run ends."""
+"""The share of unusable samples at which a run ends."""
 
 from .media import UnusableDataError
 
-# The share of bad samples is judged as if at least the first number had been read, and the whole of a set of known
-# size, up to the second: bad files that lie together, or come first, are no more of the set for that.
+# The share is taken of the samples read so far, but of at least the first number, and of the whole set where its size
+# is known, up to the second number: a few bad files at the beginning of a set do not end a run.
 JUDGED_OVER = 100, 10_000
 
 
@@ -20,8 +20,7 @@ class BadShareError(UnusableDataError):
 
 
 def is_short(reason: Exception | str) -> bool:
-    """Whether the reason why a sample is left out is its length alone, which does not count as bad. Without any samples
-    it is a damaged one."""
+    """Whether a sample was left out because it is short, which does not count as bad. A length of 0 s is damage."""
     return str(reason).startswith("too short: ") and not str(reason).startswith("too short: 0.000 s")
 
 

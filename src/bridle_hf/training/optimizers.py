@@ -2,11 +2,9 @@
 
 import torch
 
-OPTIMIZERS = ("adamw", "muon")
-
 
 def build_optimizer(name: str, groups: list[dict], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """The optimizer of a name in `OPTIMIZERS`, over the groups of `parameter_groups`."""
+    """Build `training.optimizer` ("adamw" or "muon") for the groups of `parameter_groups`."""
     if name == "muon":
         return MuonWithAdamW(groups, betas)
     return torch.optim.AdamW(groups, betas=betas, fused=True)
