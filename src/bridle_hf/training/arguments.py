@@ -19,7 +19,7 @@ class OptimizationArguments:
         examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
         mixed_precision: "no", "bf16" or "fp16"; "auto" is bf16 where the processor has matrix units for it. The
             quantizer computes in float32 in any case.
-        optimizer: "adamw"; "muon" moves the matrices of hidden layers by Muon and everything else by AdamW.
+        optimizer: "adamw", or "muon": Muon for weight matrices of hidden layers, AdamW for all other parameters.
         weight_decay: of both.
         betas: of AdamW.
         max_grad_norm: gradients are scaled down to this norm; null never clips.

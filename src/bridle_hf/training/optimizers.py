@@ -11,14 +11,15 @@ def build_optimizer(name: str, groups: list[dict], betas: tuple[float, float]) -
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for matrices of hidden layers (`...layers.<i>...weight`), AdamW for the rest, as one optimizer.
+    """One optimizer that updates weight matrices of hidden layers (`...layers.<i>...weight`) by Muon and all other
+    parameters by AdamW.
 
-    Muon replaces the momentum of a matrix by the nearest orthogonal one (K. Jordan, 2024); it is scaled to the size of
-    AdamW's steps (arXiv 2502.16982), so that learning rate and weight decay have the same meaning for both.
+    Muon replaces the momentum of a matrix by the nearest orthogonal matrix (K. Jordan, 2024). Its updates are scaled to
+    the size of AdamW's (arXiv 2502.16982), so one learning rate and one weight decay serve both.
 
     Args:
         groups: as `parameter_groups` makes them, with the `names` of the parameters.
-        betas: of AdamW. Muon takes .95 and Nesterov's form.
+        betas: of AdamW. Muon uses Nesterov momentum of 0.95.
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float]):
@@ -28,14 +29,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure=None):
         count = len(self.muon.param_groups)
-        # Anew in every step: loading a state puts new objects in the place of both.
+        # Linked in every step, because loading a state dict replaces both objects.
         for part, groups in ((self.muon, self.param_groups[:count]), (self.adamw, self.param_groups[count:])):
             part.param_groups, part.state = groups, self.state
             part.step()
 
 
 def _of_kind(groups: list[dict], hidden: bool) -> list[dict]:
-    """The groups of matrices of hidden layers alone, or those of all other parameters."""
+    """The groups with the weight matrices of hidden layers alone, or with all other parameters alone."""
     found = []
     for group in groups:
         pairs = zip(group["names"], group["params"], strict=True)
