@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +22,17 @@ from frontend import fbank_rows
 from growth import measure_growth, plot_growth
 from loading import loading_rows
 from measuring import CLOCKS, Row, measure, table
-from models import SMALL, SMALL_PHASES, TINY, classification_row, operators, peak_memory, phase_rows
+from models import (
+    DEMO,
+    SMALL,
+    SMALL_PHASES,
+    TINY,
+    classification_row,
+    operators,
+    peak_memory,
+    phase_rows,
+    precision_rows,
+)
 from quantizers import quantizer_rows
 
 from bridle_hf.cli.process import keep_freed_memory
@@ -38,6 +49,7 @@ def subjects(small: bool) -> dict[str, Callable[[], Iterable[Row]]]:
             "loading": lambda: loading_rows(seconds=3.0, side=64),
             "quantizer": lambda: quantizer_rows(vectors=256, dim=8, stages=2, codes=16),
             "tiny": lambda: phase_rows("small", SMALL_PHASES, 2),
+            "precision": lambda: precision_rows("small", SMALL_PHASES, 2),
             "classifier": lambda: [classification_row(SMALL, frames=128)],
         }
     return {
@@ -46,6 +58,7 @@ def subjects(small: bool) -> dict[str, Callable[[], Iterable[Row]]]:
         "quantizer": quantizer_rows,
         "tiny": lambda: phase_rows("tiny", TINY, 40),
         "base": lambda: phase_rows("ViT-B, 16 Swin layers", {}, 8),
+        "precision": lambda: chain(precision_rows("audio/demo", DEMO, 24), precision_rows("tiny", TINY, 40)),
         "classifier": lambda: [classification_row(BASE)],
     }
 

@@ -24,6 +24,12 @@ TINY = {
     "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 2, "predict_ratio": 0.34,
     "quantizer_config": {"codebook_dim": 64},
 }  # fmt: skip
+DEMO = {
+    "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
+    "input_size": (256, 64), "decoder_type": "plain", "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 1, "mask_ratio": 0.6,
+    "quantizer_config": {"codebook_dim": 32, "codebook_size": 128},
+}  # fmt: skip
 SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_PHASES = SMALL | {
     "input_size": (64, 32), "decoder_hidden_size": 48, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
@@ -32,7 +38,7 @@ SMALL_PHASES = SMALL | {
 
 
 class Training:
-    """A model in one of its phases, taking the same optimizer step again and again, in bfloat16.
+    """A model in one of its phases, taking the same optimizer step again and again.
 
     Args:
         config: keyword arguments of `BridleConfig`; sounds unless they say otherwise.
@@ -41,6 +47,7 @@ class Training:
         cold_start: False takes codes from the full tokenizer in an encoder phase.
         masks: a clip.
         device: "cpu" or "cuda".
+        precision: of the products; in float32 there is no autocast.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Training:
         cold_start: bool = True,
         masks: int = 1,
         device: str = "cpu",
+        precision: torch.dtype = torch.bfloat16,
     ):
         torch.manual_seed(0)
         attention = {"attn_implementation": "eager"} if device == "cpu" else {}
@@ -62,7 +70,7 @@ class Training:
         KINDS[kind]().set_modes_(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-        self.masks = masks
+        self.masks, self.precision = masks, precision
         self.draw(batch_size)
 
     def draw(self, batch_size: int) -> None:
@@ -75,7 +83,7 @@ class Training:
         self.noise = noise.to(device)
 
     def step(self, **inputs) -> None:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             output = self.model(**self.inputs, noise=self.noise, phase=self.kind, **inputs)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -122,6 +130,22 @@ def phase_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
         batch_size,
         "clip",
     )
+
+
+def precision_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
+    """A step in bfloat16 with eager attention beside the other three choices: what `auto` picks from."""
+    choices = {
+        f"{dtype}".removeprefix("torch.") + f", {attention}": (dtype, attention)
+        for dtype in (torch.bfloat16, torch.float32)
+        for attention in ("eager", "sdpa")
+    }
+    for kind in ("encoder", "tokenizer"):
+        steps = {
+            label: Training(config | {"attn_implementation": attention}, batch_size, kind, precision=dtype).step
+            for label, (dtype, attention) in choices.items()
+        }
+        (label, ours), *others = steps.items()
+        yield Row(f"{kind} phase, {name}, batch {batch_size}: {label}", ours, dict(others), batch_size, "clip")
 
 
 def operators(config: dict, batch_size: int, kind: str) -> dict[str, float]:

@@ -56,7 +56,9 @@ def test_what_is_said_stays_and_nothing_is_logged(machine, caplog):
 def test_cpus_without_matrix_units_are_told_by_their_flags(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    for flags, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({"architecture": "arm"}, False)):
+    neither = {"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}
+    has_units = [neither | {name: True} for name in ("amx_bf16", "avx512_bf16")]
+    for flags, expected in [(neither, False), ({"architecture": "arm"}, False)] + [(each, True) for each in has_units]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert auto.has_bf16_units() is expected
 

@@ -17,8 +17,8 @@ class OptimizationArguments:
         masks_per_sample: masks drawn for a clip; they share one tokenization.
         max_steps_per_phase: no phase is longer than this (smoke tests); also the length of a phase that has none.
         examples_per_epoch: clips of one epoch over all processes, needed where a phase counts in epochs.
-        mixed_precision: "no", "bf16" or "fp16"; "auto" is bf16 where the processor has matrix units for it. The
-            quantizer computes in float32 in any case.
+        mixed_precision: "no", "bf16" or "fp16"; "auto" is bf16 where the processor multiplies it faster than
+            float32. The quantizer computes in float32 in any case.
         optimizer: "adamw", or "muon": Muon for weight matrices of hidden layers, AdamW for all other parameters.
         weight_decay: of both.
         betas: of AdamW.
