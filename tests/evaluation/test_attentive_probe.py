@@ -200,10 +200,22 @@ def test_kinds_and_layers_of_the_command(probe, pretrained, options, layer, numb
         (["--kind", "attentive", "--pooling", "mean"], "--kind attentive learns how to pool"),
         (["--kind", "attentive", "--baseline", "logmel-delta"], "--kind attentive looks at patches, and takes random"),
         (["--layers", "1", "--baseline", "logmel-delta"], "has no encoder"),
+        (["--pooling", "mean", "bands", "--output", "said.csv"], "--pooling is mean bands; --output"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(probe, options, message):
     assert message in probe(*options, fails=True)
+
+
+def test_several_poolings_give_a_line_each_as_if_alone(tones, pretrained, capsys):
+    words = ["probe", "--dataset", tones, "--label-column", "sound", "--fold-column", "fold", "--model", pretrained]
+    words = [str(word) for word in words] + ["--kind", "knn", "--baseline", "random", "--seeds", "0", "1", "--pooling"]
+
+    def reports(*poolings):
+        main([*words, *poolings])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert reports("mean", "bands", "mean") == reports("mean") + reports("bands")
 
 
 def test_a_mean_of_layers_is_written(tones, pretrained, tmp_path, capsys):

@@ -12,12 +12,15 @@ differences of neighbouring frames as well; for images `colours` and `pixels`; f
 `frame-differences`. `--kind knn` votes among nearest neighbours, `--kind gradient` fits the linear classifier by AdamW,
 for large sets, and `--kind attentive` learns by AdamW which patches to look at, instead of pooling them. Labels may be
 lists; a clip has all classes of its list then, and mean average precision is measured instead of accuracy. The last
-line of standard output is one JSON object; its `interval` is of 95 %, by bootstrap over clips.
+line of standard output is one JSON object, of several poolings one line each; its `interval` is of 95 %, by bootstrap
+over clips.
 """
 
 import argparse
 import json
 import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,6 +30,7 @@ from ..clip_features_bridle import POOLINGS, check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data import MODALITIES, build_processor, load_examples, load_processor, modality_of
 from ..evaluation.baselines import baseline_features
+from ..evaluation.clip_patches import ClipPatches
 from ..evaluation.comparison import SCORE, summary, write_predictions
 from ..evaluation.cross_validation import check_probe, choose_folds, outer_folds
 from ..evaluation.features import encoder_features, encoder_patches
@@ -66,7 +70,9 @@ def parse_arguments(arguments, prog):
     parser.add_argument("--folds", nargs="+", help="test folds, all by default; needed with {fold}")
     parser.add_argument("--baseline", choices=("random", *MODALITY_OF))
     add_layers(parser, ("mean", "weighted"), "their mean by default, or one with learned weights")
-    parser.add_argument("--pooling", choices=POOLINGS, help="of the encoder's patches; mean by default")
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, nargs="+", help="of the encoder's patches, a probe of each; mean by default"
+    )
     parser.add_argument(
         "--test-windows", choices=("all", "first"), default="all", help="of sounds longer than the model's window"
     )
@@ -89,13 +95,20 @@ def parse_arguments(arguments, prog):
     return parser, given
 
 
+def said(poolings):
+    """As on the command line."""
+    return " ".join(poolings)
+
+
 def check_kind(given):
     """Raise a `ValueError` for options that do not go together."""
     check_mix(given)
     if given.mix == "weighted" and given.kind not in LAYERED:
         raise ValueError(f"--mix is 'weighted'; it takes --kind {' or '.join(LAYERED)}, which learn weights.")
     if given.kind == "attentive" and given.pooling:
-        raise ValueError(f"--pooling is {given.pooling!r}; --kind attentive learns how to pool, and takes none.")
+        raise ValueError(f"--pooling is {said(given.pooling)}; --kind attentive learns how to pool, and takes none.")
+    if given.output and len(given.pooling or ()) > 1:
+        raise ValueError(f"--pooling is {said(given.pooling)}; --output, a file of one probe's answers, takes one.")
     if given.baseline in MODALITY_OF and given.layers:
         raise ValueError(f"--layers is given; --baseline {given.baseline} has no encoder, and none.")
     if given.baseline in MODALITY_OF and given.kind == "attentive":
@@ -125,26 +138,71 @@ def open_given(given, source, data):
     check_data(data, processor, "--dataset")
     if given.baseline in (None, "random"):
         config = BridleConfig.from_pretrained(source)
-        check_poolings(config, [given.pooling] if given.pooling else [])
+        check_poolings(config, given.pooling or [])
         given_layers(given, config)
     return processor, None if given.baseline else open_model(BridleModel, source)
 
 
 def features_of(given, source, model, examples, seed):
-    """(n, features) of the frozen model, or of the baseline; with weights to learn (n, layers, features); for an
-    attentive probe `ClipPatches`."""
+    """Pooling -> (n, features) of the frozen model, or (n, layers, features) with weights to learn. None stands for a
+    baseline's own features, and for the `ClipPatches` of an attentive probe."""
     if given.baseline in MODALITY_OF:
-        return baseline_features(examples, examples.modality.baselines[given.baseline])
+        return {None: baseline_features(examples, examples.modality.baselines[given.baseline])}
     if given.baseline == "random":
         torch.manual_seed(seed)
         model = BridleModel(BridleConfig.from_pretrained(source))
     model.to(device())
-    layers, pooling = given_layers(given, model.config), given.pooling or "mean"
+    layers, poolings = given_layers(given, model.config), list(dict.fromkeys(given.pooling or ["mean"]))
     how = {"batch_size": given.batch_size, "even": len(layers) > 1 and given.mix != "weighted"}
     if given.kind == "attentive":
-        return encoder_patches(model, examples, layers, **how)
-    found = list(encoder_features(model, examples, layers, (pooling,), **how).values())
-    return found[0] if len(found) == 1 else np.stack(found, axis=1)
+        return {None: encoder_patches(model, examples, layers, **how)}
+    found = encoder_features(model, examples, layers, poolings, **how)
+    of_pooling = {name: [rows for (_, pooling), rows in found.items() if pooling == name] for name in poolings}
+    return {name: each[0] if len(each) == 1 else np.stack(each, axis=1) for name, each in of_pooling.items()}
+
+
+@dataclass
+class Outcome:
+    """What the probes of one pooling say, fold by fold of each seed."""
+
+    per_fold: dict = field(default_factory=dict)
+    chosen: dict = field(default_factory=dict)
+    weights: dict = field(default_factory=dict)
+    rows: list = field(default_factory=list)
+    shape: tuple = ()
+
+    def add(self, seed, result, rows, features):
+        for kept, new in (
+            (self.per_fold, result.per_fold),
+            (self.chosen, result.chosen_c),
+            (self.weights, result.layer_weights),
+        ):
+            kept.setdefault(seed, {}).update(new)
+        self.rows += rows
+        self.shape = len(features), features.width if isinstance(features, ClipPatches) else features.shape[-1]
+
+    def report(self, given, pooling):
+        """The JSON object that is printed."""
+        measured, seeds = summary(self.rows), list(self.per_fold)
+        per_fold = np.array([list(folds.values()) for folds in self.per_fold.values()])  # (seeds, folds)
+        report = {
+            next(iter(measured)): mean_of_known(per_fold.ravel()),
+            "per_fold": [None if np.isnan(value) else value for value in mean_of_known(per_fold.T)],
+            "folds": list(self.chosen[seeds[0]]),
+            "per_seed": mean_of_known(per_fold).tolist(),
+            "seeds": seeds,
+            "kind": given.kind,
+            "interval": measured["interval"],
+            "C": [list(folds.values()) for folds in self.chosen.values()],
+            "features": given.baseline or given.model,
+            "layer": given.layers[0] if given.layers and len(given.layers) == 1 else given.layers,
+            "pooling": pooling,
+            "dimensions": self.shape[1],
+            "clips": self.shape[0],
+        }
+        if given.mix == "weighted":
+            report["layer_weights"] = [list(folds.values()) for folds in self.weights.values()]
+        return report
 
 
 def clip_rows(examples, folds, tested, seed, result):
@@ -183,10 +241,7 @@ def main(arguments=None, prog=None):
     # Features of a trained model under given folds hold nothing random.
     drawn = given.baseline == "random" or not (given.fold_column or given.test_split)
     seeds = given.seeds if drawn else given.seeds[:1]
-    said = []
-    per_fold = {seed: {} for seed in seeds}
-    chosen = {seed: {} for seed in seeds}
-    weights = {seed: {} for seed in seeds}
+    outcomes = defaultdict(Outcome)
     for source, test_folds in sources.items():
         with setting_up(parser):
             processor, model = open_given(given, source, data)
@@ -194,34 +249,14 @@ def main(arguments=None, prog=None):
             check = partial(check_probe, wanted=test_folds, seed=seeds[0], several=True)
             examples = load_examples(data, processor, check=check, for_training=False)
         for seed in seeds:
-            features = features_of(given, source, model, examples, seed)
             folds = outer_folds(examples.labels, examples.folds, seed)
             tested = choose_folds(test_folds, folds, examples.test_folds)
-            settings = {"seed": seed, "test_folds": tested, "kind": given.kind}
-            result = linear_probe(features, examples.labels, examples.folds, **settings)
-            said += clip_rows(examples, folds, tested, seed, result)
-            per_fold[seed] |= result.per_fold
-            chosen[seed] |= result.chosen_c
-            weights[seed] |= result.layer_weights
+            for pooling, features in features_of(given, source, model, examples, seed).items():
+                settings = {"seed": seed, "test_folds": tested, "kind": given.kind}
+                result = linear_probe(features, examples.labels, examples.folds, **settings)
+                outcomes[pooling].add(seed, result, clip_rows(examples, folds, tested, seed, result), features)
     if given.output:
-        write_predictions(given.output, said)
-    measured = summary(said)
-    per_fold = np.array([list(folds.values()) for folds in per_fold.values()])  # (seeds, folds)
-    report = {
-        next(iter(measured)): mean_of_known(per_fold.ravel()),
-        "per_fold": [None if np.isnan(value) else value for value in mean_of_known(per_fold.T)],
-        "folds": list(chosen[seeds[0]]),
-        "per_seed": mean_of_known(per_fold).tolist(),
-        "seeds": seeds,
-        "kind": given.kind,
-        "interval": measured["interval"],
-        "C": [list(folds.values()) for folds in chosen.values()],
-        "features": given.baseline or given.model,
-        "layer": given.layers[0] if given.layers and len(given.layers) == 1 else given.layers,
-        "pooling": None if given.baseline in MODALITY_OF or given.kind == "attentive" else given.pooling or "mean",
-        "dimensions": features.width if given.kind == "attentive" else features.shape[-1],
-        "clips": len(features),
-    }
-    if given.mix == "weighted":
-        report["layer_weights"] = [list(folds.values()) for folds in weights.values()]
-    sys.stdout.write(json.dumps(report) + "\n")
+        (outcome,) = outcomes.values()
+        write_predictions(given.output, outcome.rows)
+    for pooling, outcome in outcomes.items():
+        sys.stdout.write(json.dumps(outcome.report(given, pooling)) + "\n")
