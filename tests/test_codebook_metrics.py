@@ -110,6 +110,9 @@ def test_bag_of_codes_finds_classes_that_differ_and_no_others():
     noise = rng.integers(0, 8, (80, 30, 2))
     assert bag_of_codes_accuracy(telling, valid, 8, labels, folds) == {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
     assert np.mean(list(bag_of_codes_accuracy(noise, valid, 8, labels, folds).values())) < 0.7
+    for unlearnable in (np.zeros_like(folds), labels):  # nothing to learn from, and one class
+        with pytest.raises(ValueError, match="outside fold 0 are .* at least two classes"):
+            bag_of_codes_accuracy(telling, valid, 8, labels, unlearnable)
 
 
 @pytest.mark.parametrize(

@@ -192,11 +192,19 @@ def bag_of_codes_accuracy(codes, valid, codebook_size, labels, folds):
 
     Returns:
         dict fold -> accuracy.
+
+    Raises:
+        ValueError: the clips outside a fold are of less than two classes.
     """
     from sklearn.svm import LinearSVC
 
-    x = np.sqrt(code_histograms(codes, valid, codebook_size))  # (B, M K)
     labels, folds = np.asarray(labels), np.asarray(folds)
+    for fold in np.unique(folds):
+        if len(classes := np.unique(labels[folds != fold])) < 2:
+            raise ValueError(
+                f"`labels` of the clips outside fold {fold} are {classes.tolist()}; they take at least two classes."
+            )
+    x = np.sqrt(code_histograms(codes, valid, codebook_size))  # (B, M K)
     accuracy = {}
     for fold in np.unique(folds):
         test = folds == fold

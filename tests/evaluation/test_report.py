@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining
+from bridle_hf.cli.main import main
 from bridle_hf.codebook_metrics import norm_histogram
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.data.source import sound_reader
@@ -294,3 +295,11 @@ def test_what_was_measured_in_training_is_drawn():
         assert [25, 25] in [list(line.get_xdata()) for line in figure.axes[0].lines]
     unlabelled = [record | {"evaluate": {"rankme": 9.0, "std": 0.5}} for record in records]
     assert len(plots.evaluation_curves(unlabelled)) == 2
+
+
+def test_folds_of_which_nothing_can_be_learned_are_refused_first(tones, pretrained, tmp_path, capsys):
+    words = ["report", "--model", pretrained, "--dataset", tones, "--label-column", "sound", "--fold-column", "fold"]
+    words += ["--exclude", "{fold: [1, 2]}", "--output", tmp_path / "report.html"]
+    with pytest.raises(SystemExit, match="2"):
+        main([str(word) for word in words])
+    assert "at least two folds are needed" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..data import load_examples, load_processor
 from ..data.source import sound_reader
+from ..evaluation.cross_validation import check_probe
 from ..evaluation.report import codebook_report
 from ..loading import open_model
 from ..modeling_bridle import BridleForPreTraining
@@ -64,8 +66,10 @@ def main(arguments=None, prog=None):
         data, processor = given_data(given), load_processor(source)
         check_data(data, processor, "--dataset")
         results = read_results(given.results) if given.results else ()
+    # The bag of codes is tested fold by fold.
+    check = partial(check_probe, several=True) if given.label_column and given.fold_column else None
     with reading(parser):
-        examples = load_examples(data, processor, for_training=False)
+        examples = load_examples(data, processor, check=check, for_training=False)
     model.to(device())
     codebook_report(
         given.output,
