@@ -1,6 +1,7 @@
-"""The memory of a step, estimated from what a small forward pass keeps."""
+"""The memory of a step, estimated from what a small forward pass keeps, and the time that a task takes."""
 
 import logging
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,6 +71,30 @@ def test_where_it_does_not_a_warning_says_what_does(monkeypatch, caplog):
 def test_compiled_passes_are_not_tried(monkeypatch, caplog):
     (line,) = said(monkeypatch, caplog, 0, compile=True)
     assert line == "a-task: 0.0 million weights, 0.0 million of them learn"
+
+
+@pytest.mark.parametrize(("first", "left"), [(0, "3.0 hours"), (4600, "27 minutes")])  # 2 s times 5400 - first steps
+def test_the_end_of_a_task_is_said_once(monkeypatch, caplog, first, left):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(resources.time, "perf_counter", lambda: clock.now)
+    tasks = [SimpleNamespace(name=name, steps=5420, index=index) for index, name in enumerate(("one", "two"))]
+    forecast = resources.Forecast(tasks, tasks[0], first)
+    with caplog.at_level(logging.INFO, "bridle_hf"):
+        for done in range(first + 1, first + 100):
+            clock.now += 100.0 if done == first + 1 else 2.0  # the first one is slow
+            forecast.note(done)
+    (line,) = caplog.messages
+    end = datetime.now() + timedelta(seconds=(5400 - first) * 2)
+    assert line.startswith(f"one ends in about {left}, {end:%Y-%m-%d}") and line.endswith("; then two (5420 steps)")
+
+
+def test_a_task_of_few_steps_says_nothing_of_its_end(caplog):
+    task = SimpleNamespace(name="one", steps=resources.FEW, index=0)
+    forecast = resources.Forecast([task], task, 0)
+    with caplog.at_level(logging.INFO, "bridle_hf"):
+        for done in range(1, task.steps + 1):
+            forecast.note(done)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("masks", [1, 2])

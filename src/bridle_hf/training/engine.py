@@ -21,7 +21,7 @@ from .checkpoints import Checkpoint
 from .failures import save_failure
 from .locking import sole_writer
 from .memory import shared_with_workers
-from .resources import say_what_it_takes
+from .resources import Forecast, say_what_it_takes
 from .run import Run
 from .seeds import seed_from
 from .task import Batch, Losses, Task
@@ -90,7 +90,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
             accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
     clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
-    upcoming = None
+    forecast, upcoming = Forecast(run.tasks, task, first), None
     if first == 0:
         clock.leave_out(run.evaluate(task, 0, model))
     with tqdm(total=task.steps, initial=first, desc=task.name, disable=not accelerator.is_main_process) as bar:
@@ -123,6 +123,8 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
                 skip_step(run, task, model, step, status.reason)
 
             bar.update()
+            if accelerator.is_main_process:
+                forecast.note(done)
             logs = done == 1 or done % settings.logging_steps == 0 or done == task.steps
             if status.reason is None and logs:
                 record = {

@@ -1,6 +1,8 @@
-"""What the steps of a task take: said before the first one, with a warning where memory does not suffice."""
+"""What the steps of a task take: memory, with a warning where it does not suffice, and time."""
 
 import logging
+import time
+from datetime import datetime, timedelta
 
 import psutil
 import torch
@@ -16,6 +18,7 @@ CLIPS = 2  # of the forward pass that is measured
 OF_A_WEIGHT = 3 * 4  # bytes of its gradient and of both averages of AdamW
 SLACK = 1.3  # over what is kept for the backward pass: what that computes in between
 GIB = 2**30
+FEW = 20  # steps after which their speed has settled
 
 
 def say_what_it_takes(
@@ -51,6 +54,34 @@ def say_what_it_takes(
             "killed: %s", task.name, settings.batch_size, needed / GIB, free / GIB,
             " or ".join(filter(None, [smaller, "a smaller model, such as that of the recipes own_small"])),
         )  # fmt: skip
+
+
+class Forecast:
+    """Says once, after the first steps of a task, when it will end, and what comes then.
+
+    Args:
+        tasks: all of the run.
+        task: at hand.
+        first: steps that were done already.
+    """
+
+    def __init__(self, tasks: list[Task], task: Task, first: int):
+        self.tasks, self.task, self.first, self.begun = tasks, task, first, 0.0
+
+    def note(self, done: int) -> None:
+        """`done` steps of the task are done. The first of this start is not counted: it is slower than the others."""
+        steps = done - self.first
+        if steps == 1:
+            self.begun = time.perf_counter()
+        if steps != FEW or done == self.task.steps:
+            return
+        seconds = (time.perf_counter() - self.begun) / (FEW - 1) * (self.task.steps - done)
+        end = datetime.now() + timedelta(seconds=seconds)
+        left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+        then = ", ".join(f"{task.name} ({task.steps} steps)" for task in self.tasks[self.task.index + 1 :])
+        logger.info(
+            "%s ends in about %s, %s%s", self.task.name, left, f"{end:%Y-%m-%d %H:%M}", f"; then {then}" if then else ""
+        )
 
 
 def kept_bytes(task: Task, model: torch.nn.Module, batch: Batch) -> int:
