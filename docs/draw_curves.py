@@ -1,7 +1,7 @@
 """Draws docs/curves.svg, the curves of a run that learns and of one whose codes collapse, for light and dark pages.
 
-bridle pretrain audio/demo output_dir=runs/good phases.0.steps=600 evaluate='{label_column: label, fold_column: fold, every_steps: 100}'
-bridle pretrain audio/demo output_dir=runs/bad phases.0.steps=600 evaluate='{label_column: label, fold_column: fold, every_steps: 100}' phases.1.steps=20
+bridle pretrain audio/demo training.optimizer=adamw encoder.learning_rate=1e-3 output_dir=runs/good phases.0.steps=600 evaluate='{label_column: label, fold_column: fold, every_steps: 100}'
+bridle pretrain audio/demo training.optimizer=adamw encoder.learning_rate=1e-3 output_dir=runs/bad phases.0.steps=600 evaluate='{label_column: label, fold_column: fold, every_steps: 100}' phases.1.steps=20
 python docs/draw_curves.py runs/good runs/bad
 """  # noqa: E501
 

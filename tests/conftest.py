@@ -112,6 +112,9 @@ END_TO_END = (
     "tests/training/test_soak.py",
     "tests/training/test_trainer.py",
 )
+# They compile backward passes, which starts threads of autograd; a process that is forked from then on cannot train. So
+# they run behind all others.
+COMPILING = ("tests/test_compilation.py", "tests/test_on_device.py", "tests/training/test_compile.py")
 _started = []  # processes of Python since the current test began
 
 
@@ -122,7 +125,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("e2e")
         if "device" in item.fixturenames:
             item.add_marker("gpu")
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)  # a stable sort
+    # a stable sort
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None, item.nodeid.startswith(COMPILING)))
 
 
 def pytest_ignore_collect(collection_path, config):
