@@ -23,7 +23,6 @@ from growth import measure_growth, plot_growth
 from loading import loading_rows
 from measuring import CLOCKS, Row, measure, table
 from models import (
-    DEMO,
     SMALL,
     SMALL_PHASES,
     TINY,
@@ -36,6 +35,7 @@ from models import (
 from quantizers import quantizer_rows
 
 from bridle_hf.cli.process import keep_freed_memory
+from bridle_hf.training import load_recipe
 
 PACKAGES = ("torch", "torchaudio", "transformers", "vector-quantize-pytorch", "kaldi-native-fbank")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -52,13 +52,14 @@ def subjects(small: bool) -> dict[str, Callable[[], Iterable[Row]]]:
             "precision": lambda: precision_rows("small", SMALL_PHASES, 2),
             "classifier": lambda: [classification_row(SMALL, frames=128)],
         }
+    demo = load_recipe("audio/demo")
     return {
         "fbank": fbank_rows,
         "loading": loading_rows,
         "quantizer": quantizer_rows,
         "tiny": lambda: phase_rows("tiny", TINY, 40),
         "base": lambda: phase_rows("ViT-B, 16 Swin layers", {}, 8),
-        "precision": lambda: chain(precision_rows("audio/demo", DEMO, 24), precision_rows("tiny", TINY, 40)),
+        "precision": lambda: chain(precision_rows("audio/demo", demo.model, 24), precision_rows("tiny", TINY, 40)),
         "classifier": lambda: [classification_row(BASE)],
     }
 

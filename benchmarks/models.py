@@ -24,12 +24,6 @@ TINY = {
     "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 2, "predict_ratio": 0.34,
     "quantizer_config": {"codebook_dim": 64},
 }  # fmt: skip
-DEMO = {
-    "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
-    "input_size": (256, 64), "decoder_type": "plain", "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 4, "estimator_num_hidden_layers": 1, "mask_ratio": 0.6,
-    "quantizer_config": {"codebook_dim": 32, "codebook_size": 128},
-}  # fmt: skip
 SMALL = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL_PHASES = SMALL | {
     "input_size": (64, 32), "decoder_hidden_size": 48, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 2,
@@ -38,7 +32,7 @@ SMALL_PHASES = SMALL | {
 
 
 class Training:
-    """A model in one of its phases, taking the same optimizer step again and again.
+    """A model in one kind of phase, and an optimizer step of it that can be repeated.
 
     Args:
         config: keyword arguments of `BridleConfig`; sounds unless they say otherwise.
@@ -47,7 +41,7 @@ class Training:
         cold_start: False takes codes from the full tokenizer in an encoder phase.
         masks: a clip.
         device: "cpu" or "cuda".
-        precision: of the products; in float32 there is no autocast.
+        precision: dtype of the matrix products; `torch.float32` turns autocast off.
     """
 
     def __init__(
@@ -133,7 +127,7 @@ def phase_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
 
 
 def precision_rows(name: str, config: dict, batch_size: int) -> Iterator[Row]:
-    """A step in bfloat16 with eager attention beside the other three choices: what `auto` picks from."""
+    """A step in bfloat16 with eager attention, compared with the other combinations that `auto` chooses from."""
     choices = {
         f"{dtype}".removeprefix("torch.") + f", {attention}": (dtype, attention)
         for dtype in (torch.bfloat16, torch.float32)

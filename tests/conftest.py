@@ -112,8 +112,8 @@ END_TO_END = (
     "tests/training/test_soak.py",
     "tests/training/test_trainer.py",
 )
-# They compile backward passes, which starts threads of autograd; a process that is forked from then on cannot train. So
-# they run behind all others.
+# Tests that compile backward passes. PyTorch refuses a backward pass in a process that is forked after that, so these
+# tests run last.
 COMPILING = ("tests/test_compilation.py", "tests/test_on_device.py", "tests/training/test_compile.py")
 _started = []  # processes of Python since the current test began
 

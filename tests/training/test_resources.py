@@ -89,7 +89,7 @@ def test_the_end_of_a_task_is_said_once(monkeypatch, caplog, first, left):
 
 
 def test_a_task_of_few_steps_says_nothing_of_its_end(caplog):
-    task = SimpleNamespace(name="one", steps=resources.FEW, index=0)
+    task = SimpleNamespace(name="one", steps=resources.SETTLED, index=0)
     forecast = resources.Forecast([task], task, 0)
     with caplog.at_level(logging.INFO, "bridle_hf"):
         for done in range(1, task.steps + 1):

@@ -95,20 +95,17 @@ def parse_arguments(arguments, prog):
     return parser, given
 
 
-def said(poolings):
-    """As on the command line."""
-    return " ".join(poolings)
-
-
 def check_kind(given):
     """Raise a `ValueError` for options that do not go together."""
     check_mix(given)
     if given.mix == "weighted" and given.kind not in LAYERED:
         raise ValueError(f"--mix is 'weighted'; it takes --kind {' or '.join(LAYERED)}, which learn weights.")
     if given.kind == "attentive" and given.pooling:
-        raise ValueError(f"--pooling is {said(given.pooling)}; --kind attentive learns how to pool, and takes none.")
+        raise ValueError(
+            f"--pooling is {' '.join(given.pooling)}; --kind attentive learns how to pool, and takes none."
+        )
     if given.output and len(given.pooling or ()) > 1:
-        raise ValueError(f"--pooling is {said(given.pooling)}; --output, a file of one probe's answers, takes one.")
+        raise ValueError(f"--pooling is {' '.join(given.pooling)}; --output, a file of one probe's answers, takes one.")
     if given.baseline in MODALITY_OF and given.layers:
         raise ValueError(f"--layers is given; --baseline {given.baseline} has no encoder, and none.")
     if given.baseline in MODALITY_OF and given.kind == "attentive":
@@ -144,8 +141,11 @@ def open_given(given, source, data):
 
 
 def features_of(given, source, model, examples, seed):
-    """Pooling -> (n, features) of the frozen model, or (n, layers, features) with weights to learn. None stands for a
-    baseline's own features, and for the `ClipPatches` of an attentive probe."""
+    """The features of all clips, in a dict by pooling.
+
+    Each value has shape (n, features), or (n, layers, features) where the probe learns weights of layers. A baseline
+    without an encoder and an attentive probe pool nothing: their features, for the latter `ClipPatches`, have key None.
+    """
     if given.baseline in MODALITY_OF:
         return {None: baseline_features(examples, examples.modality.baselines[given.baseline])}
     if given.baseline == "random":
@@ -163,7 +163,7 @@ def features_of(given, source, model, examples, seed):
 
 @dataclass
 class Outcome:
-    """What the probes of one pooling say, fold by fold of each seed."""
+    """Results of the probes of one pooling, over seeds and folds."""
 
     per_fold: dict = field(default_factory=dict)
     chosen: dict = field(default_factory=dict)

@@ -18,7 +18,7 @@ CLIPS = 2  # of the forward pass that is measured
 OF_A_WEIGHT = 3 * 4  # bytes of its gradient and of both averages of AdamW
 SLACK = 1.3  # over what is kept for the backward pass: what that computes in between
 GIB = 2**30
-FEW = 20  # steps after which their speed has settled
+SETTLED = 20  # steps after which their speed is steady
 
 
 def say_what_it_takes(
@@ -57,25 +57,25 @@ def say_what_it_takes(
 
 
 class Forecast:
-    """Says once, after the first steps of a task, when it will end, and what comes then.
+    """Logs once, after the first steps of a task, when the task will end and which tasks follow.
 
     Args:
         tasks: all of the run.
-        task: at hand.
-        first: steps that were done already.
+        task: the one that is trained.
+        first: steps of it that were done before this start.
     """
 
     def __init__(self, tasks: list[Task], task: Task, first: int):
         self.tasks, self.task, self.first, self.begun = tasks, task, first, 0.0
 
     def note(self, done: int) -> None:
-        """`done` steps of the task are done. The first of this start is not counted: it is slower than the others."""
+        """Call it after every step; `done` counts the steps of the task. The first one is slow, and is not timed."""
         steps = done - self.first
         if steps == 1:
             self.begun = time.perf_counter()
-        if steps != FEW or done == self.task.steps:
+        if steps != SETTLED or done == self.task.steps:
             return
-        seconds = (time.perf_counter() - self.begun) / (FEW - 1) * (self.task.steps - done)
+        seconds = (time.perf_counter() - self.begun) / (SETTLED - 1) * (self.task.steps - done)
         end = datetime.now() + timedelta(seconds=seconds)
         left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
         then = ", ".join(f"{task.name} ({task.steps} steps)" for task in self.tasks[self.task.index + 1 :])
