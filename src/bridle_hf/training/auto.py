@@ -53,8 +53,8 @@ def settle(settings: Settings, earlier: dict) -> Settings:
 def has_bf16_units() -> bool:
     """Whether the accelerator, or the CPU where there is none, multiplies matrices of bfloat16 faster than of float32.
 
-    CPUs do with AMX, and with the instructions of AVX-512 for bfloat16. Others emulate them: on an AVX-512 Xeon a
-    product then takes twice the time of one in float32.
+    CPUs do so with AMX or AVX512-BF16. Others emulate bfloat16: on an AVX-512 Xeon without either, a product takes
+    twice as long as in float32.
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
