@@ -200,6 +200,7 @@ def test_kinds_and_layers_of_the_command(probe, pretrained, options, layer, numb
         (["--kind", "attentive", "--pooling", "mean"], "--kind attentive learns how to pool"),
         (["--kind", "attentive", "--baseline", "logmel-delta"], "--kind attentive looks at patches, and takes random"),
         (["--layers", "1", "--baseline", "logmel-delta"], "has no encoder"),
+        (["--pooling", "bands", "--baseline", "logmel-delta"], "has no encoder"),
         (["--pooling", "mean", "bands", "--output", "said.csv"], "--pooling is mean bands; --output"),
     ],
 )

@@ -74,15 +74,12 @@ def test_compiled_passes_are_not_tried(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(("first", "left"), [(0, "3.0 hours"), (4600, "27 minutes")])  # 2 s times 5400 - first steps
-def test_the_end_of_a_task_is_said_once(monkeypatch, caplog, first, left):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(resources.time, "perf_counter", lambda: clock.now)
+def test_the_end_of_a_task_is_said_once(caplog, first, left):
     tasks = [SimpleNamespace(name=name, steps=5420, index=index) for index, name in enumerate(("one", "two"))]
     forecast = resources.Forecast(tasks, tasks[0], first)
     with caplog.at_level(logging.INFO, "bridle_hf"):
-        for done in range(first + 1, first + 100):
-            clock.now += 100.0 if done == first + 1 else 2.0  # the first one is slow
-            forecast.note(done)
+        for steps in range(1, 100):
+            forecast.note(first + steps, 98.0 + 2.0 * steps)  # the first one is slow
     (line,) = caplog.messages
     end = datetime.now() + timedelta(seconds=(5400 - first) * 2)
     assert line.startswith(f"one ends in about {left}, {end:%Y-%m-%d}") and line.endswith("; then two (5420 steps)")
@@ -93,8 +90,22 @@ def test_a_task_of_few_steps_says_nothing_of_its_end(caplog):
     forecast = resources.Forecast([task], task, 0)
     with caplog.at_level(logging.INFO, "bridle_hf"):
         for done in range(1, task.steps + 1):
-            forecast.note(done)
+            forecast.note(done, float(done))
     assert not caplog.messages
+
+
+def test_time_that_belongs_to_no_step_is_in_no_speed(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now.seconds)
+    loader = SimpleNamespace(waited=1.0)
+    clock = engine.Clock(loader, 5, minutes=2.0)
+    now.seconds, loader.waited = 130.0, 6.0  # 5 s of waiting, and an evaluation of 10 s
+    clock.leave_out(10.0)
+    assert clock.seconds_of_steps == 20.0
+    assert clock.read(8, 15) == {"clips_per_second": 8 * 10 / 20, "data_wait": 5 / 20}
+    now.seconds = 134.0
+    assert clock.read(8, 17) == {"clips_per_second": 4.0, "data_wait": 0.0}
+    assert clock.minutes == pytest.approx(2 + 34 / 60)
 
 
 @pytest.mark.parametrize("masks", [1, 2])

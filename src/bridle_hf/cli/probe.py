@@ -106,8 +106,9 @@ def check_kind(given):
         )
     if given.output and len(given.pooling or ()) > 1:
         raise ValueError(f"--pooling is {' '.join(given.pooling)}; --output, a file of one probe's answers, takes one.")
-    if given.baseline in MODALITY_OF and given.layers:
-        raise ValueError(f"--layers is given; --baseline {given.baseline} has no encoder, and none.")
+    for name in ("layers", "pooling"):
+        if given.baseline in MODALITY_OF and getattr(given, name):
+            raise ValueError(f"--{name} is given; --baseline {given.baseline} has no encoder, and none.")
     if given.baseline in MODALITY_OF and given.kind == "attentive":
         raise ValueError(
             f"--baseline is {given.baseline!r}, one vector per clip; "

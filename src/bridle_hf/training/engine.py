@@ -124,7 +124,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
 
             bar.update()
             if accelerator.is_main_process:
-                forecast.note(done)
+                forecast.note(done, clock.seconds_of_steps)
             logs = done == 1 or done % settings.logging_steps == 0 or done == task.steps
             if status.reason is None and logs:
                 record = {
@@ -329,20 +329,24 @@ class Clock:
     """Speed and share of time spent waiting for data since the last reading; minutes of the task in total."""
 
     def __init__(self, loader: TimedIterator, step: int, minutes: float):
-        self.loader, self.begun, self.earlier = loader, time.perf_counter(), minutes
-        self.last = (self.begun, loader.waited, step)
+        self.loader, self.begun, self.earlier, self.left_out = loader, time.perf_counter(), minutes, 0.0
+        self.last = (0.0, loader.waited, step)
 
     @property
     def minutes(self) -> float:
         return self.earlier + (time.perf_counter() - self.begun) / 60
 
+    @property
+    def seconds_of_steps(self) -> float:
+        """Since this start, without what was left out."""
+        return time.perf_counter() - self.begun - self.left_out
+
     def leave_out(self, seconds: float) -> None:
         """Count these seconds to no step."""
-        now, *others = self.last
-        self.last = (now + seconds, *others)
+        self.left_out += seconds
 
     def read(self, samples_per_step: int, step: int) -> dict[str, float]:
-        now = (time.perf_counter(), self.loader.waited, step)
+        now = (self.seconds_of_steps, self.loader.waited, step)
         elapsed, waited, steps = (new - old for new, old in zip(now, self.last, strict=True))
         self.last = now
         return {"clips_per_second": samples_per_step * steps / elapsed, "data_wait": waited / elapsed}

@@ -1,7 +1,6 @@
 """What the steps of a task take: memory, with a warning where it does not suffice, and time."""
 
 import logging
-import time
 from datetime import datetime, timedelta
 
 import psutil
@@ -68,14 +67,19 @@ class Forecast:
     def __init__(self, tasks: list[Task], task: Task, first: int):
         self.tasks, self.task, self.first, self.begun = tasks, task, first, 0.0
 
-    def note(self, done: int) -> None:
-        """Call it after every step; `done` counts the steps of the task. The first one is slow, and is not timed."""
+    def note(self, done: int, seconds: float) -> None:
+        """Call it after every step.
+
+        Args:
+            done: steps of the task.
+            seconds: that they took since this start. Those of the first step, a slow one, are not counted.
+        """
         steps = done - self.first
         if steps == 1:
-            self.begun = time.perf_counter()
+            self.begun = seconds
         if steps != SETTLED or done == self.task.steps:
             return
-        seconds = (time.perf_counter() - self.begun) / (SETTLED - 1) * (self.task.steps - done)
+        seconds = (seconds - self.begun) / (SETTLED - 1) * (self.task.steps - done)
         end = datetime.now() + timedelta(seconds=seconds)
         left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
         then = ", ".join(f"{task.name} ({task.steps} steps)" for task in self.tasks[self.task.index + 1 :])
