@@ -1,5 +1,6 @@
-"""Fine-tuning in two processes: a step that is not finite in one of them, and a damaged checkpoint."""
+"""Fine-tuning in two processes: a step that is not finite in one of them, a damaged checkpoint, validation, LoRA."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 import torch
 from runs import fork, join
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
-from bridle_hf.data import DataArguments, Examples
+from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification
+from bridle_hf.data import DataArguments, Examples, load_examples
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, finetune
+from bridle_hf.finetuning.validation import hold_out
 
 CLIP = 20  # of the clips outside fold 1; one process of the two draws it, in each epoch once
 
@@ -98,3 +102,37 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(recipe, whole, tmp_path):
     weights.write_bytes(content)
     in_two(finetune, recipe, errors=tmp_path / "more")
     assert same(load_file(fold / "model.safetensors"), whole)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"validation_share": 0.25, "keep": "best", "patience": 3},
+        {"validation_share": 0.25, "keep": "best", "lora_rank": 2, "lora_dropout": 0.1, "layer_decay": None},
+    ],
+    ids=["patience", "lora"],
+)
+def test_a_killed_fold_with_validation_goes_on_as_one_left_alone(recipe, tmp_path, chosen):
+    """Both processes measure the same validation clips, and what is recorded is what the saved weights give."""
+    if "lora_rank" in chosen:
+        pytest.importorskip("peft", reason="peft is not installed: nothing of LoRA is tested")
+    recipe.training = replace(recipe.training, epochs=5, warmup_epochs=0, learning_rate=5e-3, **chosen)
+    whole, cut = (replace(recipe, output_dir=str(tmp_path / name)) for name in ("left-alone", "killed"))
+    in_two(finetune, whole, errors=tmp_path / "errors-whole")
+    in_two(killed, cut, 7, errors=tmp_path / "errors-killed", exitcode=9)
+    in_two(finetune, cut, errors=tmp_path / "errors-more")
+    one, other = (Path(each.output_dir, "fold-1") for each in (whole, cut))
+    assert same(load_file(one / "model.safetensors"), load_file(other / "model.safetensors"))
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+    examples = load_examples(recipe.data, BridleFeatureExtractor.from_pretrained(one))
+    rows = np.flatnonzero(examples.folds != 1)
+    _, held = hold_out(examples.labels, rows, 0.25, recipe.seed)
+    model = BridleForAudioClassification.from_pretrained(one).eval()
+    with torch.no_grad():
+        logits = model(**{name: torch.as_tensor(value) for name, value in examples.batch(held).items()}).logits
+    epoch = json.loads((one / "fold.json").read_text())["epoch"]
+    records = map(json.loads, (one / "metrics.jsonl").read_text().splitlines())
+    (kept,) = (record for record in records if record["epoch"] == epoch)
+    labels = torch.as_tensor(examples.labels[held])
+    assert kept["eval_loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-4)
