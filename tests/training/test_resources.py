@@ -1,6 +1,8 @@
 """The memory of a step, estimated from what a small forward pass keeps, and the time that a task takes."""
 
+import gc
 import logging
+import weakref
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
@@ -40,6 +42,28 @@ def test_what_a_pass_keeps_by_hand():
     frozen.first.requires_grad_(False)
     assert resources.kept_bytes(TASK, frozen, {"x": torch.zeros(4, 10)}) == 4 * 4 * 30
     assert resources.kept_bytes(TASK, Layers().requires_grad_(False), {"x": torch.zeros(4, 10)}) == 0
+
+
+def test_what_a_pass_kept_is_freed():
+    model = Layers()
+    resources.kept_bytes(TASK, model, {"x": torch.zeros(4, 10)})
+    weight = weakref.ref(model.first.weight)
+    del model
+    gc.collect()
+    assert weight() is None
+
+
+def parameters_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(each, torch.nn.Parameter) for each in gc.get_objects())
+
+
+def test_a_run_leaves_no_weights_in_memory(tiny_recipe, tmp_path):
+    clips = [np.random.default_rng(seed).normal(size=8000) / 10 for seed in range(12)]
+    options = ["data.dataset=''", "training.max_steps_per_phase=1", f"output_dir={tmp_path}"]
+    before = parameters_in_memory()
+    pretrain(load_recipe(tiny_recipe, options), clips)
+    assert parameters_in_memory() == before
 
 
 def said(monkeypatch, caplog, free: int, **settings) -> list[str]:
