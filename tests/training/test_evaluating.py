@@ -173,10 +173,10 @@ def test_without_labels_nothing_is_asked_of_them(train, tmp_path):
 
 
 def test_how_often_unless_it_is_said(train, tmp_path, caplog):
-    """24 clips and 4 a step: 20 x 24 / 4."""
+    """24 clips and 4 a step: 30 x 24 / 4."""
     with caplog.at_level(logging.INFO):
         train(tmp_path / "run", "phases=[{kind: encoder, steps: 1}]", "evaluate={}")
-    assert "evaluating on 24 clips every 120 steps" in caplog.text
+    assert "evaluating on 24 clips every 180 steps" in caplog.text
 
 
 def test_a_set_in_hand_is_evaluated_on(tiny_recipe, tmp_path):

@@ -33,7 +33,7 @@ from .task import Task
 logger = logging.getLogger(__name__)
 
 OF_LABELS = ("knn", "linear")
-RARELY = 20  # clips trained on for each clip that is looked at, unless `every_steps` says otherwise
+RARELY = 30  # clips trained on for each clip that is looked at, unless `every_steps` says otherwise
 SHARE = 0.05  # of the time that evaluations may take before a warning says so
 ABOUT = "best.json"
 
@@ -48,7 +48,7 @@ class EvaluateArguments(DataArguments):
     `DataArguments` says; without a `label_column` the measures that need no labels are taken alone.
 
     Attributes:
-        every_steps: optimizer steps from one evaluation to the next; by default as many as see 20 clips for each clip
+        every_steps: optimizer steps from one evaluation to the next; by default as many as see 30 clips for each clip
             that is evaluated. The end of a phase counts in any case, and phases that leave the encoder as it is do not.
         max_clips: most clips that are looked at, drawn from all of the set.
         pooling: of the encoder's patches, as for `bridle probe`.
