@@ -61,8 +61,8 @@ FLOORS = [
     {"training"},
     {"quantizer_experiments"},
     {"finetuning"},
-    {"hub"},
     {"loading"},
+    {"hub"},
     {"public"},  # the names that `import bridle_hf` gives
     {"cli"},
     {""},  # the front page, `bridle_hf/__init__.py`

@@ -116,14 +116,17 @@ def put_in_place(path: Path) -> None:
 
 
 def share_files(folder: Path) -> list[Path]:
-    """Let whoever may read a folder read the files in it: safetensors makes files for their owner alone.
+    """Let whoever may read a folder read the weights in it: safetensors makes files for their owner alone.
+
+    Other files stay as they are, and so does what links lead to: they may be somebody's keys.
 
     Returns:
-        The files; none of what is no folder.
+        All files in the folder; none of what is no folder.
     """
     inside = [each for each in folder.rglob("*") if each.is_file()] if folder.is_dir() else []
     for file in inside:
-        file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o066)
+        if file.suffix == ".safetensors" and not file.is_symlink():
+            file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o066)
     return inside
 
 

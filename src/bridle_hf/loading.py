@@ -297,6 +297,20 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
     return model
 
 
+def saved_class(source: str | Path, argument: str = "--model") -> type[PreTrainedModel]:
+    """The class of a saved model, as its config names it.
+
+    Raises:
+        ValueError: there is no such model, or it is none of ours.
+    """
+    check_model(source, argument)
+    architecture = (BridleConfig.from_pretrained(source).architectures or [None])[0]
+    if architecture not in modeling_bridle.__all__:
+        known = ", ".join(modeling_bridle.__all__)
+        raise ValueError(f"{argument} is {str(source)!r}, which holds a {architecture}; it takes one of {known}.")
+    return getattr(modeling_bridle, architecture)
+
+
 def _part(cls: type, missing: list[str]) -> tuple[str, str]:
     """What a model without these weights lacks, and what to give instead."""
     if issubclass(cls, BridleForClassification):

@@ -14,6 +14,7 @@ from bridle_hf.hub import load_official, to_official
 from bridle_hf.hub.convert import RESIDUE, convert, main, reverse
 from bridle_hf.modeling_bridle import BridleForPreTraining, BridleModel
 
+FOUR = {"num_attention_heads": 4}
 HEADS = ["num_attention_heads=4"]
 PLAIN = [*HEADS, "decoder_num_attention_heads=4"]
 # what no shape tells, as words of a command line
@@ -164,6 +165,14 @@ def test_unknown_arguments_of_the_processor(golden, tmp_path):
         (["a={b"], "'a={b': the value is no YAML"),
         (["processor=5"], "`processor` is 5; it takes a mapping"),
         (["processor={men: 1}"], "`processor.men` is no argument"),
+        (["modality=image"], "'modality' is no field of BridleConfig that can be set here; give --modality"),
+        (["folder=x"], "'folder' is no field of BridleConfig that can be set here"),
+        (["return_report=true"], "'return_report' is no field of BridleConfig that can be set here"),
+        (["input_size=5"], "`input_size` is 5; it takes 2 whole numbers"),
+        (["input_size=[512]"], "`input_size` is [512]; it takes 2 whole numbers"),
+        (["input_size=[a, b]"], "`input_size` is ['a', 'b']; it takes 2 whole numbers"),
+        (["position_layout=sin"], "`position_layout` is 'sin'; it takes one of 'grid', 'wrapped', 'flat', 'table'"),
+        (["quantizer_config=5"], "`quantizer_config` is 5; it takes a mapping"),
     ],
 )
 def test_the_command_says_it_in_one_line(words, message, golden, tmp_path, capsys):
@@ -176,6 +185,61 @@ def test_the_command_says_it_in_one_line(words, message, golden, tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         main(given)
     assert f"OUT_DIR is '{tmp_path}/out', and " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_neither_the_checkpoint_nor_the_folder_is_written_over(golden, tmp_path):
+    save_file(golden("finetune_audio")[0], tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="^OUT_DIR is '.*', where CHECKPOINT lies; it takes another folder"):
+        convert(tmp_path / "model.safetensors", tmp_path, num_attention_heads=4)
+    convert(tmp_path / "model.safetensors", tmp_path / "folder", num_attention_heads=4)
+    for name in ("model.safetensors", RESIDUE, "config.json"):
+        kept = (tmp_path / "folder" / name).read_bytes()
+        with pytest.raises(ValueError, match="^OUT_DIR is '.*', in the folder that is read"):
+            reverse(tmp_path / "folder", tmp_path / "folder" / name)
+        assert (tmp_path / "folder" / name).read_bytes() == kept
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_files_of_others_in_the_folder_stay_private(golden, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o755)
+    for private in (tmp_path / "outside", tmp_path / "out" / "id_rsa"):
+        private.touch(mode=0o600)
+    (tmp_path / "out" / "link.safetensors").symlink_to(tmp_path / "outside")
+    convert(golden("finetune_audio")[0], tmp_path / "out", num_attention_heads=4)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in (tmp_path / "outside", tmp_path / "out" / "id_rsa"))
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight"])
+def test_weights_of_other_axes(golden, name):
+    weights, *_ = golden("finetune_audio")
+    for other in (torch.tensor(1.0), torch.ones(3)):
+        with pytest.raises(ValueError, match=f"^The checkpoint's {name} has [01] axes; it takes"):
+            load_official(weights | {name: other}, BridleModel, **FOUR)
+    with pytest.raises(ValueError, match="checkpoint"):
+        load_official(weights | {name: weights[name][..., :3]}, BridleModel, **FOUR)
+
+
+def test_where_no_checkpoint_can_be_written(golden, tmp_path):
+    convert(golden("finetune_audio")[0], tmp_path / "folder", num_attention_heads=4)
+    (tmp_path / "file").write_text("kept")
+    for place, message in (("file/back.pth", "is no folder"), ("folder", "a folder lies where a file is")):
+        with pytest.raises(OSError, match=message):
+            reverse(tmp_path / "folder", tmp_path / place)
+    reverse(tmp_path / "folder", tmp_path / "new" / "back.pth")
+    assert len(load_official(tmp_path / "new" / "back.pth", num_attention_heads=4, cls=BridleModel).state_dict())
+    for name in ("model.safetensors", "config.json"):
+        convert(golden("finetune_audio")[0], tmp_path / "folder", num_attention_heads=4)
+        if name == "config.json":
+            (tmp_path / "folder" / name).write_text("[]")
+        else:
+            weights = load_file(tmp_path / "folder" / name)
+            del weights["bridle.layers.0.mlp.fc1.weight"]  # transformers would draw it at random
+            save_file(weights, tmp_path / "folder" / name, {"format": "pt"})
+        with pytest.raises(ValueError, match="^CHECKPOINT is '.*folder', which (holds no classifier|cannot be read)"):
+            reverse(tmp_path / "folder", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_an_encoder_without_its_norm_makes_no_folder(golden, tmp_path):

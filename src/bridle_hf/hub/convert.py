@@ -6,6 +6,8 @@ bridle convert FOLDER CHECKPOINT --source bridle --reverse
 
 import argparse
 import logging
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..data.modalities import MODALITIES, build_processor, processor_keys
-from ..files import check_writable, share_files
+from ..files import check_writable, share_files, whole_file
+from ..loading import open_model, saved_class
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
@@ -28,6 +31,9 @@ logger = logging.getLogger(__name__)
 # Original values of tensors that the model does not hold (of the tokenizer that it is not) or whose round trip is not
 # bit-identical. Saved next to the model so that `--reverse` is exact.
 RESIDUE = "reference.safetensors"
+
+# What may be given as key=value.
+KEYS = {entry.name for entry in fields(BridleConfig)} - {"modality"} | {"num_labels", "processor"}
 
 # Mean and deviation of the log-mel values a source was trained with, where they are not BRIDLE's.
 NORMALIZATION = {"audiomae": {"mean": -4.2677393, "std": 4.5689974}}
@@ -58,9 +64,12 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
         overrides: fields of `BridleConfig`, see `load_official`.
 
     Raises:
-        ValueError: as `load_official`; or an encoder without its final norm, which no folder can say.
+        ValueError: as `load_official`; an encoder without its final norm, which no folder can say; or `checkpoint` lies
+            in `folder`.
     """
     check_writable(folder, "OUT_DIR")
+    if not isinstance(checkpoint, Mapping) and _lies_in(checkpoint, folder):
+        raise ValueError(f"OUT_DIR is {str(folder)!r}, where CHECKPOINT lies; it takes another folder.")
     modality = modality or ("audio" if source == "bridle" else MASKED_AUTOENCODERS[source].modality)
     beside = ConversionReport()
     state = read_checkpoint(checkpoint, beside)
@@ -90,23 +99,32 @@ def reverse(folder, checkpoint, source="bridle") -> None:
     What `convert` read comes back to the bit, as long as the folder's weights are those it wrote.
 
     Raises:
-        ValueError: the folder holds no BRIDLE model, or the reference has no place for a part or a weight of it.
+        ValueError: the folder holds no BRIDLE model, or one that lacks weights; `checkpoint` is to lie in it; or the
+            reference has no place for a part or a weight of the model.
+        FolderError: `checkpoint` cannot be written.
     """
-    config = BridleConfig.from_pretrained(folder)
-    architecture = (config.architectures or [None])[0]
-    if architecture not in modeling_bridle.__all__:
-        raise ValueError(f"{folder} holds a {architecture}; it takes one of {', '.join(modeling_bridle.__all__)}.")
-    model = getattr(modeling_bridle, architecture).from_pretrained(folder)
+    path = Path(checkpoint)
+    check_writable(path.parent, "the folder of OUT_DIR")
+    if _lies_in(path, folder):
+        raise ValueError(f"OUT_DIR is {str(checkpoint)!r}, in the folder that is read; it takes a file elsewhere.")
+    model = open_model(saved_class(folder, "CHECKPOINT"), folder, "CHECKPOINT")
     state = to_official(model, source)
     residue = Path(folder, RESIDUE)
     if residue.is_file():
         exact = state | load_file(residue)
         if _is_state_of(model, exact, source):
             state = exact
-    if str(checkpoint).endswith(".safetensors"):
-        save_file(state, checkpoint)
-    else:
-        torch.save({"model": state}, checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        if path.suffix == ".safetensors":
+            save_file(state, partial)
+        else:
+            torch.save({"model": state}, partial)
+
+
+def _lies_in(file, folder) -> bool:
+    """Whether a reference's file lies in a model's folder, where one could be written over the other."""
+    return Path(file).resolve().parent == Path(folder).resolve()
 
 
 def _model_class(state, modality: str):
@@ -153,6 +171,9 @@ def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
     given = parser.parse_intermixed_args(arguments)
     if given.reverse and (given.modality or given.overrides):
         parser.error("--reverse takes neither --modality nor key=value: the folder says both")
+    if unknown := next((key for key, _ in given.overrides if key not in KEYS), None):
+        takes = f"give --{unknown}" if unknown in ("modality", "source") else "it takes such as num_attention_heads"
+        parser.error(f"key=value: {unknown!r} is no field of BridleConfig that can be set here; {takes}")
     try:
         if given.reverse:
             reverse(given.input, given.output, given.source)

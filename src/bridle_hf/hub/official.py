@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
 from . import key_maps
-from .sizes import PATCH_WEIGHT, TABLE, infer_config, position_tables
+from .sizes import PATCH_WEIGHT, TABLE, check_axes, infer_config, position_tables
 
 logger = logging.getLogger(__name__)
 
@@ -142,14 +142,11 @@ def _listed(names) -> str:
 def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
     """The weights of a mapping or a file, without wrappers and prefixes."""
     if not isinstance(source, Mapping):
-        if os.fspath(source).endswith(".safetensors"):
-            source = load_file(source)
-        else:
-            source = _load_torch_file(source)
+        source = _load_file(source)
     while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
         report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
         source = source[wrapper]
-    others = [name for name, value in source.items() if not isinstance(value, torch.Tensor)]
+    others = [k for k, value in source.items() if not (isinstance(k, str) and isinstance(value, torch.Tensor))]
     if others or not source:
         raise ValueError(
             "`state_dict_or_path` takes named tensors, alone or under 'model' or 'module'; "
@@ -160,15 +157,19 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
     return {name: value.cpu() for name, value in source.items()}  # tables are compared with ours, which are there
 
 
-def _load_torch_file(path) -> Mapping:
+def _load_file(path) -> Mapping:
     # the reference saves its parsed command line beside the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
+            if os.fspath(path).endswith(".safetensors"):
+                return load_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # whatever a damaged file or a forbidden object leads to
-            raise ValueError(f"`state_dict_or_path` is {path}, which is no file of tensors: {error}") from error
+        except Exception as error:  # whatever a damaged file or a forbidden object leads to; torch says to permit it
+            raise ValueError(
+                f"`state_dict_or_path` is {path}, which is damaged or holds other things than tensors and numbers."
+            ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"`state_dict_or_path` is {path}, which holds a {type(content).__name__}; it takes a mapping.")
     return content
@@ -178,7 +179,7 @@ def our_names(state: dict, modality: str, source: str | None, report) -> tuple[d
     """Our name -> (tensor, the keys it came from), and the map of names that was used.
 
     Raises:
-        ValueError: a name that nobody knows, or a third of a tensor that lacks the others.
+        ValueError: a name that nobody knows, a third of a tensor that lacks the others, or a weight of other axes.
     """
     names, droppable = _choose_map(state, modality, source)
     found, thirds, unknown = {}, {}, []
@@ -197,6 +198,7 @@ def our_names(state: dict, modality: str, source: str | None, report) -> tuple[d
         raise ValueError(f"The checkpoint has unknown keys for modality {modality!r}: {_listed(unknown)}.")
     for ours, parts in thirds.items():
         found[ours] = _join_thirds(ours, parts, names)
+    check_axes(found)
     return found, names
 
 
@@ -306,8 +308,9 @@ def _convert(name: str, tensor: torch.Tensor, found: dict, config: BridleConfig)
             raise ValueError("`decoder_pos_embed` has a position for the CLS token; our decoder takes zero there.")
         return position_tables({name: (tensor, ())}, config.use_cls_token)[name]
     if name.endswith("embeddings.cls_token"):
-        table = found.get(name.replace("cls_token", TABLE))
-        return tensor if table is None else tensor + table[0][:, :1]
+        table, _ = found.get(name.replace("cls_token", TABLE), (None, ()))
+        fits = table is not None and table.shape[2] == tensor.shape[2]  # otherwise the faults say it
+        return tensor + table[:, :1] if fits else tensor
     if name.endswith(".embed") and config.quantizer_config.type == "residual":
         return tensor[:-1]  # without the row for padding
     if name.endswith(".initialized"):

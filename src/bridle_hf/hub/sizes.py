@@ -9,12 +9,23 @@ from math import prod
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
+from ..configuration_bridle import CHOICES, MODALITY_DEFAULTS, BridleConfig, BridleQuantizerConfig
 from ..layers_bridle import POSITION_TABLES
 from .key_maps import REFERENCE_FORMATS, reference_name
 
 PATCH_WEIGHT = "patch_embeddings.projection.weight"
 TABLE = "positions.table"
+# Axes of the weights that sizes are read from, by the ends of their names.
+AXES = {
+    PATCH_WEIGHT: (4, 5),
+    TABLE: (3,),
+    "embeddings.cls_token": (3,),
+    "fc1.weight": (2,),
+    "embed.weight": (2,),
+    "head.weight": (2,),
+    "classifier.weight": (2,),
+    ".embed": (2,),
+}
 
 
 class _Shapes(dict):
@@ -69,6 +80,7 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
     if "classifier.weight" in shapes and "id2label" not in overrides:
         defaults["num_labels"] = shapes["classifier.weight"][0]
     _check_overrides("", overrides, BridleConfig, sizes)
+    _check_kinds(overrides, len(patch_size))
     if (tables := position_tables(found, sizes["use_cls_token"])) or reference.stores_positions:
         defaults |= _infer_positions(tables, shapes[root + "embeddings." + TABLE], sizes, modality, overrides)
     quantizer = overrides.get("quantizer_config") or {}
@@ -79,6 +91,28 @@ def infer_config(found: dict, names: dict, modality: str, overrides: dict) -> Br
         return BridleConfig(**{"modality": modality, **defaults, **sizes, **overrides})
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
+
+
+def check_axes(found: dict):
+    """Raise a `ValueError` for a weight that sizes are read from and that has other axes."""
+    for name, (tensor, keys) in found.items():
+        axes = next((axes for end, axes in AXES.items() if name.endswith(end)), None)
+        if axes and tensor.dim() not in axes:
+            takes = " or ".join(map(str, axes))
+            raise ValueError(f"The checkpoint's {keys[0]} has {tensor.dim()} axes; it takes {takes}.")
+
+
+def _check_kinds(overrides: dict, axes: int):
+    """Check what is worked with before `BridleConfig` checks it."""
+    size, layout = overrides.get("input_size"), overrides.get("position_layout")
+    if "input_size" in overrides and not (
+        isinstance(size, list | tuple) and len(size) == axes and all(isinstance(each, int) for each in size)
+    ):
+        raise ValueError(f"`input_size` is {size!r}; it takes {axes} whole numbers.")
+    if layout not in (None, *(layouts := CHOICES["position_layout"])):
+        raise ValueError(f"`position_layout` is {layout!r}; it takes one of {', '.join(map(repr, layouts))}.")
+    if not isinstance(quantizer := overrides.get("quantizer_config") or {}, dict):
+        raise ValueError(f"`quantizer_config` is {quantizer!r}; it takes a mapping, such as {{num_codebooks: 4}}.")
 
 
 def _check_overrides(where: str, overrides: dict, config_class, sizes: dict):
