@@ -198,8 +198,10 @@ def code_scores(rows, codes, squares=None):
 
 def search_codes(rows, codes):
     """Lowest score of each row (n,) and its code (n,) int64, the first of equals."""
-    # In parts, because the scores of all rows, (n, K), would be the largest tensor of a quantizer.
-    parts = rows.split(SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE)
+    # In parts, because the scores of all rows, (n, K), would be the largest tensor of a quantizer. An exported model
+    # takes any number of rows, and so cannot have a fixed number of parts.
+    size = SEARCHED_ON_CPU if rows.device.type == "cpu" else SEARCHED_ELSEWHERE
+    parts = [rows] if torch.compiler.is_exporting() else rows.split(size)
     squares = codes.square().sum(-1)
     found = [code_scores(part, codes, squares).min(-1) for part in parts]  # on CPU twice as fast as argmin
     return torch.cat([lowest for lowest, _ in found]), torch.cat([index for _, index in found])

@@ -48,7 +48,7 @@ def wrapped_positions(grid: tuple[int, ...], width: int, device=None, frames: in
     out: where the rows wrap must not depend on the clip, or every patch of a shorter one would move.
     """
     frames = frames or grid[0]
-    rows = -(-prod(grid) // frames)
+    rows = (prod(grid) + frames - 1) // frames  # rounded up; ONNX rounds a negative quotient towards zero
     return grid_positions((rows, frames), width, device)[: prod(grid)]
 
 

@@ -38,9 +38,12 @@ def saved(folder, name, modality, **options):
 @pytest.mark.parametrize(
     ("name", "modality", "part", "options"),
     [
-        ("BridleModel", "audio", "encoder", {}),
+        ("BridleModel", "audio", "encoder", {"position_layout": "wrapped"}),
+        pytest.param("BridleModel", "audio", "encoder", {}, marks=SLOW),
         pytest.param("BridleModel", "audio", "encoder", {"position_layout": "table", "pooling": "cls"}, marks=SLOW),
         ("BridleForPreTraining", "audio", "tokenizer", {}),
+        ("BridleForPreTraining", "image", "tokenizer", {}),
+        pytest.param("BridleForPreTraining", "video", "tokenizer", {}, marks=SLOW),
         pytest.param("BridleForAudioClassification", "audio", "classifier", {}, marks=SLOW),
         ("BridleForImageClassification", "image", "classifier", {}),
         pytest.param("BridleModel", "video", "encoder", {}, marks=SLOW),
@@ -55,13 +58,16 @@ def test_a_file_computes_what_the_model_does(name, modality, part, options, tmp_
 
     session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"))
     frames = {"audio": (12, 8), "image": (3, 12, 8), "video": (4, 3, 8, 8)}[modality]
-    values = torch.randn(5, *frames)
+    times = 60 if part == "tokenizer" else 1  # codes of more patches than are searched at once
+    values = torch.randn(5 * times, *frames)
     inputs = {model.main_input_name: values}
     if modality == "audio":
-        inputs["attention_mask"] = (torch.arange(12) < torch.tensor([12, 12, 4, 5, 8])[:, None]).long()
+        mask = (torch.arange(12) < torch.tensor([12, 12, 4, 5, 8])[:, None]).long()
+        inputs["attention_mask"] = mask.repeat(times, 1)
     with torch.no_grad():
         if part == "tokenizer":
-            _, valid = model.bridle.patch_layer.mask_padding(*inputs.values())
+            _, valid = model.bridle.patch_layer.mask_padding(values, inputs.get("attention_mask"))
+            valid = torch.ones(values.shape[0], model.config.num_patches).bool() if valid is None else valid
             expected = {"codes": model.tokenizer.encode(*inputs.values())[valid]}
         else:
             expected = model(**inputs)
@@ -72,6 +78,19 @@ def test_a_file_computes_what_the_model_does(name, modality, part, options, tmp_
         found["codes"] = found["codes"][valid.numpy()]
     for key, value in found.items():
         np.testing.assert_allclose(value, expected[key].numpy(), atol=1e-5)
+
+
+def test_weights_in_a_second_file_are_called_as_the_first(tmp_path, monkeypatch, capsys):
+    """As torch writes models of more than 1.5 GB."""
+    saved(tmp_path / "model", "BridleModel", "image")
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda self, to: save(self, to, external_data=True))
+    main(["export", str(tmp_path / "model"), str(tmp_path / "out" / "a.onnx")])
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert [path.rpartition("/")[2] for path in written] == ["a.onnx", "a.onnx.data"]
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == written
+    (tmp_path / "out").rename(tmp_path / "moved")
+    onnxruntime.InferenceSession(str(tmp_path / "moved" / "a.onnx"))
 
 
 @pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"sampling_rate": 32_000, "num_mel_bins": 64}])
@@ -96,10 +115,12 @@ def test_frames_made_with_numpy_are_the_extractors(options):
         (["{tmp}/none", "{tmp}/a.onnx"], "there is no such folder here"),
         (["{tmp}/model", "{tmp}/a.pt"], "output is '.*a.pt'; it takes the name of a file that ends in .onnx"),
         (["{tmp}/model", "{tmp}/a.onnx", "--part", "classifier"], "which holds no classifier"),
+        (["{tmp}/model", "{tmp}/b.onnx"], "is '.*/b.npz', a folder; it takes the name of a file"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(words, message, tmp_path, capsys):
     saved(tmp_path / "model", "BridleModel", "audio")
+    (tmp_path / "b.npz").mkdir()
     with pytest.raises(SystemExit, match="2"):
         main(["export", *(word.format(tmp=tmp_path) for word in words)])
     last = capsys.readouterr().err.splitlines()[-1]

@@ -37,6 +37,8 @@ def main(arguments=None, prog=None):
         check_output(given.output)
         check_model(given.model, "model")
         modality = MODALITIES[BridleConfig.from_pretrained(given.model).modality]
+        if modality.waveform is not None:
+            check_output(str(Path(given.output).with_suffix(".npz")))
         cls = {"encoder": "BridleModel", "tokenizer": "BridleTokenizer", "classifier": modality.classifier}[given.part]
         model = open_model(getattr(modeling_bridle, cls), given.model, "model").float()
         processor = load_processor(given.model)

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class _Answers(nn.Module):
         self.fields = next(fields for cls, fields in ANSWERS.items() if isinstance(model, cls))
 
     def forward(self, values, attention_mask=None):
+        if isinstance(self.model, BridleTokenizer):  # its `forward` also computes losses, over a known number of rows
+            return (self.model.quantizer.assign(self.model.project(values, attention_mask)),)
         given = {self.model.main_input_name: values}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
@@ -81,9 +84,14 @@ def export_onnx(model: nn.Module, path: str | Path, processor=None) -> list[Path
             verbose=False,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        program.save(partial)
-    written = [path]
+    written = []
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        program.save(Path(beside, path.name))
+        # Of more than 1.5 GB the weights are in a second file, which the first one names; it is there before that.
+        for made in sorted(Path(beside).iterdir(), reverse=True):
+            written.insert(0, path.with_name(made.name))
+            with whole_file(written[0]) as partial:
+                made.rename(partial)
     if isinstance(processor, BridleFeatureExtractor):
         written.append(path.with_suffix(".npz"))
         with whole_file(written[-1]) as partial, partial.open("wb") as file:
