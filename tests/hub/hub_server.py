@@ -18,7 +18,7 @@ class Repository:
     """Commits by their hash, and which one each branch or tag stands for."""
 
     def __init__(self, private):
-        self.private, self.commits, self.refs = private, {}, {}
+        self.private, self.commits, self.refs, self.tags = private, {}, {}, []
         self.commit("main", {}, [])
 
     def commit(self, branch, added, deleted):
@@ -96,9 +96,13 @@ class Hub(BaseHTTPRequestHandler):
         self.send([{"type": "file", "path": p, "size": len(c), "oid": digest(c)} for p, c in files.items()])
 
     def refs(self, name):
-        repository = self.server.repositories[name]
-        branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": s} for n, s in repository.refs.items()]
-        self.send({"branches": branches, "converts": [], "tags": []})
+        if (repository := self.server.repositories.get(name)) is None:
+            return self.fail("RepoNotFound")
+        both = {"branches": [], "tags": [], "converts": []}
+        for name, sha in repository.refs.items():
+            kind, place = ("tags", "tags") if name in repository.tags else ("branches", "heads")
+            both[kind].append({"name": name, "ref": f"refs/{place}/{name}", "targetCommit": sha})
+        self.send(both)
 
     def validate(self):
         self.send({"errors": [], "warnings": []})
@@ -144,7 +148,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def tag(self, name, revision):
         repository = self.server.repositories[name]
-        repository.refs[json.loads(self.body)["tag"]] = repository.sha(revision)
+        tag = json.loads(self.body)["tag"]
+        repository.refs[tag] = repository.sha(revision)
+        repository.tags.append(tag)
         self.send({})
 
     def resolve(self, name, revision, path):

@@ -13,7 +13,7 @@ from tiny import tiny_config
 import bridle_hf
 from bridle_hf.data import build_processor
 from bridle_hf.evaluation.tables import markdown
-from bridle_hf.hub.card import CARDS, is_public, read_finetuning, render_card
+from bridle_hf.hub.card import CARDS, is_public, read_finetuning, read_results, render_card
 from bridle_hf.markdown import code, escape
 
 HOSTILE = [
@@ -195,3 +195,9 @@ def test_what_a_template_asks_for_has_to_be_there(made, tmp_path):
 def test_a_table_of_hostile_cells_has_its_rows_and_columns():
     lines = markdown([{"a": "x|y", "b": "two\nlines"}]).splitlines()
     assert lines == ["| a | b |", "| --- | --- |", "| x\\|y | two lines |"]
+
+
+def test_a_result_with_missing_fields_is_named(tmp_path):
+    (tmp_path / "r.json").write_text('[{"task_type": "audio-classification"}]')
+    with pytest.raises(ValueError, match="r.json: a result has fields that are missing or unknown.*metric_value"):
+        read_results(tmp_path / "r.json")

@@ -1,5 +1,6 @@
 """End to end against a stand-in of the Hub: a release, a second one, and what a user without the package loads."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import bridle_hf
 from bridle_hf.data import build_processor
 from bridle_hf.evaluation import metrics
-from bridle_hf.hub import reload
+from bridle_hf.hub import release, reload
 
 OWNER = """
 import runpy
@@ -27,8 +28,12 @@ def release(folder, *options):
 
 first, second = sys.argv[1:]
 release(first, "--tag", "v1", "--private")
-for name in ("old.safetensors", "notes.txt"):  # left by an earlier release, and by somebody
+for name in ("old.safetensors", "notes.txt", "onnx/a.json"):  # left by an earlier release, and by somebody
     HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id="org/bridle-audio")
+try:
+    release(second, "--tag", "v1")
+except SystemExit:
+    print("a tag twice")
 release(second)
 """
 
@@ -89,7 +94,7 @@ def hub(tmp_path_factory, repository):
         program = [sys.executable, "-c", OWNER, *server.folders]
         done = subprocess.run(program, cwd=repository, env=server.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        server.printed = done.stdout
+        server.printed, server.complained = done.stdout, done.stderr
         yield server
 
 
@@ -106,8 +111,9 @@ def test_a_release_is_one_commit_with_all_files(hub):
     }
     assert {name for name in first if name.endswith(".py")} == {p.name for p in package.glob("*_bridle.py")} - others
     assert {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} <= set(first)
-    assert set(last) == set(first) | {"notes.txt"}  # the old weights are gone, the other file is not
+    assert set(last) == set(first) | {"notes.txt", "onnx/a.json"}  # the old weights are gone, the others are not
     assert first["model.safetensors"] != last["model.safetensors"]
+    assert "a tag twice" in hub.printed and "--tag is 'v1', which org/bridle-audio has already" in hub.complained
     assert 'pipeline("audio-classification", model="org/bridle-audio"' in first["README.md"].decode()
 
 
@@ -119,6 +125,16 @@ def test_a_user_without_the_package_loads_both_revisions_and_a_pipeline(hub, tmp
     assert torch.equal(kept.pop("v1"), hub.biases[0]) and torch.equal(kept.pop("main"), hub.biases[1])
     here = reload.outputs(hub.folders[1])
     assert set(kept) == set(here) and all(torch.equal(kept[name], here[name]) for name in here)
+
+
+def test_the_code_of_a_release_is_its_own(tmp_path):
+    for part in tiny():
+        part.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    named = {name: f"other/repository--{code}" for name, code in config["auto_map"].items()}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"auto_map": named}))
+    release.stage(tmp_path / "model", tmp_path / "out", "org/x")
+    assert "other/repository" not in (tmp_path / "out" / "config.json").read_text()
 
 
 def test_a_metric_loads_from_a_space(hub, tmp_path):

@@ -9,12 +9,14 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.errors import HTTPError
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
 import bridle_hf
 from bridle_hf.data import build_processor
 from bridle_hf.hub import release
-from bridle_hf.hub.card import CARDS, read_results, render_card
+from bridle_hf.hub.card import CARDS, render_card
 from bridle_hf.training import load_recipe
 
 SIZES = {"audio": (32, 32), "image": (32, 32), "video": (4, 32, 32)}
@@ -294,14 +296,21 @@ def test_everything_is_printed_with_its_size_before_it_is_pushed(run, tmp_path, 
     assert len(pushed) > 5 and capsys.readouterr().out == "the commit\n"
 
 
-def test_what_the_hub_answers_is_one_line(run, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("500 Server Error\nRequest ID: 1"), "500 Server Error Request ID: 1"),
+        (HTTPError("Connection refused"), "the Hub cannot be reached: Connection refused"),
+    ],
+)
+def test_what_the_hub_answers_is_one_line(error, said, run, capsys, monkeypatch):
     def push(*_):
-        raise OSError("500 Server Error\nRequest ID: 1")
+        raise error
 
     monkeypatch.setattr(release, "push", push)
     with pytest.raises(SystemExit):
         release.main([str(run / "final"), "--repo-id", "org/x"])
-    assert capsys.readouterr().err.splitlines()[-1].endswith("error: 500 Server Error Request ID: 1")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
 
 
 def test_weights_are_sharded_when_large(run, repository, tmp_path):
@@ -326,6 +335,54 @@ def test_a_release_that_lacks_a_file_or_differs_is_refused(tmp_path):
         release.check(tmp_path)
 
 
+def with_weights(change):
+    """A change of a saved model by a change of its dictionary of weights."""
+
+    def changed(folder):
+        weights = load_file(folder / "model.safetensors")
+        change(weights, "bridle.layers.0.mlp.fc1.weight")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_weights(lambda weights, name: weights.pop(name)), "which holds no encoder; it takes"),
+        (with_weights(lambda weights, name: weights.pop("tokenizer.cold_start.projection")), "holds no tokenizer"),
+        (with_weights(lambda weights, name: weights[name].fill_(torch.nan)), "whose weights hold NaN or inf"),
+        (with_weights(lambda weights, name: weights.update({name: torch.ones(2)})), "some have other sizes"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "which cannot be read"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "whose processor cannot be read"),
+        (lambda folder: (folder.parent / "recipe.yaml").write_text("{a"), "recipe.yaml cannot be read"),
+        (lambda folder: (folder.parent / "recipe.yaml").write_text("name: x"), "recipe.yaml holds no seed, data"),
+        (lambda folder: (folder.parent / "recipe.yaml").write_text("text"), "recipe.yaml holds no seed, data"),
+    ],
+)
+def test_what_cannot_be_released_is_said_before_anything_is_written(change, message, tmp_path):
+    model = save(tmp_path / "run" / "final", *tiny("audio"))
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        release.stage(model, tmp_path / "out", "org/x")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["finetune.yaml", "results.json"])
+def test_records_of_fine_tuning_that_are_none_are_named(name, classifier, tmp_path):
+    (classifier.parent / name).write_text('{"folds": [')
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        release.stage(classifier, tmp_path / "out", "org/x")
+
+
+def test_a_run_is_found_whatever_its_model_is_called(run, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(run / "final")
+    monkeypatch.chdir(run / "final")
+    for number, called in enumerate((".", "../final", tmp_path / "link")):
+        release.stage(called, tmp_path / str(number), "org/x")
+        assert "encoder, tokenizer phases on `org/sounds`" in (tmp_path / str(number) / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -339,9 +396,3 @@ def test_what_is_no_model_is_named(tmp_path, change, message, capsys):
     with pytest.raises(SystemExit):
         release.main([str(tmp_path), "--repo-id", "org/x"])
     assert message in capsys.readouterr().err
-
-
-def test_a_result_with_missing_fields_is_named(tmp_path):
-    (tmp_path / "r.json").write_text('[{"task_type": "audio-classification"}]')
-    with pytest.raises(ValueError, match="r.json: a result has fields that are missing or unknown.*metric_value"):
-        read_results(tmp_path / "r.json")

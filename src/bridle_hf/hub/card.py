@@ -16,6 +16,8 @@ from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
 
 CARDS = Path(str(files("bridle_hf"))) / "cards"  # a card per modality, and what they extend
+# What the cards tell of a run, and so a recipe.yaml or finetune.yaml has.
+PRETRAINED, FINETUNED = ("seed", "data", "training", "phases"), ("seed", "data", "training", "model", "from_scratch")
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
 
 
@@ -116,11 +118,11 @@ def read_results(path):
 def find_run(model_dir):
     """The folder of the pretraining run that a model comes from: its own or the one above, whichever has a recipe.yaml.
     A classifier's is found by the model that its finetune.yaml names. None where there is none."""
-    places = [Path(model_dir), Path(model_dir).parent]
-    if run := next((place for place in places if (place / "recipe.yaml").is_file()), None):
+    if run := next((place for place in _places(model_dir) if (place / "recipe.yaml").is_file()), None):
         return run
-    recipe = next((yaml.safe_load(path.read_text()) for path in _finetune_files(model_dir)), None)
-    return find_run(recipe["model"]) if recipe and not recipe["from_scratch"] else None
+    recipe = next((_read(path, FINETUNED) for path in _finetune_files(model_dir)), None)
+    before = recipe and not recipe["from_scratch"] and Path(recipe["model"]).resolve()
+    return find_run(before) if before and before != Path(model_dir).resolve() else None
 
 
 def read_finetuning(model_dir):
@@ -133,10 +135,10 @@ def read_finetuning(model_dir):
     """
     model_dir = Path(model_dir)
     for path in _finetune_files(model_dir):
-        recipe, scores = yaml.safe_load(path.read_text()), {}
+        recipe, scores = _read(path, FINETUNED), {}
         fold = _fold_of(model_dir)
         found = path.with_name("results.json")
-        results = json.loads(found.read_text()) if found.is_file() else {}
+        results = _read(found, ()) if found.is_file() else {}
         folds = [str(each) for each in results.get("folds", ())]
         if fold in folds:
             main = next(iter(results))  # `per_fold` alone is of the first measure
@@ -156,18 +158,40 @@ def read_finetuning(model_dir):
 def _fold_of(model_dir):
     """The fold that a classifier was tested on, as text: its fold.json tells; otherwise the name of its folder."""
     record, name = model_dir / "fold.json", model_dir.resolve().name.removeprefix("fold-")
-    return str(json.loads(record.read_text()).get("fold", name)) if record.is_file() else name
+    return str(_read(record, ()).get("fold", name)) if record.is_file() else name
 
 
 def _finetune_files(model_dir):
-    paths = (place / "finetune.yaml" for place in (Path(model_dir), Path(model_dir).parent))
+    paths = (place / "finetune.yaml" for place in _places(model_dir))
     return [path for path in paths if path.is_file()]
+
+
+def _places(model_dir):
+    """The folder of a model and the one above it, first as it is called and then where a link leads."""
+    called, real = Path(model_dir).absolute(), Path(model_dir).resolve()
+    return called, called.parent, real, real.parent
+
+
+def _read(path, sections):
+    """The mapping in a YAML or JSON file, in which there are these sections.
+
+    Raises:
+        ValueError: it is none, or lacks one.
+    """
+    try:
+        found = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    lacking = ", ".join(name for name in sections if name not in (found if isinstance(found, dict) else {}))
+    if not isinstance(found, dict) or lacking:
+        raise ValueError(f"{path} holds no {lacking or 'mapping'}, and is of no run; move it away to release without.")
+    return found
 
 
 def _recipe(run):
     """What the run's recipe.yaml says, as nested dicts, or None."""
     path = Path(run or "") / "recipe.yaml"
-    return yaml.safe_load(path.read_text()) if run and path.is_file() else None
+    return _read(path, PRETRAINED) if run and path.is_file() else None
 
 
 def _codebooks(run):

@@ -12,24 +12,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from glob import escape
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .. import modeling_bridle, pipeline_bridle
-from ..configuration_bridle import BridleConfig
+from ..configuration_bridle import AUTO_MAP
 from ..data.modalities import MODALITIES, load_processor
 from ..files import final_of, share_files
+from ..loading import open_model, saved_class
 from . import reload
 from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
 from .licenses import check_license
 
-OURS = ["*.py", "*.json", "*.safetensors"]  # what an earlier release may have left behind
+OURS = (".py", ".json", ".safetensors")  # what an earlier release may have left behind
 
 
 def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB", license=None):
@@ -46,8 +48,8 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         license: of the weights, as the Hub names it.
 
     Raises:
-        ValueError: `model_dir` holds no BRIDLE model, `folder` holds something, `repo_id` or `license` is none, or
-            there is no card.
+        ValueError: `model_dir` holds no BRIDLE model, or one that lacks weights or holds NaN; what lies beside it says
+            nothing of a run; `folder` holds something; `repo_id` or `license` is none; or there is no card.
     """
     check_repo_id(repo_id)
     check_license(license)
@@ -57,25 +59,28 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         raise ValueError(f"--output is {str(folder)!r}, {what}; it takes a new or an empty folder.")
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, which holds no config.json; it takes a saved model.")
-    config = BridleConfig.from_pretrained(model_dir)
-    architecture = (config.architectures or [None])[0]
-    if architecture not in modeling_bridle.__all__:
-        raise ValueError(f"MODEL_DIR holds a {architecture}; it takes one of {', '.join(modeling_bridle.__all__)}.")
+    model = open_model(saved_class(model_dir, "MODEL_DIR"), model_dir, "MODEL_DIR")
+    config = model.config
     card = Path(card or CARDS / f"bridle-{config.modality}.md")
     if not card.is_file():
         raise ValueError(f"--card is {str(card)!r}, which is no file; it takes a template such as those in {CARDS}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    model = getattr(modeling_bridle, architecture).from_pretrained(model_dir)
-    processor, pipeline = load_processor(model_dir), MODALITIES[config.modality].feature_pipeline
+    try:
+        processor = load_processor(model_dir)
+    except OSError as error:
+        raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, whose processor cannot be read: {error}") from error
     is_classifier = isinstance(model, modeling_bridle.BridleForClassification)
+    finetuning = read_finetuning(model_dir) if is_classifier else None
+    text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config.auto_map = AUTO_MAP  # the code beside the weights, whatever repository the model's config named
+    pipeline = MODALITIES[config.modality].feature_pipeline
     if pipeline is not None and not is_classifier:
         task = {"impl": f"pipeline_bridle.{pipeline}", "pt": ["AutoModel"]}
         model.config.custom_pipelines = {f"{config.modality}-feature-extraction": task}
         shutil.copy(pipeline_bridle.__file__, folder)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    finetuning = read_finetuning(model_dir) if is_classifier else None
-    text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
     (folder / "README.md").write_text(text, encoding="utf-8")
     share_files(folder)
 
@@ -102,20 +107,24 @@ def check(folder):
 
 
 def push(folder, repo_id, private=False, tag=None):
-    """Upload a staged folder as one commit; files of an earlier release that it does not have are deleted.
+    """Upload a staged folder as one commit; files of an earlier release that it does not have are deleted, and nothing
+    in a folder of the repository.
 
     Returns:
         `huggingface_hub.CommitInfo`.
 
     Raises:
-        ValueError: `private`, and there is a public repository of this name.
+        ValueError: `private`, and there is a public repository of this name; or it has the tag.
     """
     api = HfApi()
     if private:
         refuse_public(repo_id)
+    if tag:
+        refuse_tag(repo_id, tag)
     api.create_repo(repo_id, private=private or None, exist_ok=True)
+    old = [escape(name) for name in api.list_repo_files(repo_id) if name.endswith(OURS) and "/" not in name]
     message = f"Release {tag}" if tag else "Release"
-    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=OURS)
+    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=old)
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
@@ -139,6 +148,16 @@ def refuse_public(repo_id):
         raise ValueError(f"--private is given and {repo_id} is public; make it private on the Hub, or name another.")
 
 
+def refuse_tag(repo_id, tag):
+    """Raise a `ValueError` if there is a repository of this name and it has the tag."""
+    try:
+        tags = HfApi().list_repo_refs(repo_id).tags
+    except RepositoryNotFoundError:
+        return
+    if tag in [each.name for each in tags]:
+        raise ValueError(f"--tag is {tag!r}, which {repo_id} has already; it takes a new name.")
+
+
 def main(arguments=None, prog="python -m bridle_hf.hub.release"):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", metavar="MODEL_DIR", type=final_of, help="run, or folder of a trained model")
@@ -158,9 +177,13 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
             results = read_results(given.results) if given.results else ()
             if given.private and not given.dry_run:
                 refuse_public(given.repo_id)
+            if given.tag and not given.dry_run:
+                refuse_tag(given.repo_id, given.tag)
             stage(given.model_dir, folder, given.repo_id, given.card, results, license=given.license)
         except (ValueError, OSError, StrictDataclassError, SafetensorError, TemplateError) as error:
             parser.error(" ".join(str(error).split()))
+        except HTTPError as error:
+            parser.error(f"the Hub cannot be reached: {error}")
         compared = check(folder)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         lines = [f"  {path.relative_to(folder)}: {path.stat().st_size:,} bytes\n" for path in files]
@@ -171,8 +194,10 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
             return
         try:
             commit = push(folder, given.repo_id, given.private, given.tag)
-        except (ValueError, OSError) as error:  # of the Hub, or of the way to it
+        except (ValueError, OSError) as error:  # of the Hub
             parser.error(" ".join(str(error).split()))
+        except HTTPError as error:
+            parser.error(f"the Hub cannot be reached: {error}")
         sys.stdout.write(f"{commit.commit_url}\n")
 
 

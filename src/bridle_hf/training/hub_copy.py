@@ -7,7 +7,7 @@ from concurrent.futures import Future, TimeoutError
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from ..files import remove
 
@@ -38,7 +38,7 @@ class HubCopy:
         self.under_way: Future | None = None
         try:
             self.api.create_repo(repo_id, private=private, exist_ok=True)
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        except (HTTPError, HFValidationError, OSError) as error:
             raise ValueError(f"`hub_repo_id` is {repo_id!r}, which cannot be pushed to: {error}") from error
 
     def push(self, checkpoint: Path) -> None:
