@@ -122,6 +122,16 @@ def test_forms_of_sound(listener, folder):
         assert "<svg" in picture and sum(classes.values()) == pytest.approx(1) and (None, None) not in nearest
 
 
+@pytest.mark.parametrize("changes", [{"num_channels": 2}, {"dtype": torch.bfloat16}])
+def test_models_of_two_channels_and_of_half_precision(changes, listener, folder, tmp_path):
+    config = bridle_hf.BridleConfig.from_pretrained(folder / "model", **changes)
+    bridle_hf.BridleForPreTraining(config).to(config.dtype).save_pretrained(tmp_path)
+    bridle_hf.BridleFeatureExtractor(max_length=64, num_channels=config.num_channels).save_pretrained(tmp_path)
+    soundfile.write(tmp_path / "stereo.wav", np.random.default_rng(0).normal(size=(16000, 2)) / 9, 16000)
+    picture, _, nearest, *_ = type(listener)(tmp_path, None, folder / "clips")(str(tmp_path / "stereo.wav"))
+    assert "<svg" in picture and nearest[0]
+
+
 def test_the_classifier_has_a_window_of_its_own(listener, folder):
     extractor = bridle_hf.BridleFeatureExtractor(max_length=32)
     inputs = extractor(tone(930).astype(np.float32), sampling_rate=16000, return_tensors="pt")

@@ -45,7 +45,7 @@ def open_for_sounds(cls, source, argument):
     Raises:
         ValueError: there is none, or it is one of another modality.
     """
-    model = open_model(cls, source, argument).eval()
+    model = open_model(cls, source, argument).float().eval()  # numpy has no bfloat16
     if MODALITIES[model.config.modality].waveform is None:
         raise ValueError(
             f"{argument} is {str(source)!r}, a model of {model.config.modality} data; it takes one of sounds."
@@ -115,7 +115,8 @@ class Listener:
         codes = self.model.tokenizer.encode(values, mask)[0].numpy()
         valid = patch_validity(self.model.bridle, values, mask)[0].numpy()
         grid = self.model.bridle.patch_layer.grid(values)
-        figure = plots.codes_over_picture(values[0].numpy(), codes, valid, grid)
+        drawn = MODALITIES[self.model.config.modality].picture(values[0].numpy(), codes, valid, grid)
+        figure = plots.codes_over_picture(*drawn)
         note = (
             f"<p>The sound is longer: these are its first {window_of(self.extractor):.4g} seconds.</p>"
             if is_cut

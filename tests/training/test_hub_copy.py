@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 from hub_server import serve
+from huggingface_hub.errors import HTTPError
 from runs import differing, weights
 
 from bridle_hf.training import hub_copy, load_recipe, pretrain
@@ -47,6 +48,16 @@ def test_what_cannot_be_pushed_to_is_said_before_the_run(tiny_recipe, tmp_path):
     with pytest.raises(ValueError, match="`hub_repo_id` is 'no name', which cannot be pushed to"):
         pretrain(load_recipe(tiny_recipe, overrides))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_said_before_the_run(tiny_recipe, tmp_path, monkeypatch):
+    class Unreachable:
+        def create_repo(self, *_, **__):
+            raise HTTPError("Connection refused")
+
+    monkeypatch.setattr(hub_copy, "HfApi", Unreachable)
+    with pytest.raises(ValueError, match="which cannot be pushed to: Connection refused"):
+        pretrain(load_recipe(tiny_recipe, [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id=me/owls"]))
 
 
 def test_a_push_that_fails_is_a_warning(tiny_recipe, tmp_path, monkeypatch, caplog):
