@@ -141,6 +141,30 @@ def test_names_of_the_hub_are_shown(made, tmp_path):
     assert "on `org/sounds`, batches of 7" in card(made, run=recipe_in(tmp_path, "org/sounds"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "phases"),
+    [
+        ("encoder-iter1", "encoder"),
+        ("encoder-iter2", "encoder, tokenizer, joint"),
+        ("encoder-iter4", "encoder, tokenizer, joint, encoder, tokenizer"),  # of another run
+        ("final", "encoder, tokenizer, joint, encoder, tokenizer"),
+    ],
+)
+def test_an_encoder_went_through_the_phases_up_to_its_own(made, tmp_path, folder, phases):
+    run, kinds = recipe_in(tmp_path, "org/sounds"), ("encoder", "tokenizer", "joint", "encoder", "tokenizer")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | {"phases": [{"kind": kind} for kind in kinds]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert f"| Pretraining | {phases} phases on" in card(made, run=run, folder=run / folder)
+
+
+def test_an_encoder_alone_has_no_codebooks_to_tell_of(made, tmp_path):
+    run = recipe_in(tmp_path, "org/sounds")
+    (run / "metrics.jsonl").write_text(json.dumps(GOOD) + "\n")
+    assert "## Codebooks" in card(made, run=run)
+    model, processor = made
+    assert "## Codebooks" not in card((model.bridle, processor), run=run)
+
+
 GOOD = {"phase": "encoder-iter1", "phase_index": 0, "step": 2, "codebooks": {"cur": [0.5, 0.25], "ecu": [0.1, 0.2]}}
 
 

@@ -21,7 +21,7 @@ PRETRAINED, FINETUNED = ("seed", "data", "training", "phases"), ("seed", "data",
 CODEBOOK_COLUMNS = {"cur": "CUR", "ecu": "ECU", "perplexity": "perplexity", "residual": "energy left"}
 
 
-def render_card(template, model, processor, repo_id, run=None, results=(), finetuning=None, license=None):
+def render_card(template, model, processor, repo_id, run=None, results=(), finetuning=None, license=None, folder=None):
     """Render a model card as text.
 
     Names of people's are escaped wherever they stand, and of what lies on this machine no path is shown.
@@ -35,6 +35,7 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
         results: `EvalResult`s, for the table and the `model-index`.
         finetuning: of a classifier, what `read_finetuning` found.
         license: what the weights may be used under, as the Hub names it; the card says nothing about it without.
+        folder: of the model; one that is called encoder-iterK went through the phases of its run up to there.
 
     Raises:
         ValueError: `repo_id` is of another form.
@@ -47,7 +48,10 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
     environment.filters["public"] = lambda name: is_public(name, *filter(None, places))
     is_classifier = isinstance(model, BridleForClassification)
     task = MODALITIES[config.modality].task if is_classifier else "feature-extraction"
+    has_tokenizer = hasattr(model, "tokenizer") or hasattr(model, "quantizer")
     recipe = _recipe(run)
+    if recipe and folder:
+        recipe["phases"] = _phases_until(Path(folder).resolve().name, recipe["phases"])
     text = environment.get_template(template.name).render(
         name=repo_id.split("/")[-1],
         repo_id=Markup(repo_id),  # also in code, where nothing may be escaped; nothing of it has to be
@@ -57,11 +61,11 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
         task=task,
         parameters=sum(p.numel() for p in model.parameters()),
         encoder_parameters=sum(p.numel() for p in getattr(model, "bridle", model).parameters()),
-        has_tokenizer=hasattr(model, "tokenizer") or hasattr(model, "quantizer"),
+        has_tokenizer=has_tokenizer,
         classes=len(config.id2label),
         recipe=recipe,
         finetuning=finetuning,
-        codebooks=None if is_classifier else _codebooks(run),
+        codebooks=_codebooks(run) if has_tokenizer else None,
         results=results,
     )
     card = ModelCard(text)
@@ -192,6 +196,13 @@ def _recipe(run):
     """What the run's recipe.yaml says, as nested dicts, or None."""
     path = Path(run or "") / "recipe.yaml"
     return _read(path, PRETRAINED) if run and path.is_file() else None
+
+
+def _phases_until(name, phases):
+    """The phases before a folder of this name was written; all of them unless it is the encoder-iterK of one."""
+    ends = [end for end, phase in enumerate(phases, start=1) if phase["kind"] != "tokenizer"]
+    written = {f"encoder-iter{iteration}": end for iteration, end in enumerate(ends, start=1)}
+    return phases[: written.get(name, len(phases))]
 
 
 def _codebooks(run):

@@ -70,7 +70,7 @@ def stage(model_dir, folder, repo_id, card=None, results=(), max_shard_size="5GB
         raise ValueError(f"MODEL_DIR is {str(model_dir)!r}, whose processor cannot be read: {error}") from error
     is_classifier = isinstance(model, modeling_bridle.BridleForClassification)
     finetuning = read_finetuning(model_dir) if is_classifier else None
-    text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license)
+    text = render_card(card, model, processor, repo_id, find_run(model_dir), results, finetuning, license, model_dir)
 
     folder.mkdir(parents=True, exist_ok=True)
     config.auto_map = AUTO_MAP  # the code beside the weights, whatever repository the model's config named
