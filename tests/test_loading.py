@@ -109,6 +109,25 @@ def test_a_long_file_is_embedded_in_windows_and_layers_are_stacked(run, clips):
     assert codes.shape == (-(-inputs["input_values"].shape[1] // 16), 4, 2)
 
 
+def test_codes_are_decoded_window_by_window(run, clips):
+    """A sound longer than the window of the tokenizer, whose estimator is asked for each window by itself."""
+    loaded = bridle_hf.load(run[0])
+    (codes,) = loaded.tokens(clips[0] / "test_b.flac")
+    tokenizer, (rows, bands) = loaded.tokenizer, loaded.tokenizer.config.grid
+    assert len(codes) > rows
+    found = loaded.decode(codes)
+    assert found.shape == (len(codes), bands, loaded.encoder.config.hidden_size) and found.dtype == np.float32
+    with torch.no_grad():
+        first = tokenizer.decode(torch.tensor(codes[:rows]).reshape(1, rows * bands, 2))
+        rest = tokenizer.decode(torch.tensor(codes[rows : 2 * rows]).reshape(1, -1, 2))
+    np.testing.assert_allclose(found[:rows].reshape(rows * bands, -1), first[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[rows : 2 * rows].reshape(rest.shape[1], -1), rest[0], rtol=0, atol=1e-6)
+    (again,) = loaded.decode([torch.tensor(codes)])
+    np.testing.assert_array_equal(again, found)
+    coarse = loaded.decode(codes[..., :1])
+    assert coarse.shape == found.shape and not np.allclose(coarse, found)
+
+
 def test_arrays_are_their_files_and_a_folder_is_all_of_them(run, clips):
     loaded, (folder, waves) = bridle_hf.load(run[0]), clips
     names = ["a.wav", "c.wav", "test_b.flac"]
@@ -125,7 +144,7 @@ def test_what_cannot_be_used_is_named(run, clips, tmp_path):
     loaded = bridle_hf.load(run[0])
     (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
     for name, message in (("bad.wav", "cannot be decoded"), ("none.wav", "No such file")):
-        with pytest.raises(ValueError, match=rf"{name} \(row 1\) cannot be used: .*{message}"):
+        with pytest.raises(ValueError, match=rf"{name} \(row 1\) cannot be used: .*{message}.*Leave it out"):
             loaded.embed([clips[0] / "a.wav", tmp_path / name])
     with pytest.raises(ValueError, match="sampling_rate is missing; arrays of sounds take it, in Hz"):
         loaded.embed(np.zeros(16000))
@@ -232,6 +251,7 @@ def test_pictures_and_videos_too(tmp_path):
     for given in (tmp_path / "a.png", pixels, Image.fromarray(pixels)):
         np.testing.assert_allclose(loaded.embed(given), expected, rtol=0, atol=1e-5)
     assert loaded.tokens(pixels)[0].shape == (2, 2, 2)
+    assert loaded.decode(loaded.tokens(pixels))[0].shape == (2, 2, loaded.encoder.config.hidden_size)
 
     folder, *_ = save(tmp_path / "video", "BridleForVideoClassification", "video", id2label=LABELS)
     video = counting_video(tmp_path / "a.mp4")

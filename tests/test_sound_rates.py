@@ -70,7 +70,7 @@ def test_the_model_keeps_what_the_recipe_says(run):
     assert -12 < stored["mean"] < -2 and stored["std"] > 1
 
 
-def test_features_have_exact_times(run, sounds, tmp_path):
+def test_features_have_exact_times(run, sounds, tmp_path, caplog):
     final, (rate, _, _) = run
     encoder, processor = bridle_hf.BridleModel.from_pretrained(final), load_processor(str(final))
     write_features(tmp_path / "f.parquet", encoder, DataArguments(str(sounds)), processor, pooling="frames")
@@ -88,6 +88,9 @@ def test_features_have_exact_times(run, sounds, tmp_path):
     np.testing.assert_allclose(found.times, np.arange(4) * UNIT * processor.hop / rate, rtol=1e-7)
     command = ["features", "--model", str(final), "--dataset", str(sounds), "--window-seconds", "0.3"]
     bridle([*command, "--pooling", "frames", "--output", str(tmp_path / "w.parquet")])
+    patch, unit = UNIT * processor.hop / rate, round(0.3 / (UNIT * processor.hop / rate))
+    said = f"windows are {unit * patch:.4g} s long, {unit} whole patches of {patch:.4g} s"
+    assert (said in caplog.messages) == (abs(unit * patch - 0.3) > 1e-9)
     windows = pq.read_table(tmp_path / "w.parquet").to_pylist()
     assert [row["start"] for row in windows] == [row["start"] for row in rows]
     assert np.abs(np.array(windows[0]["last"]) - rows[0]["last"]).max() > 1e-4  # windows of 0.3 s, and not of 64 frames

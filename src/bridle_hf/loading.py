@@ -186,6 +186,32 @@ class LoadedModel:
         rows = code_rows(tokenizer, data, self.processor, batch_size, dataset)
         return [row["codes"] for row in _without_bad(rows)]
 
+    def decode(self, codes: Any) -> np.ndarray | list[np.ndarray]:
+        """What codes stand for: an estimate of the encoder's features, and no sound or picture.
+
+        Args:
+            codes: of a clip, (*grid, M) as `tokens` gives them, an array or tensor; or a list of them. The first
+                codebooks alone will do, `codes[..., :2]`. Those of a long sound are decoded window by window.
+
+        Returns:
+            float32 (*grid, D), or a list of them. In the cold start D counts patch embeddings.
+
+        Raises:
+            ValueError: the model has no tokenizer.
+        """
+        if isinstance(codes, list):
+            return [self.decode(each) for each in codes]
+        tokenizer, codes = self.tokenizer, torch.as_tensor(codes, device=self.model.device)
+        has_length = MODALITIES[tokenizer.config.modality].waveform is not None
+        windows = codes.split(tokenizer.config.grid[0]) if has_length else [codes]
+        found = []
+        with torch.no_grad():
+            for window in windows:
+                *grid, books = window.shape
+                features = tokenizer.decode(window.reshape(1, -1, books), tuple(grid))  # (1, N, D)
+                found.append(features.float().cpu().numpy().reshape(*grid, -1))
+        return np.concatenate(found)
+
     def classify(
         self,
         clips: Any,
@@ -248,7 +274,7 @@ def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
     try:
         yield from rows
     except BadShareError as error:
-        raise ValueError(f"{error.name} cannot be used: {error.reason}") from error
+        raise ValueError(f"{error.name} cannot be used: {error.reason}. Leave it out.") from None  # it names settings
 
 
 def check_model(source: str, argument: str = "--model") -> None:

@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -67,3 +68,27 @@ def test_a_column_that_is_empty_at_first_holds_text(tmp_path, monkeypatch):
     rows = [{"name": str(i), "note": None if i < 3 else i} for i in range(5)]
     Parts(tmp_path / "rows.parquet", "").write(rows)
     assert pq.read_table(tmp_path / "rows.parquet")["note"].to_pylist() == [None, None, None, "3", "4"]
+
+
+def test_classes_are_written_by_name(sounds, pretrained, tmp_path):
+    for name, clip in (("sea", "0.wav"), ("dog", "1.wav"), ("sea", "2.wav")):
+        (sounds / name).mkdir(exist_ok=True)
+        (sounds / clip).rename(sounds / name / clip)
+    for rows in written(DataArguments(str(sounds)), pretrained, tmp_path):
+        assert sorted((row["clip_name"][-5], row["label"]) for row in rows) == [
+            ("0", "sea"),
+            ("1", "dog"),
+            ("2", "sea"),
+        ]
+
+
+def test_lists_of_classes_and_missing_ones_are_written_by_name(sounds, pretrained, tmp_path):
+    one = datasets.ClassLabel(names=["dog", "sea"])
+    types = datasets.Features(audio=datasets.Value("string"), one=one, several=datasets.List(one))
+    found = {"audio": [str(sounds / f"{i}.wav") for i in range(3)], "one": [1, -1, None], "several": [[0, 1], [], [1]]}
+    datasets.Dataset.from_dict(found, features=types).to_parquet(tmp_path / "table.parquet")
+    for rows in written(
+        DataArguments(str(tmp_path), files="table.parquet", input_column="audio"), pretrained, tmp_path
+    ):
+        assert [row["one"] for row in rows] == ["sea", None, None]
+        assert [row["several"] for row in rows] == [["dog", "sea"], [], ["sea"]]

@@ -70,6 +70,11 @@ def test_quality_against_plain_loops(model, clips):
     assert quality["bag_of_codes"] == 1.0  # the two classes differ in level
 
 
+def test_folds_are_drawn_where_there_are_none(model, clips):
+    quality = tokenizer_quality(model.tokenizer, replace(clips, folds=None))
+    assert list(quality["bag_of_codes_per_fold"]) == [1, 2, 3, 4, 5] and quality["bag_of_codes"] == 1.0
+
+
 def test_positions_in_the_cold_start_show_as_position_information(clips):
     quiet = replace(clips, clips=[np.float32(0.05) * clip for clip in clips.clips])  # positions are louder
     told = {}

@@ -214,6 +214,13 @@ def test_commas_in_the_names_of_single_classes_are_no_separators():
     assert finetuning.joined_label(["a,b", "b,c", "c,a"]) == "a,b"
 
 
+def test_fewer_epochs_than_those_of_the_warm_up_are_said(caplog):
+    FinetuneTraining(epochs=3, warmup_epochs=2)
+    assert not caplog.messages
+    FinetuneTraining(epochs=3, warmup_epochs=20)
+    assert "training.warmup_epochs is 20 and training.epochs 3" in caplog.text
+
+
 def test_a_fold_column_of_text_takes_numbers(recipe, tones, tmp_path):
     rows = Dataset.from_parquet(str(tones / "train.parquet"))
     (tmp_path / "set").mkdir()

@@ -63,6 +63,16 @@ def test_a_phase_cut_short_keeps_its_share_of_warm_up(schedule):
     assert (phase.steps, phase.warmup_steps) == (10, 2)
 
 
+def test_a_phase_that_warms_up_to_its_end_is_said(schedule, caplog):
+    schedule("phases=[{kind: encoder, steps: 10, warmup_steps: 9}]")
+    assert not caplog.messages
+    (phase,) = schedule("phases=[{kind: encoder, steps: 10, warmup_steps: 20}]")
+    assert phase.warmup_steps == 10
+    (line,) = set(caplog.messages)
+    assert line.startswith("`phases.0`: the warm-up of 20 steps leaves none of its 10 steps")
+    assert line.endswith("lower `phases.0.warmup_steps`")
+
+
 def test_a_phase_without_a_length_is_refused(tiny_recipe):
     """When the recipe is read, before anything is opened."""
     with pytest.raises(RecipeError, match="`phases.0` has no length"):

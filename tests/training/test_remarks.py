@@ -35,7 +35,7 @@ def test_what_a_record_gives_reason_to_warn_of(phase):
     lost = phase.remarks(model, healthy | {"codebooks": {"perplexity": [1.0, *sizes[1:]]}})["codebooks"]
     assert f"codebook 1 of {len(sizes)} uses its {sizes[0]} codes as if they were 1.0" in lost
     chance = phase.remarks(model, healthy | {"cross_entropy": [log(size) for size in sizes]})["prediction"]
-    assert f"{sum(map(log, sizes)):.2f} by chance" in chance
+    assert f"{sum(map(log, sizes)) / len(sizes):.2f} by chance" in chance
     assert phase.remarks(model, {"evaluate": {"rankme": 2.0}}) == phase.remarks(model, {"evaluate": {"knn": 0.1}}) == {}
     assert "RankMe 1.0" in phase.remarks(model, {"evaluate": {"rankme": 1.0}})["features"]
 

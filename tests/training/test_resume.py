@@ -323,12 +323,20 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_data_is_opened(tmp_p
         train(tiny_recipe, f"output_dir={tmp_path / 'file' / 'run'}")
 
 
-def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, tiny_recipe):
+@pytest.mark.parametrize(
+    ("changed", "other"),
+    [
+        ("seed", "seed=5"),
+        ("phases", "phases=[{kind: encoder, steps: 2}]"),
+        ("phases", "phases=[{kind: encoder, steps: 1}, {kind: tokenizer, steps: 1}]"),
+    ],
+)
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, tiny_recipe, changed, other):
     overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 1}]")
     train(tiny_recipe, *overrides)
     train(tiny_recipe, *overrides)  # finished: nothing to do
-    with pytest.raises(ValueError, match=r"holds the finished run of another recipe \(changed: seed\)"):
-        train(tiny_recipe, *overrides, "seed=5")
+    with pytest.raises(ValueError, match=rf"holds the finished run of another recipe \(changed: {changed}\)"):
+        train(tiny_recipe, *overrides, other)
 
 
 def test_a_signal_before_the_first_step_ends_the_process(tmp_path, tiny_recipe, monkeypatch):

@@ -1,7 +1,7 @@
 """What probes say of single clips: `bridle probe --output` writes the files.
 
     bridle compare first.csv                # confusions, and the clips that were got wrong
-    bridle compare first.csv second.csv     # the difference of two probes on the same clips, with its interval
+    bridle compare first.csv second.csv     # the second probe less the first on the same clips, with its interval
 
 Of several seeds a clip counts with the share that got it right. Of clips with several labels it is the mean average
 precision of each fold that counts, and instead of confusions there are the classes with their precisions, lowest first.

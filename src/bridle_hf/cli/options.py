@@ -1,6 +1,7 @@
 """Options that several commands share: the recipe with its overrides, and the data to read."""
 
 import argparse
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from ..clip_features_bridle import choose_layers
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES
+
+logger = logging.getLogger(__name__)
 
 OVERRIDE = re.compile(r"[\w.]+=")
 
@@ -140,7 +143,10 @@ def given_window(given: Any, processor: Any, config: BridleConfig) -> int | None
         raise ValueError(
             f"--window-seconds is given; the model takes {config.modality} data, which has no such windows."
         )
-    return max(unit, round(given.window_seconds / seconds) * unit)
+    patches = max(1, round(given.window_seconds / seconds))
+    if not math.isclose(patches * seconds, given.window_seconds):
+        logger.info("windows are %.4g s long, %d whole patches of %.4g s", patches * seconds, patches, seconds)
+    return patches * unit
 
 
 def add_pad_short(parser: argparse.ArgumentParser) -> None:

@@ -53,6 +53,7 @@ from .options import (
 )
 from .process import device, log_progress
 
+KNOBS = {"linear": "C", "knn": "k", "gradient": "learning_rate", "attentive": "learning_rate"}  # as it is printed
 MODALITY_OF = {baseline: name for name, modality in MODALITIES.items() for baseline in modality.baselines}
 
 
@@ -82,7 +83,11 @@ def parse_arguments(arguments, prog):
     )
     parser.add_argument("--output", help="CSV file of what is said of every tested clip, for `bridle compare`")
     parser.add_argument(
-        "--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="of random weights and drawn folds"
+        "--seeds",
+        nargs="+",
+        type=number(int, 0),
+        default=[0, 1, 2],
+        help="of random weights and drawn folds; 0 1 2 by default",
     )
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     given = parser.parse_args(arguments)
@@ -194,7 +199,7 @@ class Outcome:
             "seeds": seeds,
             "kind": given.kind,
             "interval": measured["interval"],
-            "C": [list(folds.values()) for folds in self.chosen.values()],
+            KNOBS[given.kind]: [list(folds.values()) for folds in self.chosen.values()],
             "features": given.baseline or given.model,
             "layer": given.layers[0] if given.layers and len(given.layers) == 1 else given.layers,
             "pooling": pooling,

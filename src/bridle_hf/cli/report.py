@@ -3,7 +3,8 @@
     bridle report --model runs/demo --dataset DIR --output report.html
     bridle report --model runs/demo/final --dataset DIR --label-column label --fold-column fold
 
-With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels and folds add the bag-of-codes accuracy.
+With a run's folder, its final/ is measured and its metrics.jsonl drawn. Labels add the bag-of-codes accuracy, tested on
+the given folds, or on five that are drawn.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def main(arguments=None, prog=None):
         check_data(data, processor, "--dataset")
         results = read_results(given.results) if given.results else ()
     # The bag of codes is tested fold by fold.
-    check = partial(check_probe, several=True) if given.label_column and given.fold_column else None
+    check = partial(check_probe, several=True) if given.label_column else None
     with reading(parser):
         examples = load_examples(data, processor, check=check, for_training=False)
     model.to(device())

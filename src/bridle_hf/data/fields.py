@@ -27,6 +27,11 @@ def type_of(types: Types, column: str) -> Any:
     return found
 
 
+def class_names(feature: Any) -> list[str] | None:
+    """The names of the classes that numbers, or lists of numbers, of this type stand for; None of another type."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
 def field_of(example: dict, column: str) -> Any:
     """The value of a column or field; None of a field that an example lacks."""
     if column in example:

@@ -12,7 +12,7 @@ import numpy as np
 from .arguments import DataArguments
 from .bad_share import is_short
 from .duplicates import Duplicates
-from .fields import field_of, type_of
+from .fields import class_names, field_of, type_of
 from .labels import is_missing
 from .modalities import modality_of
 from .source import Source, is_shard, open_source
@@ -106,8 +106,7 @@ def _columns(source: Source, data: DataArguments) -> dict[str, list[str] | None]
     types = dict(source.dataset.features or {})
     chosen = [data.label_column, data.fold_column, *(name for name in types if _tells_a_class(name, types[name]))]
     chosen = dict.fromkeys(name for name in chosen if name)
-    numbered = {name: type_of(types, name) for name in chosen}
-    return {name: getattr(getattr(each, "feature", each), "names", None) for name, each in numbered.items()}
+    return {name: class_names(type_of(types, name)) for name in chosen}
 
 
 def _tells_a_class(name: str, feature) -> bool:

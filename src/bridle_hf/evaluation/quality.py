@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ..codebook_metrics import bag_of_codes_accuracy, churn, code_counts, mutual_information, residual_energy, usage
 from ..modeling_bridle import run
+from .cross_validation import outer_folds
 from .features import batches, patch_validity
 
 
@@ -92,7 +93,7 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
 
     Args:
         tokenizer: `BridleTokenizer`.
-        examples: `Examples` of held-out clips, for the bag of codes with `labels` and `folds`.
+        examples: `Examples` of held-out clips, for the bag of codes with `labels`; without `folds` five are drawn.
         previous_codes: codes (n, N, M) of an earlier checkpoint for the same clips, for the churn.
         tokens: what `tokenize` gives for these clips, where it is known already.
 
@@ -101,8 +102,11 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
         `residual_energy`, `residual_norm`, `code_norm` (see `stage_statistics`; None without residuals);
         `position_information` and `first_code_information` (bits shared with the patch's position and with the first
         code, bias-corrected); `churn` (None without `previous_codes`).
-        And `bag_of_codes` (mean accuracy) with `bag_of_codes_per_fold` (None without labels and
-        folds), `patches` (number of patches measured).
+        And `bag_of_codes` (mean accuracy) with `bag_of_codes_per_fold` (None without labels, or with several of a
+        clip), `patches` (number of patches measured).
+
+    Raises:
+        LabelError: the labels are too few to draw folds of.
     """
     codes, valid = tokens or tokenize(tokenizer, examples, batch_size)
     size = tokenizer.config.quantizer_config.codebook_sizes
@@ -116,8 +120,9 @@ def tokenizer_quality(tokenizer, examples, previous_codes=None, batch_size=32, t
     quality["first_code_information"] = [mutual_information(stage, rows[:, 0]) for stage in rows.T]
     quality["churn"] = None if previous_codes is None else churn(previous_codes[valid], rows).tolist()
     quality["bag_of_codes"] = quality["bag_of_codes_per_fold"] = None
-    if examples.labels is not None and examples.labels.ndim == 1 and examples.folds is not None:
-        per_fold = bag_of_codes_accuracy(codes, valid, size, examples.labels, examples.folds)
+    if examples.labels is not None and examples.labels.ndim == 1:
+        folds = outer_folds(examples.labels, examples.folds)
+        per_fold = bag_of_codes_accuracy(codes, valid, size, examples.labels, folds)
         quality["bag_of_codes"], quality["bag_of_codes_per_fold"] = float(np.mean(list(per_fold.values()))), per_fold
     return quality
 

@@ -11,6 +11,7 @@ import torch
 
 from ..clip_features_bridle import window_hop
 from ..data.cache import open_clips
+from ..data.fields import class_names
 from ..data.media import BadClipError
 from ..data.modalities import modality_of
 from ..data.source import MARK
@@ -132,10 +133,20 @@ class OwnColumns:
     def __init__(self, source, ours: Collection[str]):
         self.left_out = {source.input_column, MARK}
         self.ours, self.names = set(ours), {}
+        self.classes = {name: class_names(feature) for name, feature in (source.dataset.features or {}).items()}
 
     def of(self, example: dict) -> dict:
-        """The columns of one example."""
-        return {self._name(name, example): value for name, value in example.items() if name not in self.left_out}
+        """The columns of one example, with the names of classes in place of their numbers."""
+        kept = {name: value for name, value in example.items() if name not in self.left_out}
+        return {self._name(name, example): self._named(name, value) for name, value in kept.items()}
+
+    def _named(self, column: str, value):
+        names = self.classes.get(column)
+        if names is None or value is None:
+            return value
+        if isinstance(value, list):
+            return [names[each] for each in value]
+        return names[value] if value >= 0 else None  # -1 stands for no label
 
     def _name(self, name: str, example: dict) -> str:
         if name not in self.names:

@@ -1,5 +1,6 @@
 """The recipe of fine-tuning: what a YAML file of `bridle finetune` holds."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,6 +14,8 @@ from ..recipe_reader import RecipeError, config_keys
 from ..training.arguments import check_optimizer
 from ..training.tracking import check_tracker
 from .lora import TARGETS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,6 +108,11 @@ class FinetuneTraining:
         if unknown := set(self.lora_target_modules or ()) - set(TARGETS):
             raise ValueError(f"`lora_target_modules` has {sorted(unknown)}; it takes some of {', '.join(TARGETS)}.")
         check_optimizer(self, "learning_rate", "weight_decay", "warmup_epochs", "max_grad_norm")
+        if self.warmup_epochs >= self.epochs:
+            logger.warning(
+                "training.warmup_epochs is %g and training.epochs %d: no epoch has the full learning rate; lower "
+                "training.warmup_epochs", self.warmup_epochs, self.epochs,
+            )  # fmt: skip
         for name in ("mixup_alpha", "lora_alpha"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is {value}; it takes a number above 0.")

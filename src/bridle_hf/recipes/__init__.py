@@ -35,4 +35,6 @@ def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
     close = [each for end in similar for each in names if each.endswith(f"/{end}")]
     close.sort(key=lambda each: each.partition("/")[0] != group)  # those of the same group first
     hint = f" Did you mean {' or '.join(close[:3])}?" if close else ""
+    if path.is_dir():
+        hint = f" A folder of data is given beside a recipe: audio/own_small data.dataset={recipe}"
     raise RecipeError(f"{str(recipe)!r} is neither a file nor a recipe of the package in {FOLDER}.{hint}")

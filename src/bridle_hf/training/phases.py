@@ -328,6 +328,11 @@ def _lengths(phase: Phase, key: str, training, num_processes: int) -> tuple[int,
         has = "no length" if steps is None else f"{steps} steps"
         raise RecipeError(f"`{key}` has {has}; it takes `steps` or `epochs` that make at least one step.")
     warmup = in_steps(phase.warmup_steps, phase.warmup_epochs)
+    if warmup is not None and warmup >= steps:
+        logger.warning(
+            "`%s`: the warm-up of %d steps leaves none of its %d steps at the full learning rate; lower `%s.warmup_%s`",
+            key, warmup, steps, key, "epochs" if phase.warmup_steps is None else "steps",
+        )  # fmt: skip
     warmup = steps // 10 if warmup is None else min(warmup, steps)
     if limit is not None and steps > limit:
         steps, warmup = limit, warmup * limit // steps

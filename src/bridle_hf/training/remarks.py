@@ -30,7 +30,8 @@ def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: i
 
 def prediction_remarks(record: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, str]:
     """Warn of an encoder that predicts masked codes no better than by chance."""
-    found, chance = sum(record.get("cross_entropy", [])), sum(map(log, sizes))  # a tokenizer phase predicts nothing
+    # means over the codebooks, as the loss is; a tokenizer phase predicts nothing
+    found, chance = sum(record.get("cross_entropy", [])) / len(sizes), sum(map(log, sizes)) / len(sizes)
     if found < NO_BETTER_THAN_CHANCE * chance:
         return {}
     return {

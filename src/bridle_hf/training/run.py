@@ -211,7 +211,8 @@ class Run:
                 f"{checkpoint.path} belongs to one of {before['phase_steps']} steps with {before['num_processes']}. "
                 "Keep batch_size * gradient_accumulation_steps * processes as it was."
             )
-        if changed and self.is_finished(checkpoint):
+        # By its own recipe: longer phases do not make it one that was stopped.
+        if changed and checkpoint.step == before["phase_steps"] and self.tasks[-1].is_exported(self.folder):
             raise CheckpointError(
                 f"output_dir={self.folder} holds the finished run of another recipe (changed: {changed}). "
                 "Give another output_dir, or resume=never to train again."
