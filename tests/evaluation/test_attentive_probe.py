@@ -216,7 +216,9 @@ def test_several_poolings_give_a_line_each_as_if_alone(tones, pretrained, capsys
         main([*words, *poolings])
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    assert reports("mean", "bands", "mean") == reports("mean") + reports("bands")
+    both = reports("mean", "bands", "mean")
+    assert both == reports("mean") + reports("bands")
+    assert all(1 <= k <= 50 for report in both for chosen in report["k"] for k in chosen) and "C" not in both[0]
 
 
 def test_a_mean_of_layers_is_written(tones, pretrained, tmp_path, capsys):

@@ -63,12 +63,15 @@ def test_videos(tmp_path, capsys):
     folder.mkdir()
     for number, grey in enumerate((40, 200)):
         write_video(folder / f"{number}.mp4", np.full((20, 32, 32, 3), grey, np.uint8), rate=12)
-    found = measured(capsys, folder, "--modality", "video")
+    found = measured(capsys, folder)
     assert found["image_mean"] == pytest.approx([120 / 255] * 3, abs=0.01)
     assert found["image_std"] == pytest.approx([80 / 255] * 3, abs=0.01)
+    (folder / "moving.gif").write_bytes((folder / "0.mp4").read_bytes())
+    for each in folder.glob("*.mp4"):
+        each.unlink()
     with pytest.raises(SystemExit, match="2"):
         bridle(["measure", "--dataset", str(folder)])
-    assert "may be audio or video; it takes a --modality." in capsys.readouterr().err.splitlines()[-1]
+    assert "may be image or video; it takes a --modality." in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_measures_what_is_auto(pictures, tmp_path):

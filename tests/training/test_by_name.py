@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import bridle_hf
 from bridle_hf.training import RecipeError, load_recipe, pretrain
@@ -36,7 +38,18 @@ def test_a_folder_stands_for_that_of_the_recipe(tiny_recipe, sounds, tmp_path):
     assert written["data"]["dataset"] == str(sounds)
 
 
-def test_what_it_does_not_take_is_named(tiny_recipe, waveforms):
+def test_runs_of_one_process_have_each_its_own_precision(tiny_recipe, waveforms, tmp_path):
+    def weights(name, precision):
+        training = {"max_steps_per_phase": 1, "mixed_precision": precision}
+        folder = pretrain(tiny_recipe, waveforms, output_dir=tmp_path / name, training=training)
+        return load_file(folder / "model.safetensors")
+
+    first, half, again = weights("first", "no"), weights("half", "bf16"), weights("again", "no")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], half[name]) for name in first)
+
+
+def test_what_it_does_not_take_is_named(tiny_recipe, waveforms, tmp_path):
     with pytest.raises(RecipeError, match="unknown key `training.batchsize`.*did you mean batch_size"):
         pretrain(tiny_recipe, waveforms, output_dir="x", training={"batchsize": 2})
     with pytest.raises(
@@ -45,6 +58,8 @@ def test_what_it_does_not_take_is_named(tiny_recipe, waveforms):
         pretrain(tiny_recipe, waveforms, output_dir="x", **{"training.batch_size": "two"})
     with pytest.raises(RecipeError, match="neither a file nor a recipe of the package.*Did you mean audio/own_small"):
         pretrain("audio/own_smal", waveforms)
+    with pytest.raises(RecipeError, match="A folder of data is given beside a recipe: audio/own_small data.dataset=.*"):
+        pretrain(str(tmp_path), output_dir="x")
     recipe = load_recipe(tiny_recipe, {"output_dir": "x"})
     with pytest.raises(TypeError, match="pretrain got seed and a recipe that was read"):
         pretrain(recipe, waveforms, seed=1)

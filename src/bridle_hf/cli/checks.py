@@ -216,13 +216,15 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
 
 def modalities_of_files(dataset: str) -> list[str]:
-    """The modality that can read most files of a folder, or those that can read equally many; [] of no folder."""
+    """The modality that can read most files of a folder, or those that can read equally many; [] of no folder. A folder
+    of videos is one of videos, although their sound can be read, too."""
     folder = Path(dataset).expanduser()
     if not folder.is_dir():
         return []
     ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)
     counts = {name: sum(ends[end] for end in each.extensions()) for name, each in MODALITIES.items()}
-    return [name for name, count in counts.items() if count and count == max(counts.values())]
+    best = [name for name, count in counts.items() if count and count == max(counts.values())]
+    return ["video"] if best == ["audio", "video"] else best
 
 
 def has_column(data: DataArguments, processor, column: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 
@@ -57,6 +58,8 @@ def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelera
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
     )
+    # Precision and compilation of an earlier run in this process, which Accelerate would keep for its life.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         cpu=not torch.accelerator.is_available(),
