@@ -8,9 +8,11 @@ import torch
 from tiny import padded_pair, tiny_config, values_for
 
 from bridle_hf.layers_bridle import BridleAttention
+from bridle_hf.losses_bridle import masked_mean
 from bridle_hf.modeling_bridle import (
     BridleForAudioClassification,
     BridleForImageClassification,
+    BridleForPreTraining,
     BridleForVideoClassification,
     BridleModel,
     BridleTokenizer,
@@ -337,3 +339,24 @@ def test_a_classifier_mask_of_another_rank_is_named():
         ValueError, match=r"`classifier_mask_ratio` is \(0.2, 0.2\); it takes 3 numbers, one per axis, or 1"
     ):
         model(torch.zeros(1, 4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_mean_over_real_patches_is_that_of_the_patches_alone_in_every_precision(dtype):
+    """511 patches sum up to more than float16 holds, and bfloat16 has no 511."""
+    tokens = torch.tensor([1.0, 60.0, 200.0], dtype=dtype).expand(1, 600, 3)
+    for count in (301, 511):
+        mean = masked_mean(tokens, torch.arange(600)[None] < count)
+        assert mean.dtype == dtype and torch.equal(mean, tokens[:, 0])
+
+
+@pytest.mark.parametrize("cls", [BridleForPreTraining, BridleForAudioClassification, BridleTokenizer])
+def test_a_config_that_asks_for_tuples_gets_them(cls):
+    """Models within a model give what the outer one reads by name all the same."""
+    model, values = build(cls, tiny(cold_start=cls is not BridleTokenizer)), values_for(tiny())
+    expected = [value for value in model(values).to_tuple() if torch.is_tensor(value)]
+    model.config.return_dict = False
+    found = model(values)
+    assert isinstance(found, tuple)
+    found = [value for value in found if torch.is_tensor(value)]
+    assert len(found) == len(expected) and all(map(torch.equal, found, expected))

@@ -364,5 +364,5 @@ def pick_input(model, input_values, pixel_values) -> torch.Tensor:
 
 
 def run(model, values, attention_mask=None, **kwargs):
-    """Call a model with `values` under the name its modality gives them."""
-    return model(**{model.main_input_name: values}, attention_mask=attention_mask, **kwargs)
+    """Call a model with `values` under the name its modality gives them; never a tuple, whatever the config says."""
+    return model(**{model.main_input_name: values}, attention_mask=attention_mask, return_dict=True, **kwargs)

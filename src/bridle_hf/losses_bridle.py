@@ -67,8 +67,10 @@ def masked_mean(hidden_states, valid=None):
     """Mean over the patches of (B, n, D) that are `valid` (B, n); all of them when that is None."""
     if valid is None:
         return hidden_states.mean(dim=1)
-    weight = valid.to(hidden_states.dtype)[..., None]  # (B, n, 1)
-    return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    # in float32 at least, as `mean` adds up: sums of hundreds of patches overflow float16, and bfloat16 rounds counts
+    weight = valid.to(torch.promote_types(hidden_states.dtype, torch.float32))[..., None]  # (B, n, 1)
+    mean = (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return mean.to(hidden_states.dtype)
 
 
 def count_real(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
