@@ -98,7 +98,8 @@ def pool(hidden_states, valid, pooling, has_cls, grid) -> torch.Tensor:
     if pooling not in STD:
         return mean
     variance = (weight * (rows - mean[:, None]).square()).sum(dim=1)
-    return torch.cat([mean, variance.sqrt()], dim=-1)
+    constant = variance == 0  # there the slope of the root is infinite, and the gradient would be NaN
+    return torch.cat([mean, variance.masked_fill(constant, 1.0).sqrt().masked_fill(constant, 0.0)], dim=-1)
 
 
 def window_hop(size: int, overlap: float, unit: int) -> int:

@@ -46,6 +46,18 @@ def test_pooling_by_hand():
             torch.testing.assert_close(short, torch.tensor([values]))
 
 
+@pytest.mark.parametrize("pooling", ["mean_std", "bands_std"])
+def test_a_deviation_of_zero_has_a_gradient(pooling):
+    """Of one clip with one step in time, all weights became NaN."""
+    tokens = torch.randn(2, 6, 3, requires_grad=True)
+    with torch.no_grad():
+        tokens[0, 0] = tokens[0, 1]
+    valid = torch.tensor([[True] * 2 + [False] * 4, [True] * 6])
+    found = pool(tokens, valid, pooling, False, (3, 2))
+    found.sum().backward()
+    assert (found[0, -3:] == 0).all() and tokens.grad.isfinite().all() and (tokens.grad[1] != 0).all()
+
+
 def test_a_padded_clip_has_the_features_of_the_clip_alone(model, clips, features, padded_examples):
     keys = {"layers": (None, 0, 1, 2), "poolings": POOLINGS}
     together = encoder_features(model, clips, batch_size=3, **keys)
