@@ -79,6 +79,13 @@ def test_views_are_clips_along_time_and_crops_along_the_longer_side(video):
     ("settings", "video", "message"),
     [
         ({"num_clips": 2}, np.zeros((4, 20, 20, 3), np.uint8), "num_clips is above 1.*do_sample_frames"),
+        # these would cut the frames into consecutive parts, and call them clips
+        ({"num_clips": 2, "do_sample_frames": True}, np.zeros((4, 20, 20, 3), np.uint8), "num_clips .* num_frames"),
+        (
+            {"num_clips": 2, "do_sample_frames": True, "num_frames": 2, "fps": 1},
+            np.zeros((4, 20, 20, 3), np.uint8),
+            "num_clips is above 1.*no fps",
+        ),
         ({}, [], "videos is empty"),
         ({}, np.zeros((0, 4, 20, 20, 3), np.uint8), "videos is empty"),
         ({}, np.zeros((0, 20, 20, 3), np.uint8), r"videos has a ndarray of shape \(0, 20, 20, 3\)"),

@@ -122,8 +122,9 @@ class BridleVideoProcessor(BaseVideoProcessor):
                 (frames, height, width, channels), lists of PIL images.
         """
         sampled = kwargs.get("do_sample_frames", self.do_sample_frames)
-        if (kwargs.get("num_clips") or self.num_clips) > 1 and not sampled:
-            raise ValueError("num_clips is above 1; that takes do_sample_frames=True and num_frames.")
+        counted = (kwargs.get("num_frames") or self.num_frames) and kwargs.get("fps", self.fps) is None
+        if (kwargs.get("num_clips") or self.num_clips) > 1 and not (sampled and counted):
+            raise ValueError("num_clips is above 1; that takes do_sample_frames=True and num_frames, and no fps.")
         batch = super().preprocess(videos, **kwargs)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
