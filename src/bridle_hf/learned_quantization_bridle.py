@@ -88,6 +88,10 @@ class LearnedQuantizer(StagedQuantizer):
         """The output for rows (n, d) quantized to `total` (n, d), with its gradient."""
         return total
 
+    def search_key(self, residual):
+        """The vectors that a stage searches for: (n, d), of length 1 where it searches by cosine."""
+        return residual
+
     def subtract(self, residual, book):
         index = book.nearest(residual)
         return residual - F.embedding(index, book.embed), index
@@ -255,6 +259,9 @@ class GradientQuantizer(LearnedQuantizer):
     def estimate(self, rows, total):
         return (straight_through if self.estimator == "ste" else rotate)(rows, total)
 
+    def search_key(self, residual):
+        return unit(residual) if self.codebooks[0].distance == "cosine" else residual
+
 
 @register("simvq")
 class SimVQQuantizer(GradientQuantizer):
@@ -409,6 +416,9 @@ class SmoothedQuantizer(LearnedQuantizer):
         }
         books = [SmoothedCodebook(size, dim, **options) for size in sizes_of(codebook_size, num_codebooks)]
         super().__init__(books, normalize=normalize, quantizer_dropout=quantizer_dropout)
+
+    def search_key(self, residual):
+        return unit(residual)
 
     def update_(self, stats):
         for book in self.codebooks:

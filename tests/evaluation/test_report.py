@@ -1,4 +1,5 @@
 import base64
+import copy
 import io
 import re
 from dataclasses import replace
@@ -171,6 +172,26 @@ def test_distances_are_those_of_the_search(model, examples):
     every = (model.tokenizer.quantizer.codebooks[0].embed - z).norm(dim=-1)
     assert distances[row, patch] == pytest.approx(every.min().item(), abs=1e-5)
     assert every.argmin() == codes[row, patch, 0] and np.isinf(distances[~valid]).all()
+
+
+@pytest.mark.parametrize("kind", ["per_stage", "cosine", "smoothed"])
+def test_patches_are_near_a_code_by_direction_where_that_is_searched(kind, model, examples):
+    """Not because they are short."""
+    options = {"per_stage": {"normalize": "per_stage"}, "cosine": {"distance": "cosine"}, "smoothed": {}}[kind]
+    cls = QUANTIZERS[{"per_stage": "vector", "cosine": "gradient", "smoothed": "smoothed"}[kind]].inner_class
+    model = copy.deepcopy(model)
+    dim = model.tokenizer.quantizer.dim
+    model.tokenizer.quantizer = quantizer = cls(dim, 1, 8, **options).eval()
+    codes, valid = tokenize(model.tokenizer, examples)
+    distances = code_distances(model.tokenizer, examples, codes, valid)
+    batch = {name: torch.as_tensor(value) for name, value in examples.batch(range(len(examples))).items()}
+    with torch.no_grad():
+        z = model.tokenizer.project(batch["input_values"], batch["attention_mask"])[torch.as_tensor(valid)]
+        cosines = torch.nn.functional.cosine_similarity(z, quantizer.codebooks[0].embed[codes[valid][:, 0]], dim=-1)
+    code = np.bincount(codes[valid][:, 0]).argmax()
+    own = codes[valid][:, 0] == code
+    assert distances[valid][own].argmin() == cosines.numpy()[own].argmax()
+    assert np.corrcoef(distances[valid][own], cosines.numpy()[own])[0, 1] < -0.99
 
 
 def test_histogram_draws_the_counts():

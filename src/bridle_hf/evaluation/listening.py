@@ -31,7 +31,8 @@ def code_distances(tokenizer, examples, codes, valid, batch_size=32):
     found, start = [], 0
     for vectors, _ in projected(tokenizer, examples, batch_size):
         chosen = book[first[start : start + len(vectors)]]
-        found.append((quantizer.flatten(vectors).float() - chosen).norm(dim=-1).cpu().numpy())
+        key = quantizer.search_key(quantizer.flatten(vectors))
+        found.append((key - chosen).norm(dim=-1).cpu().numpy())
         start += len(vectors)
     distances[valid] = np.concatenate(found)
     return distances
