@@ -144,3 +144,9 @@ def test_a_run_that_ends_with_an_error_ends_the_study_in_one_line(tones, tmp_pat
     with pytest.raises(SystemExit, match="1"):
         bridle(["study", "audio/demo", *data])
     assert capsys.readouterr().err.splitlines()[-1] == "bridle study: error: bridle pretrain --recipe x ended with 2"
+
+
+def test_ten_iterations_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 2, 1):
+        (tmp_path / f"encoder-iter{number}").mkdir()
+    assert [path.name for path in study.exported_encoders(tmp_path)] == [f"encoder-iter{n}" for n in (1, 2, 10)]

@@ -168,7 +168,7 @@ def encoder_rows(runs, examples):
     """A probe of the random weights and of the encoder after each iteration, for every seed and pooling."""
     results = defaultdict(list)
     for run in runs:
-        exported = sorted(run["folder"].glob("encoder-iter*"))
+        exported = exported_encoders(run["folder"])
         torch.manual_seed(run["seed"])
         models = {"random weights": BridleModel(BridleConfig.from_pretrained(exported[0]))}
         models |= {f"iteration {number}": BridleModel.from_pretrained(p) for number, p in enumerate(exported, start=1)}
@@ -180,6 +180,11 @@ def encoder_rows(runs, examples):
                 probe = linear_probe(x, examples.labels, examples.folds, test_folds=run["test_folds"])
                 results[name, pooling, run["seed"]].append(probe)
     return [row(*key, probes) for key, probes in results.items()]
+
+
+def exported_encoders(folder):
+    """The encoders of a run's iterations, the first iteration first."""
+    return sorted(folder.glob("encoder-iter*"), key=lambda path: int(path.name.removeprefix("encoder-iter")))
 
 
 def row(name, pooling, seed, probes):
