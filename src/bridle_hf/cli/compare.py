@@ -3,8 +3,9 @@
     bridle compare first.csv                # confusions, and the clips that were got wrong
     bridle compare first.csv second.csv     # the second probe less the first on the same clips, with its interval
 
-Of several seeds a clip counts with the share that got it right. Of clips with several labels it is the mean average
-precision of each fold that counts, and instead of confusions there are the classes with their precisions, lowest first.
+Of several seeds a clip counts with the share that got it right, and all folds count alike, as in `bridle probe`. Of
+clips with several labels it is the mean average precision of each fold that counts, and instead of confusions there are
+the classes with their precisions, lowest first.
 Intervals are of 95 %, by bootstrap over clips. The last line of standard output is one JSON object.
 """
 

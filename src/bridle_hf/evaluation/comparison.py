@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +18,20 @@ SCORE = "score: "  # begins the names of the columns with the scores of classes
 COLUMNS = {"clip", "label", "said"}  # of a file of predictions, that a comparison needs
 
 
-def bootstrap(values, seed=0, samples=SAMPLES, level=0.95):
-    """Percentile interval of the mean of values (n,) of clips, when clips are drawn anew.
+def draw_accuracies(*probes, seed=0, samples=SAMPLES):
+    """Accuracies (probes, samples) of what `by_clip` says of the same clips when these are drawn anew, for all of them
+    the same ones."""
+    rng, number, found = np.random.default_rng(seed), probes[0].shape[1], []
+    for _ in range(samples // 100):
+        drawn = rng.integers(number, size=(100, number))
+        found.append([accuracy_of(probe[:, drawn]) for probe in probes])
+    return np.concatenate(found, axis=1)
 
-    For a paired test of two results take the differences of their values, clip by clip.
 
-    Returns:
-        lower end, upper end.
-    """
-    values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = np.concatenate(
-        [values[rng.integers(len(values), size=(100, len(values)))].mean(axis=1) for _ in range(samples // 100)]
-    )
-    return interval_of(means, level)
+def accuracy_of(parts):
+    """The mean over seeds and folds, of the parts (2, ..., clips) of `by_clip`."""
+    right, weights = parts.sum(axis=-1)
+    return right / weights
 
 
 def interval_of(draws, level=0.95):
@@ -103,22 +104,27 @@ def wrong_rows(names, labels, predictions):
     return [{"clip": name, "true class": true, "said": said} for name, true, said in triples if true != said]
 
 
-def mean_by_clip(rows):
-    """(clips,) share of the seeds that got each clip right, in the order in which clips come first."""
-    right = defaultdict(list)
-    for row in rows:
-        right[row["clip"]].append(row["label"] == row["said"])
-    return np.array([np.mean(values) for values in right.values()])
+def by_clip(rows):
+    """(2, clips) the share of the seeds that got each clip right, times its weight, and its weight; in the order in
+    which clips come first. A clip weighs 1, or more where its fold has fewer clips than others: all folds count alike.
+    """
+    folds = [(row.get("seed"), row.get("fold")) for row in rows]
+    sizes, parts = Counter(folds), defaultdict(list)
+    for row, fold in zip(rows, folds, strict=True):
+        weight = len(rows) / (len(sizes) * sizes[fold])
+        parts[row["clip"]].append((weight * (row["label"] == row["said"]), weight))
+    return np.array([np.mean(each, axis=0) for each in parts.values()]).T
 
 
 def summary(rows):
-    """`accuracy`, or of clips with several labels `mean_average_precision`; its 95 % `interval` by bootstrap over
-    clips, and the number of `clips`."""
+    """`accuracy`, or of clips with several labels `mean_average_precision`, both the mean over seeds and folds; its
+    95 % `interval` by bootstrap over clips, and the number of `clips`."""
     if several := scored(rows):
         interval = interval_of(draw_precisions(several)[0])
         return {"mean_average_precision": several.precision(), "interval": interval, "clips": len(several.clips)}
-    right = mean_by_clip(rows)
-    return {"accuracy": right.mean(), "interval": bootstrap(right), "clips": len(right)}
+    right = by_clip(rows)
+    interval = interval_of(draw_accuracies(right)[0])
+    return {"accuracy": accuracy_of(right), "interval": interval, "clips": right.shape[1]}
 
 
 def tables(rows):
@@ -189,10 +195,11 @@ def compare(first, second):
             "clips": len(labels[0]),
         }
     order = {clip: number for number, clip in enumerate(labels[0])}
-    a, b = (mean_by_clip(sorted(rows, key=lambda row: order[row["clip"]])) for rows in (first, second))
+    probes = [by_clip(sorted(rows, key=lambda row: order[row["clip"]])) for rows in (first, second)]
+    (a, b), drawn = map(accuracy_of, probes), draw_accuracies(*probes)
     return {
-        "accuracy": [a.mean(), b.mean()],
-        "difference": (b - a).mean(),
-        "interval": bootstrap(b - a),
-        "clips": len(a),
+        "accuracy": [a, b],
+        "difference": b - a,
+        "interval": interval_of(drawn[1] - drawn[0]),
+        "clips": len(order),
     }
