@@ -80,7 +80,8 @@ class BridleVideoProcessor(BaseVideoProcessor):
 
     Raises:
         ValueError: no video; one that is empty, has fewer than `num_frames` frames or not 1 or 3 channels, is not of
-            uint8 or floats, or holds NaN or inf; several clips without `do_sample_frames`.
+            uint8 or floats, or holds NaN or inf; several clips without `do_sample_frames` and `num_frames`, or with
+            `fps`.
         ImportError: a path or URL, where PyAV is not installed.
     """
 
