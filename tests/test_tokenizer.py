@@ -153,6 +153,20 @@ def test_a_reset_keeps_stored_positions():
     assert not torch.equal(model.tokenizer.estimator.head.weight, before)
 
 
+def test_a_new_phase_keeps_the_precision_and_the_checkpointing_of_the_model():
+    """The new tokenizer was in float32 beside an encoder in bfloat16, and kept the activations of all its layers."""
+    model = build(BridleForPreTraining, cold_start=True).to(torch.bfloat16)
+    model.start_tokenizer_phase()
+    layers = model.tokenizer.encoder.layers[0], model.tokenizer.estimator.layers[0]
+    assert not any(layer.gradient_checkpointing for layer in layers)
+    model.activation_checkpointing_enable()
+    model.start_tokenizer_phase()
+    layers = model.tokenizer.encoder.layers[0], model.tokenizer.estimator.layers[0]
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in model.tokenizer.quantizer.buffers()} == {torch.float32}
+
+
 @pytest.mark.parametrize("inner", ["vector", "gradient", "simvq"])
 def test_a_reset_keeps_the_order_of_parameters(inner):
     """Sums over all of them, as the norm of a gradient, are taken in their order: a phase that begins and one that is

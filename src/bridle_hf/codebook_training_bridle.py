@@ -51,6 +51,8 @@ def start_tokenizer_phase(self, from_encoder: bool = True) -> None:
             phase of a few hundred steps is too short for it to learn what the encoder knows.
     """
     self.tokenizer.reset_()
+    if self.is_activation_checkpointing:  # in the new layers, too
+        self.activation_checkpointing_enable()
     if from_encoder:
         self.tokenizer.encoder.load_state_dict(self.bridle.state_dict())
     self.phase = "tokenizer"

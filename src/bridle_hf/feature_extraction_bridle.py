@@ -169,7 +169,8 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         """Weights of a frame (`window`,) and mel filters (frequencies, num_mel_bins), float32."""
         band = self.fmin, self.sampling_rate / 2 if self.fmax is None else self.fmax
         where = torch.float32, torch.device("cpu")
-        return window_and_filters(self.sampling_rate, self.num_mel_bins, self.window, band, *where)
+        found = window_and_filters(self.sampling_rate, self.num_mel_bins, self.window, band, *where)
+        return tuple(table.clone() for table in found)  # those found are the ones that all extractors compute with
 
     def choose_channels(self, samples):
         """Samples (n, channels) of a recording, an array or tensor, as the extractor takes them: (n,), or with

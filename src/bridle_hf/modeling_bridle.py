@@ -470,7 +470,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         """Start a tokenizer phase: new weights and codebooks from the global random state, and no cold start."""
         config = copy.deepcopy(self.config)
         config.cold_start = False
-        device, training = self.device, self.training
+        place, training = {"device": self.device, "dtype": self.dtype}, self.training
         # a stored table cannot be drawn again
         tables = {name: table for name, table in self.state_dict().items() if name.endswith("positions.table")}
         fresh = BridleTokenizer(config)
@@ -478,7 +478,7 @@ class BridleTokenizer(BridlePreTrainedModel):
         self.cold_start = None
         del self.quantizer  # set again in its turn: sums over parameters, such as norms, are taken in their order
         for name in ("encoder", "quantize_layer", "quantizer", "estimator"):
-            setattr(self, name, getattr(fresh, name).to(device).train(training))
+            setattr(self, name, getattr(fresh, name).to(**place).train(training))
 
     def get_input_embeddings(self):
         return self.patch_layer
