@@ -166,6 +166,14 @@ def test_fbank_refuses_what_it_cannot_take():
         kaldi_fbank(torch.zeros(800, dtype=torch.int16))
 
 
+def test_who_changes_the_tables_of_a_front_end_changes_no_features():
+    waveform = noise(800)
+    before = kaldi_fbank(waveform)
+    for table in front_end.front_end(BridleFeatureExtractor()).values():
+        table[...] = 0
+    assert torch.equal(kaldi_fbank(waveform), before)
+
+
 def test_fbank_can_be_differentiated_even_after_inference_mode():
     filter_bank_bridle.window_and_filters.cache_clear()
     with torch.inference_mode():
