@@ -324,3 +324,13 @@ def test_folds_of_which_nothing_can_be_learned_are_refused_first(tones, pretrain
     with pytest.raises(SystemExit, match="2"):
         main([str(word) for word in words])
     assert "at least two folds are needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_clips_of_which_the_beginning_alone_is_measured_are_said(pretrained, tmp_path, monkeypatch, caplog, capsys):
+    for name, seconds in (("short", 0.4), ("long", 3)):
+        soundfile.write(tmp_path / f"{name}.wav", np.random.default_rng(0).normal(0, 0.1, int(16000 * seconds)), 16000)
+    monkeypatch.setattr("bridle_hf.cli.report.codebook_report", lambda *args, **more: None)
+    page = str(tmp_path / "page.html")
+    with caplog.at_level("WARNING"):
+        main(["report", "--model", str(pretrained), "--dataset", str(tmp_path), "--output", page])
+    assert "1 of 2 clips are longer than the window" in caplog.text and "long.wav" in caplog.text

@@ -64,7 +64,8 @@ def main(arguments=None, prog=None):
     with setting_up(parser):
         check_output(given.output, given.dataset)
         model = open_model(BridleForPreTraining, source)
-        data, processor = given_data(given), load_processor(source)
+        # what is longer than the model's window is cut to its beginning, which this setting has said
+        data, processor = given_data(given, test_windows="first"), load_processor(source)
         check_data(data, processor, "--dataset")
         results = read_results(given.results) if given.results else ()
     # The bag of codes is tested fold by fold.
