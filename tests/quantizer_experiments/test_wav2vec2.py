@@ -104,6 +104,11 @@ def test_neither_masks_nor_negatives_touch_padding():
             assert mask[row, :length].sum() >= 3 and not mask[row, length:].any()
             own = negatives[row][mask[row]] - row * frames[0]
             assert mask[row][own].all()  # a negative is a masked frame of the same clip
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    draw_masks(config, samples, 0)
+    assert np.random.random() == expected  # others who draw from numpy's global state go on with theirs
     with pytest.raises(ValueError, match="a clip has 500 samples, that is 1 frames; .*mask_time_length"):
         draw_masks(config, [6400, 500], 0)
 

@@ -195,11 +195,13 @@ def draw_masks(config: Wav2Vec2Config, samples: list[int], seed: int) -> dict[st
             f"{config.mask_time_length} it takes at least so many."
         )
     shape, real = (len(frames), max(frames)), np.arange(max(frames)) < np.array(frames)[:, None]
+    before = np.random.get_state()
     np.random.seed(seed % 2**32)  # the library draws from numpy's global state
     mask = _compute_mask_indices(
         shape, config.mask_time_prob, config.mask_time_length, torch.from_numpy(real).long(), min_masks=2
     )
     negatives = _sample_negative_indices(shape, config.num_negatives, mask_time_indices=mask)
+    np.random.set_state(before)
     return {"mask_time_indices": torch.from_numpy(mask), "sampled_negative_indices": torch.from_numpy(negatives)}
 
 
