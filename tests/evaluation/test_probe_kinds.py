@@ -105,6 +105,8 @@ def test_an_interval_is_that_of_the_mean_over_folds_which_is_printed():
     found = summary(rows)
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["interval"][0] < 0.7 and 0.8 < found["interval"][1] <= 1
+    even = [{**row, "fold": int(row["clip"]) % 5} for row in rows]
+    assert summary(even)["accuracy"] == 0.98  # of folds of one size it is the share of the clips, to the last digit
     better = [{**row, "said": "x"} for row in rows]
     paired = compare(rows, better)
     assert paired["accuracy"] == pytest.approx([0.75, 1.0]) and paired["difference"] == pytest.approx(0.25)

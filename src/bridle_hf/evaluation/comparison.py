@@ -24,7 +24,7 @@ def draw_accuracies(*probes, seed=0, samples=SAMPLES):
     rng, number, found = np.random.default_rng(seed), probes[0].shape[1], []
     for _ in range(samples // 100):
         drawn = rng.integers(number, size=(100, number))
-        found.append([accuracy_of(probe[:, drawn]) for probe in probes])
+        found.append([accuracy_of(probe.take(drawn, axis=1)) for probe in probes])
     return np.concatenate(found, axis=1)
 
 
@@ -113,7 +113,8 @@ def by_clip(rows):
     for row, fold in zip(rows, folds, strict=True):
         weight = len(rows) / (len(sizes) * sizes[fold])
         parts[row["clip"]].append((weight * (row["label"] == row["said"]), weight))
-    return np.array([np.mean(each, axis=0) for each in parts.values()]).T
+    # in one piece, or sums of thousands of numbers lose their last digits
+    return np.array([np.mean(each, axis=0) for each in parts.values()]).T.copy()
 
 
 def summary(rows):
