@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from bridle_hf import BridleForPreTraining, BridleModel
@@ -185,6 +185,26 @@ def test_codebooks_move_once_a_step_by_all_of_its_batches(model, examples, tmp_p
         book.cluster_size.double(), 0.9 * before["cluster_size"] + 0.1 * counts, rtol=1e-5, atol=1e-6
     )
     torch.testing.assert_close(book.embed_sum.double(), 0.9 * before["embed_sum"] + 0.1 * sums, rtol=1e-4, atol=1e-5)
+
+
+class Interrupted(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_an_interrupted_training_leaves_nothing_to_the_next(model, examples, tmp_path, monkeypatch, again):
+    """Neither are the statistics of a step counted twice, nor its inputs kept by a callback that trains no more."""
+    first = BridleTrainerCallback()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, examples, tmp_path, 2, 1e-3, first, Interrupted())
+    model.start_tokenizer_phase()
+    model.initialize_codebooks(batches(examples))
+    counted = []
+    monkeypatch.setattr(model.tokenizer, "update_", lambda found: counted.append(float(found["counts"].sum())))
+    train(model, examples, tmp_path, 2, 1e-3, first if again else BridleTrainerCallback())
+    assert counted == [2 * 16 * 8] * 2  # codebooks, clips, patches
+    assert not first.inputs and not model._forward_hooks
 
 
 def test_under_trainer_codebooks_are_as_healthy_as_in_the_loop(recipe, waveforms, examples, tmp_path, warned):

@@ -1,5 +1,7 @@
 """What transformers' `Trainer` does not do for a pretraining model: it moves nothing that has no gradients."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback
@@ -8,6 +10,8 @@ from ..codebook_bridle import this_process
 from ..codebook_training_bridle import reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
 from .seeds import seed_from
+
+HOOKS = WeakKeyDictionary()  # model -> the hook on it, which a training that was interrupted leaves there
 
 
 class BridleTrainerCallback(TrainerCallback):
@@ -25,7 +29,7 @@ class BridleTrainerCallback(TrainerCallback):
     """
 
     def __init__(self):
-        self.inputs, self.statistics, self.hook = [], None, None
+        self.inputs, self.statistics = [], None
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if not isinstance(model, BridleForPreTraining):
@@ -41,7 +45,9 @@ class BridleTrainerCallback(TrainerCallback):
                 batches = first_batches(train_dataloader, args.per_device_train_batch_size, seed_from(args.seed, rank))
                 model.initialize_codebooks(batches, torch.Generator().manual_seed(args.seed))
         self.inputs, self.statistics = [], None
-        self.hook = model.register_forward_hook(self.note, with_kwargs=True)
+        if model in HOOKS:  # it would keep the inputs of every step, and this callback's own count them twice
+            HOOKS[model].remove()
+        HOOKS[model] = model.register_forward_hook(self.note, with_kwargs=True)
 
     def note(self, model, args, inputs, output):
         """Keep the inputs and the statistics of a forward pass in training for the end of its step."""
@@ -63,8 +69,8 @@ class BridleTrainerCallback(TrainerCallback):
             reset_dead_codes_(model, self.inputs, step, state.max_steps, generator)
             self.inputs = []
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.hook.remove()
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        HOOKS.pop(model).remove()
 
 
 def first_batches(loader: DataLoader, batch_size: int, seed: int) -> DataLoader:
