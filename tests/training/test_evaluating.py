@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_a_set_in_hand_is_evaluated_on(tiny_recipe, tmp_path):
     with_labels = load_recipe(tiny_recipe, [*overrides, *settings])
     pretrain(with_labels, [rng.normal(size=12000) for _ in range(8)], evaluate_dataset=given)
     assert [each["clips"] for each in measured(tmp_path / "run").values()] == [12, 12]
+
+
+def test_the_set_that_a_recipe_is_given_is_evaluated_on(tiny_recipe, tmp_path, sounds):
+    """As it is of a recipe that is named: `evaluate` was laid over the `data` of the recipe."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(sounds.rglob("*.flac"))[:10]:
+        shutil.copy(path, few / path.name)
+    overrides = [f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 1}]", "evaluate.every_steps=1"]
+    pretrain(load_recipe(tiny_recipe, overrides), few)
+    assert [each["clips"] for each in measured(tmp_path / "run").values()] == [10, 10]
 
 
 def test_an_evaluation_that_fails_is_a_warning(train, tmp_path, monkeypatch, caplog, folders):

@@ -268,7 +268,10 @@ def _with_dataset(recipe: PretrainRecipe | str | Path, dataset: Any, overrides: 
                 "recipe. Give load_recipe(name, overrides) what is to change."
             )
         if named:
-            recipe = replace(recipe, data=replace(recipe.data, dataset=os.fspath(dataset)))
+            data, evaluate = replace(recipe.data, dataset=os.fspath(dataset)), recipe.evaluate
+            if evaluate is not None and evaluate.dataset == recipe.data.dataset:  # laid over `data` when it was read
+                evaluate = replace(evaluate, dataset=data.dataset)
+            recipe = replace(recipe, data=data, evaluate=evaluate)
     else:
         if dataset is not None:
             overrides = {"data.dataset": os.fspath(dataset) if named else ""} | overrides
