@@ -78,8 +78,8 @@ def model_folder(source: str | Path, argument: str = "source") -> str | Path:
     for each in (folder, folder / "final"):
         if (each / "config.json").is_file():
             return each
-    inside = sorted(each.parent.relative_to(folder).as_posix() for each in folder.glob("*/config.json"))
-    inside += sorted(each.parents[1].relative_to(folder).as_posix() for each in folder.glob("*/final/config.json"))
+    inside = sorted(each.parent.relative_to(folder).as_posix() for each in folder.glob("[!.]*/config.json"))
+    inside += sorted(each.parents[1].relative_to(folder).as_posix() for each in folder.glob("[!.]*/final/config.json"))
     there = f"it holds {', '.join(inside)}: take one of them" if inside else f"it takes {PRETRAINED}"
     raise ValueError(f"{argument} is {str(source)!r}, a folder with neither a config.json nor a final/; {there}.")
 

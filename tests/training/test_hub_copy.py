@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import Future
+from unittest.mock import MagicMock
 
 import pytest
 from hub_server import serve
@@ -89,3 +90,12 @@ def test_a_copy_that_cannot_be_staged_is_a_warning(tiny_recipe, tmp_path, monkey
     assert pretrain(load_recipe(tiny_recipe, [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id=me/owls"]))
     said = {each.getMessage() for each in caplog.records if "me/owls" in each.getMessage()}
     assert said == {"me/owls was not pushed to: no space left"}
+
+
+def test_what_a_killed_process_left_half_written_is_not_pushed(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_copy, "HfApi", MagicMock())
+    for name in ("run/best", "run/.best.partial", "run/checkpoints/phase-00-step-00000002"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    hub_copy.HubCopy("me/owls", True, tmp_path / "run").push(tmp_path / "run/checkpoints/phase-00-step-00000002")
+    assert sorted(path.name for path in (tmp_path / "run" / ".hub").iterdir()) == ["best", "checkpoint"]

@@ -63,7 +63,8 @@ class HubCopy:
         """Link what is to be pushed into `staged`: a checkpoint may be pruned before its upload ends."""
         remove(staged)
         shutil.copytree(checkpoint, staged / "checkpoint", copy_function=_link)
-        for exported in (path.parent for path in self.folder.glob("*/config.json")):
+        # not what a killed process left half-written, `.best.partial`
+        for exported in (path.parent for path in self.folder.glob("[!.]*/config.json")):
             shutil.copytree(exported, staged / exported.name, copy_function=_link)
         for name in COPIED:
             if (self.folder / name).is_file():
