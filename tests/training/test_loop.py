@@ -20,8 +20,9 @@ from runs import differing, records, stop_after, weights
 
 from bridle_hf import BridleFeatureExtractor, BridleForPreTraining, BridleModel
 from bridle_hf.training import engine, load_recipe, pretrain, replay
+from bridle_hf.training.arguments import OptimizationArguments
 from bridle_hf.training.checkpoints import list_checkpoints
-from bridle_hf.training.run import Run, check_processes
+from bridle_hf.training.run import Run, build_accelerator, check_processes
 from bridle_hf.training.seeds import seed_from
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "pretrain.py"
@@ -87,6 +88,15 @@ def test_only_what_should_train_trains(whole):
     assert not [name for name in tokenizer if "cold_start" in name]
     kept = differing(at(whole, 1, 3), at(whole, 2, 1))
     assert not [name for name in kept if name.startswith("tokenizer.")]
+
+
+def test_a_run_heeds_its_own_settings_after_another_in_the_session(tmp_path):
+    """Accelerate keeps precision and compilation, and what a Trainer left that was interrupted amid a step."""
+    first = build_accelerator(OptimizationArguments(tracker=None), tmp_path)
+    first.sync_gradients = False
+    second = build_accelerator(OptimizationArguments(mixed_precision="bf16", compile=True, tracker=None), tmp_path)
+    assert second.mixed_precision == "bf16" and second.state.dynamo_plugin.backend == "INDUCTOR"
+    assert second.sync_gradients
 
 
 def script(arguments, errors, environment):

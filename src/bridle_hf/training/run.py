@@ -58,7 +58,7 @@ def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelera
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
     )
-    # Precision and compilation of an earlier run in this process, which Accelerate would keep for its life.
+    # Accelerate keeps precision and compilation of the first run of a Python session, as of a Trainer in it.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -68,6 +68,7 @@ def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelera
         project_dir=str(folder),
         kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.deadline))],
     )
+    accelerator.sync_gradients = True  # a Trainer that was interrupted amid a step leaves it: no step would be taken
     check_processes(accelerator)
     return accelerator
 
