@@ -10,17 +10,19 @@ import shutil
 import signal
 import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from runs import differing, fork, join, records, stop_after, weights
 from safetensors.torch import load_file
 
 from bridle_hf.cli.main import main
 from bridle_hf.cli.process import stop_signals
 from bridle_hf.files import FolderError
-from bridle_hf.training import load_recipe, pretrain
+from bridle_hf.training import engine, load_recipe, pretrain, pretraining
 from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
 
@@ -348,3 +350,27 @@ def test_a_signal_before_the_first_step_ends_the_process(tmp_path, tiny_recipe, 
             train(tiny_recipe, f"output_dir={tmp_path / 'run'}")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_loss_scaler_of_fp16_goes_on_in_the_next_phase(tmp_path, tiny_recipe, monkeypatch):
+    """And a run in another precision may go on in fp16. Accelerate has the scaler on GPUs alone."""
+    scales, build, take = [], pretraining.build_accelerator, engine.forward_backward
+
+    def with_scaler(*given):
+        accelerator = build(*given)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
+        return accelerator
+
+    def note(run, *given):
+        scales.append(run.accelerator.scaler.get_scale())
+        return take(run, *given)
+
+    phases = "phases=[{kind: encoder, steps: 4}, {kind: tokenizer, steps: 3}]"
+    train(tiny_recipe, f"output_dir={tmp_path / 'run'}", phases, stop=nullcontext(lambda: True))  # after one step
+    monkeypatch.setattr(pretraining, "build_accelerator", with_scaler)
+    monkeypatch.setattr(engine, "forward_backward", note)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Run, "export", mock.Mock(side_effect=KeyboardInterrupt))
+        train(tiny_recipe, f"output_dir={tmp_path / 'run'}", phases)
+    train(tiny_recipe, f"output_dir={tmp_path / 'run'}", phases)
+    assert scales == [16, 16, 16, 32, 32, 32]

@@ -86,8 +86,9 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
     model, optimizer = accelerator.prepare(bare, task.build_optimizer(bare, settings))
     if resumed:
         checkpoint.load_optimizer_(model, optimizer.optimizer)
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+    # One scaler serves all tasks. The run has none to go on with where it took its steps in another precision.
+    if accelerator.scaler is not None and checkpoint is not None and checkpoint.state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
     clock = Clock(loader, first, checkpoint.state.get("minutes", 0.0) if resumed else 0.0)
     forecast, upcoming = Forecast(run.tasks, task, first), None
