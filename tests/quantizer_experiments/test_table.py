@@ -199,8 +199,7 @@ def test_numbers_that_make_no_run_are_refused(clips, tmp_path):
 def test_two_processes_run_a_table(clips, tmp_path):
     """Layers are dropped at random, each process its own: none waits for the gradient of the other's."""
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
         str(ROOT / "examples" / "wav2vec2_pretraining.py"), "--recipe", str(RECIPE),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -209,3 +208,4 @@ def test_two_processes_run_a_table(clips, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| method |") == 1 and "| gumbel |" in done.stdout and "| ema |" in done.stdout
     assert (tmp_path / "results.md").read_text() in done.stdout
+    assert all(json.loads(path.read_text())["processes"] == 2 for path in tmp_path.glob("*/results.json"))

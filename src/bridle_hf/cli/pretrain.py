@@ -9,6 +9,7 @@ Started again with the same output_dir, it goes on where it was. SIGTERM or Ctrl
 import argparse
 import logging
 
+from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from ..data import UnusableDataError
@@ -36,6 +37,7 @@ def main(arguments=None, prog=None):
     keep_freed_memory()
     with setting_up(parser, (FolderError, RecipeError, CheckpointError, EvaluationError, UnusableDataError)):
         finished = pretrain(recipe, stop=stop_signals())
+    PartialState().destroy_process_group()  # NCCL warns of one that is left
     if finished:
         folder = recipe.output_dir
         logger.info("finished: %s/final; see its codes by `bridle report --model %s --dataset ...`", folder, folder)

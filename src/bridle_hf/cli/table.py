@@ -49,3 +49,4 @@ def run_table(
         if given.split is None:
             recipe.draw(results)
         sys.stdout.write(table)
+    PartialState().destroy_process_group()  # NCCL warns of one that is left

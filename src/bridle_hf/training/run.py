@@ -307,7 +307,8 @@ class Run:
             logger.info("the evaluations took %.0f seconds", self.evaluation.seconds)
         if self.hub_copy is not None:
             self.hub_copy.end(list_checkpoints(self.folder / "checkpoints")[-1], self.settings.deadline)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would end the process group, which a next run needs
+            tracker.finish()
 
     def skipped(self) -> dict:
         """For a record: number of samples skipped so far in all processes, and name -> reason of the new ones."""
