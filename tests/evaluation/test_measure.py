@@ -58,6 +58,12 @@ def test_pictures(pictures, capsys):
     assert found["image_std"] == pytest.approx(std, abs=1e-4)
 
 
+def test_an_option_of_sounds_is_refused_for_pictures(pictures, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bridle(["measure", "--dataset", str(pictures), "--fmin", "50"])
+    assert "--fmin is 50.0, which is of sounds; these are images." in capsys.readouterr().err
+
+
 def test_videos(tmp_path, capsys):
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -45,6 +45,12 @@ def main(arguments=None, prog=None):
     with setting_up(parser):
         modality = MODALITIES[given.modality or modality_to_measure(given.dataset)]
         if modality.waveform is None:
+            for key in OF_SOUNDS:
+                if getattr(given, key) != parser.get_default(key):
+                    option = "--" + key.replace("_", "-")
+                    raise ValueError(
+                        f"{option} is {getattr(given, key)}, which is of sounds; these are {modality.name}s."
+                    )
             processor = build_processor(BridleConfig(modality=modality.name), **modality.unnormalised)
         else:
             processor = modality.processor(**{key: getattr(given, key) for key in OF_SOUNDS}, **modality.unnormalised)
