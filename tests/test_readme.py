@@ -256,11 +256,13 @@ def workplace(tmp_path_factory):
     rows = [sound | label for sound, label in zip(sounds, labels, strict=True)]
     others = [row | {"target": 2, "category": "c", "esc10": False} for row in rows]
     write(folder / "ashraq" / "esc50", train=[row for pair in zip(rows, others, strict=True) for row in pair])
-    write(folder / "my_sounds", train=rows)
+    for name in ("ESC50", "HALF"):
+        write(folder / name, train=rows)
     for number in range(20):
-        path = folder / "my_labelled" / "ab"[number % 2] / f"{number}.flac"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(flac(clip(number)))
+        for place in ("my_sounds", "my_recordings", f"my_labelled/{'ab'[number % 2]}"):
+            path = folder / place / f"{number}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(flac(clip(number)))
     rows = [{"img": {"bytes": png(picture(i, 32)), "path": "a.png"}, "label": i // 10} for i in range(20)]
     write(folder / "uoft-cs" / "cifar10", train=rows, test=rows[::4])
     for number in range(16):

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from bridle_hf.cli import study
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.cli.process import AboveBars
-from bridle_hf.data import opening
+from bridle_hf.data import opening, source
 from bridle_hf.finetuning.recipe import FinetuneRecipe
 from bridle_hf.training import load_recipe
 
@@ -93,6 +93,14 @@ def test_messages_stand_on_lines_of_their_own(capsys):
     with tqdm(total=2, desc="bar"):
         AboveBars().emit(logging.LogRecord("x", logging.WARNING, "", 0, "b", (), None))
     assert re.fullmatch(r"\r?bar: .*\nb\n\r?bar: .*\n", capsys.readouterr().err)
+
+
+def test_a_clip_that_is_read_twice_is_named_once(capsys):
+    above, at = AboveBars(), (logging.WARNING, "", 0, "skipped %s: %s")
+    said = [("a.wav", source), ("a.wav", source), ("b.wav", source), ("a.wav", opening), ("a.wav", opening)]
+    for name, logger in said:
+        above.emit(logging.LogRecord(logger.__name__, *at, (name, "it is empty"), None))
+    assert [line[8:13] for line in capsys.readouterr().err.splitlines() if line] == ["a.wav", "b.wav", "a.wav", "a.wav"]
 
 
 def test_fine_tuning_takes_a_run(run, tmp_path):

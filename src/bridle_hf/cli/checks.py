@@ -222,9 +222,11 @@ def modalities_of_files(dataset: str) -> list[str]:
     if not folder.is_dir():
         return []
     ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)
-    counts = {name: sum(ends[end] for end in each.extensions()) for name, each in MODALITIES.items()}
-    best = [name for name, count in counts.items() if count and count == max(counts.values())]
-    return ["video"] if best == ["audio", "video"] else best
+    read = {name: {end: ends[end] for end in each.extensions() if ends[end]} for name, each in MODALITIES.items()}
+    most = max(sum(counts.values()) for counts in read.values())
+    best = [name for name, counts in read.items() if counts and sum(counts.values()) == most]
+    silent = [name for name in best if MODALITIES[name].waveform is None]
+    return [name for name in best if name in silent or all(read[name] != read[other] for other in silent)]
 
 
 def has_column(data: DataArguments, processor, column: str) -> bool:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
+from ..data import source
+
 # Of glibc's malloc.h. The values are int.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
@@ -29,9 +31,17 @@ def device() -> str:
 
 class AboveBars(logging.Handler):
     """Writes messages to standard error on lines of their own: above the progress bars, or in a log file, where these
-    would be written anew each time, behind them."""
+    would be written anew each time, behind them. A clip that cannot be used is named once, however often it is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.named = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == source.__name__:
+            if (message := record.getMessage()) in self.named:
+                return
+            self.named.add(message)
         if sys.stderr.isatty():
             tqdm.write(self.format(record), file=sys.stderr)
         else:
