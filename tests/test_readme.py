@@ -289,6 +289,7 @@ def test_the_front_pages_commands_run_as_written(workplace):
     pages = ["README.md", "docs/guide.md", "docs/results.md"]
     chosen = [line for line in commands(pages) if not line.startswith(tuple(ELSEWHERE))]
     assert len(chosen) > 15
+    chosen.insert(0, "bridle study audio/demo --finetune audio/demo_finetune")  # of `make demo`
     paths = os.environ | {"PYTHONPATH": str(workplace / "src"), "ACCELERATE_USE_CPU": "true"}
     for command in chosen:
         program, *arguments = shlex.split(command)

@@ -160,6 +160,7 @@ def test_a_best_encoder_of_steps_that_are_taken_anew_is_forgotten(train, tmp_pat
     train(folder, *BEST, "phases=[{kind: encoder, steps: 2}]")
     about = folder / "best" / "best.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"step": 3, "value": 1000.0}))
+    shutil.rmtree(folder / "final")  # as if it had been stopped there
     train(folder, *BEST, "phases=[{kind: encoder, steps: 4}]")
     assert json.loads(about.read_text())["value"] < 1000
 

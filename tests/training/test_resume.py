@@ -200,9 +200,9 @@ def test_sums_of_three_addends_keep_their_order(tmp_path, tiny_recipe, ranks):
 
 def test_another_number_of_processes_goes_on(tmp_path, tiny_recipe):
     errors, folder = tmp_path / "errors", tmp_path / "run"
-    one_phase = ("phases=[{kind: encoder, steps: 2}]", "phases=[{kind: encoder, steps: 4}]")
-    for phases, ranks in zip(one_phase, (2, 1), strict=True):
-        join(fork(train, tiny_recipe, f"output_dir={folder}", phases, errors=errors, ranks=ranks), errors)
+    overrides = (f"output_dir={folder}", "phases=[{kind: encoder, steps: 4}]")
+    join(fork(train_some, tiny_recipe, overrides, 2, errors=errors, ranks=2), errors)
+    join(fork(train, tiny_recipe, *overrides, errors=errors), errors)
     assert "was written with 2 processes, now 1: the data is shuffled anew" in errors.read_text()
     assert [record["step"] for record in records(folder)] == [1, 2, 3, 4]
     assert open_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state["num_processes"] == 1
