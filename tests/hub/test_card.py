@@ -157,6 +157,18 @@ def test_an_encoder_went_through_the_phases_up_to_its_own(made, tmp_path, folder
     assert f"| Pretraining | {phases} phases on" in card(made, run=run, folder=run / folder)
 
 
+@pytest.mark.parametrize(("most", "first"), [(None, 2000), (60, 60)])
+def test_phases_are_told_with_their_lengths(made, tmp_path, most, first):
+    run = recipe_in(tmp_path, "org/sounds")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["phases"] = [{"kind": "encoder", "steps": 2000}, {"kind": "tokenizer", "steps": 30, "epochs": None}]
+    recipe["training"]["max_steps_per_phase"] = most
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = card(made, run=run)
+    assert f"| Pretraining | encoder ({first} steps), tokenizer (30 steps) phases on `org/sounds`" in text
+    assert "| Tokenizer | frozen random projection, then residual quantization:" in text
+
+
 def test_an_encoder_alone_has_no_codebooks_to_tell_of(made, tmp_path):
     run = recipe_in(tmp_path, "org/sounds")
     (run / "metrics.jsonl").write_text(json.dumps(GOOD) + "\n")
