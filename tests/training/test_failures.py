@@ -63,6 +63,12 @@ def test_one_bad_step_more_than_allowed_stops_the_run(train_on, tmp_path):
     assert len(list((tmp_path / "run" / "failure").iterdir())) == 2
 
 
+def test_the_last_failures_are_kept(train_on, tmp_path):
+    assert train_on(tmp_path / "run", dict.fromkeys(range(1, 6), nan), "training.skip_bad_steps=5")
+    kept = sorted(path.name for path in (tmp_path / "run" / "failure").iterdir())
+    assert len(kept) == 3 and kept[-1] == "phase-00-step-00000004"
+
+
 def test_a_step_is_taken_again(train_on, tmp_path, capsys):
     """The learning rate throws the weights far out; the saved step, none of whose files is a pickle, tells so."""
     with pytest.raises(FloatingPointError, match="bridle replay"):

@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
+from ..files import remove
 from ..masking_bridle import PatchMask
 from ..recipe_reader import recipe_to_yaml
 from .checkpoints import WHOLE, checkpoint_name, contiguous
 from .task import Batch
+
+KEPT = 3  # failures, each with a whole model
 
 
 def save_failure(run, task, model, step, reason: str) -> Path:
@@ -35,6 +38,8 @@ def save_failure(run, task, model, step, reason: str) -> Path:
     if accelerator.is_main_process:
         save_file(contiguous(state), folder / "model.safetensors")
         (folder / "recipe.yaml").write_text(recipe_to_yaml(run.recipe))
+        for old in sorted(folder.parent.iterdir())[:-KEPT]:
+            remove(old)
     return folder
 
 
