@@ -110,7 +110,7 @@ def test_a_long_file_is_embedded_in_windows_and_layers_are_stacked(run, clips):
 
 
 def test_codes_are_decoded_window_by_window(run, clips):
-    """A sound longer than the window of the tokenizer, whose estimator is asked for each window by itself."""
+    """The codes of a sound longer than the tokenizer's window are decoded window by window."""
     loaded = bridle_hf.load(run[0])
     (codes,) = loaded.tokens(clips[0] / "test_b.flac")
     tokenizer, (rows, bands) = loaded.tokenizer, loaded.tokenizer.config.grid

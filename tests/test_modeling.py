@@ -343,7 +343,7 @@ def test_a_classifier_mask_of_another_rank_is_named():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_mean_over_real_patches_is_that_of_the_patches_alone_in_every_precision(dtype):
-    """511 patches sum up to more than float16 holds, and bfloat16 has no 511."""
+    """The sum over 511 patches overflows float16, and bfloat16 cannot represent the count 511."""
     tokens = torch.tensor([1.0, 60.0, 200.0], dtype=dtype).expand(1, 600, 3)
     for count in (301, 511):
         mean = masked_mean(tokens, torch.arange(600)[None] < count)
@@ -352,7 +352,7 @@ def test_the_mean_over_real_patches_is_that_of_the_patches_alone_in_every_precis
 
 @pytest.mark.parametrize("cls", [BridleForPreTraining, BridleForAudioClassification, BridleTokenizer])
 def test_a_config_that_asks_for_tuples_gets_them(cls):
-    """Models within a model give what the outer one reads by name all the same."""
+    """Outer models read the outputs of inner models by name, also with `return_dict=False` in the config."""
     model, values = build(cls, tiny(cold_start=cls is not BridleTokenizer)), values_for(tiny())
     expected = [value for value in model(values).to_tuple() if torch.is_tensor(value)]
     model.config.return_dict = False

@@ -154,7 +154,7 @@ def test_a_reset_keeps_stored_positions():
 
 
 def test_a_new_phase_keeps_the_precision_and_the_checkpointing_of_the_model():
-    """The new tokenizer was in float32 beside an encoder in bfloat16, and kept the activations of all its layers."""
+    """The new tokenizer has the precision of the encoder, bfloat16, and activation checkpointing in its layers."""
     model = build(BridleForPreTraining, cold_start=True).to(torch.bfloat16)
     model.start_tokenizer_phase()
     layers = model.tokenizer.encoder.layers[0], model.tokenizer.estimator.layers[0]

@@ -170,7 +170,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         band = self.fmin, self.sampling_rate / 2 if self.fmax is None else self.fmax
         where = torch.float32, torch.device("cpu")
         found = window_and_filters(self.sampling_rate, self.num_mel_bins, self.window, band, *where)
-        return tuple(table.clone() for table in found)  # those found are the ones that all extractors compute with
+        return tuple(table.clone() for table in found)  # the originals are shared by all extractors
 
     def choose_channels(self, samples):
         """Samples (n, channels) of a recording, an array or tensor, as the extractor takes them: (n,), or with

@@ -48,7 +48,7 @@ def test_pooling_by_hand():
 
 @pytest.mark.parametrize("pooling", ["mean_std", "bands_std"])
 def test_a_deviation_of_zero_has_a_gradient(pooling):
-    """Of one clip with one step in time, all weights became NaN."""
+    """A clip with a single time step has standard deviation 0; its gradient must be finite."""
     tokens = torch.randn(2, 6, 3, requires_grad=True)
     with torch.no_grad():
         tokens[0, 0] = tokens[0, 1]

@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes: a step that is not finite in one of them, a damaged checkpoint, validation, LoRA."""
+"""Fine-tuning in two processes: NaN in one of them, a damaged checkpoint, resumption with validation and LoRA."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(recipe, whole, tmp_path):
     ids=["patience", "lora"],
 )
 def test_a_killed_fold_with_validation_goes_on_as_one_left_alone(recipe, tmp_path, chosen):
-    """Both processes measure the same validation clips, and what is recorded is what the saved weights give."""
+    """The resumed run equals an uninterrupted one, and the saved weights reproduce the recorded validation loss."""
     if "lora_rank" in chosen:
         pytest.importorskip("peft", reason="peft is not installed: nothing of LoRA is tested")
     recipe.training = replace(recipe.training, epochs=5, warmup_epochs=0, learning_rate=5e-3, **chosen)

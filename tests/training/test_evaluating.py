@@ -192,7 +192,7 @@ def test_a_set_in_hand_is_evaluated_on(tiny_recipe, tmp_path):
 
 
 def test_the_set_that_a_recipe_is_given_is_evaluated_on(tiny_recipe, tmp_path, sounds):
-    """As it is of a recipe that is named: `evaluate` was laid over the `data` of the recipe."""
+    """An `evaluate` section without a dataset uses the folder given to `pretrain`, also with a loaded recipe."""
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(sounds.rglob("*.flac"))[:10]:

@@ -91,7 +91,7 @@ def test_only_what_should_train_trains(whole):
 
 
 def test_a_run_heeds_its_own_settings_after_another_in_the_session(tmp_path):
-    """Accelerate keeps precision and compilation, and what a Trainer left that was interrupted amid a step."""
+    """A second run in a process uses its own precision, and updates weights even after an interrupted Trainer."""
     first = build_accelerator(OptimizationArguments(tracker=None), tmp_path)
     first.sync_gradients = False
     second = build_accelerator(OptimizationArguments(mixed_precision="bf16", compile=True, tracker=None), tmp_path)

@@ -353,7 +353,7 @@ def test_a_signal_before_the_first_step_ends_the_process(tmp_path, tiny_recipe, 
 
 
 def test_the_loss_scaler_of_fp16_goes_on_in_the_next_phase(tmp_path, tiny_recipe, monkeypatch):
-    """And a run in another precision may go on in fp16. Accelerate has the scaler on GPUs alone."""
+    """Runs started in another precision can be resumed in fp16. Accelerate has the scaler on GPUs only."""
     scales, build, take = [], pretraining.build_accelerator, engine.forward_backward
 
     def with_scaler(*given):

@@ -216,8 +216,8 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 
 
 def modalities_of_files(dataset: str) -> list[str]:
-    """The modality that can read most files of a folder, or those that can read equally many; [] of no folder. A folder
-    of videos is one of videos, although their sound can be read, too."""
+    """The modality that can read most files of a folder, or several of equal counts; [] if it is no folder. Videos,
+    whose sound audio recipes can read as well, count as videos."""
     folder = Path(dataset).expanduser()
     if not folder.is_dir():
         return []

@@ -64,7 +64,7 @@ def main(arguments=None, prog=None):
     with setting_up(parser):
         check_output(given.output, given.dataset)
         model = open_model(BridleForPreTraining, source)
-        # what is longer than the model's window is cut to its beginning, which this setting has said
+        # only the first window of longer clips is measured; with this setting a warning says so
         data, processor = given_data(given, test_windows="first"), load_processor(source)
         check_data(data, processor, "--dataset")
         results = read_results(given.results) if given.results else ()

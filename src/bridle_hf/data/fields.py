@@ -28,7 +28,7 @@ def type_of(types: Types, column: str) -> Any:
 
 
 def class_names(feature: Any) -> list[str] | None:
-    """The names of the classes that numbers, or lists of numbers, of this type stand for; None of another type."""
+    """The class names of a `ClassLabel` or a list of them; None for any other type."""
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 

@@ -19,8 +19,17 @@ COLUMNS = {"clip", "label", "said"}  # of a file of predictions, that a comparis
 
 
 def draw_accuracies(*probes, seed=0, samples=SAMPLES):
-    """Accuracies (probes, samples) of what `by_clip` says of the same clips when these are drawn anew, for all of them
-    the same ones."""
+    """Bootstrap samples of the accuracies of several probes on the same clips.
+
+    Every sample draws clips with replacement and uses the same draw for all probes, so that differences are paired.
+
+    Args:
+        probes: for each probe the array (2, clips) of `by_clip`, with the clips in the same order.
+        samples: number of bootstrap samples.
+
+    Returns:
+        array (probes, samples).
+    """
     rng, number, found = np.random.default_rng(seed), probes[0].shape[1], []
     for _ in range(samples // 100):
         drawn = rng.integers(number, size=(100, number))
@@ -29,7 +38,7 @@ def draw_accuracies(*probes, seed=0, samples=SAMPLES):
 
 
 def accuracy_of(parts):
-    """The mean over seeds and folds, of the parts (2, ..., clips) of `by_clip`."""
+    """Accuracy, the mean over seeds and folds, from an array (2, ..., clips) of `by_clip`, possibly resampled."""
     right, weights = parts.sum(axis=-1)
     return right / weights
 
@@ -105,15 +114,17 @@ def wrong_rows(names, labels, predictions):
 
 
 def by_clip(rows):
-    """(2, clips) the share of the seeds that got each clip right, times its weight, and its weight; in the order in
-    which clips come first. A clip weighs 1, or more where its fold has fewer clips than others: all folds count alike.
+    """Array (2, clips): row 0 is weight * share of the seeds that classified the clip correctly, row 1 is the weight.
+
+    Clips are in the order of their first row. Weights make all folds count equally: they are 1 if the folds have equal
+    sizes, and larger for clips of smaller folds.
     """
     folds = [(row.get("seed"), row.get("fold")) for row in rows]
     sizes, parts = Counter(folds), defaultdict(list)
     for row, fold in zip(rows, folds, strict=True):
         weight = len(rows) / (len(sizes) * sizes[fold])
         parts[row["clip"]].append((weight * (row["label"] == row["said"]), weight))
-    # in one piece, or sums of thousands of numbers lose their last digits
+    # a contiguous copy: numpy sums contiguous rows pairwise, which is more accurate
     return np.array([np.mean(each, axis=0) for each in parts.values()]).T.copy()
 
 

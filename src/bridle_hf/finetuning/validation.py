@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from ..evaluation.cross_validation import strata
 from ..files import write_whole
-from ..training.tracking import start_tracker
+from ..training.tracking import finish_trackers, start_tracker
 
 CURVES = "metrics.jsonl"
 MEASURES = ("eval_accuracy", "eval_mean_average_precision")  # the first that a record has tells which is better
@@ -120,5 +120,4 @@ class Curves(TrainerCallback):
 
     def on_train_end(self, args, state, control, **_):
         if self.accelerator is not None:
-            for tracker in self.accelerator.trackers:  # `end_training` would end the process group, too
-                tracker.finish()
+            finish_trackers(self.accelerator)

@@ -199,7 +199,7 @@ def _recipe(run):
 
 
 def _phases_until(name, phases):
-    """The phases before a folder of this name was written; all of them unless it is the encoder-iterK of one."""
+    """The phases that a model in a folder of this name went through: up to iteration K for encoder-iterK, or all."""
     ends = [end for end, phase in enumerate(phases, start=1) if phase["kind"] != "tokenizer"]
     written = {f"encoder-iter{iteration}": end for iteration, end in enumerate(ends, start=1)}
     return phases[: written.get(name, len(phases))]

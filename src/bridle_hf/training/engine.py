@@ -86,7 +86,7 @@ def train_task(run: Run, task: Task, checkpoint: Checkpoint | None) -> Checkpoin
     model, optimizer = accelerator.prepare(bare, task.build_optimizer(bare, settings))
     if resumed:
         checkpoint.load_optimizer_(model, optimizer.optimizer)
-    # One scaler serves all tasks. The run has none to go on with where it took its steps in another precision.
+    # One scaler serves all tasks. A checkpoint written in another precision has none.
     if accelerator.scaler is not None and checkpoint is not None and checkpoint.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -339,7 +339,7 @@ class Clock:
 
     @property
     def seconds_of_steps(self) -> float:
-        """Since this start, without what was left out."""
+        """Seconds since this start, without those passed to `leave_out`."""
         return time.perf_counter() - self.begun - self.left_out
 
     def leave_out(self, seconds: float) -> None:

@@ -98,7 +98,7 @@ def kept_bytes(task: Task, model: torch.nn.Module, batch: Batch) -> int:
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold the node that holds it, and the model, for good
+        return tensor.detach()  # the tensor itself would form a reference cycle with its graph node, never freed
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         output = task.forward(model, model, batch, 0)

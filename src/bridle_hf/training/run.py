@@ -37,7 +37,7 @@ from .locking import take_lock
 from .metrics import MetricsFile
 from .seeds import seed_from
 from .task import Batches, Task
-from .tracking import scalars, start_tracker
+from .tracking import finish_trackers, scalars, start_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelera
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
     )
-    # Accelerate keeps precision and compilation of the first run of a Python session, as of a Trainer in it.
+    # Accelerate would keep precision and compilation of an earlier run or Trainer in this process.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -68,7 +68,7 @@ def build_accelerator(settings: OptimizationArguments, folder: Path) -> Accelera
         project_dir=str(folder),
         kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.deadline))],
     )
-    accelerator.sync_gradients = True  # a Trainer that was interrupted amid a step leaves it: no step would be taken
+    accelerator.sync_gradients = True  # an interrupted Trainer may leave it False, and the optimizer would not step
     check_processes(accelerator)
     return accelerator
 
@@ -215,7 +215,7 @@ class Run:
                 f"{checkpoint.path} belongs to one of {before['phase_steps']} steps with {before['num_processes']}. "
                 "Keep batch_size * gradient_accumulation_steps * processes as it was."
             )
-        # By its own recipe: longer phases do not make it one that was stopped.
+        # Finished by the lengths it was trained with: longer phases in the new recipe do not reopen it.
         if changed and checkpoint.step == before["phase_steps"] and self.tasks[-1].is_exported(self.folder):
             raise CheckpointError(
                 f"output_dir={self.folder} holds the finished run of another recipe (changed: {changed}). "
@@ -307,8 +307,7 @@ class Run:
             logger.info("the evaluations took %.0f seconds", self.evaluation.seconds)
         if self.hub_copy is not None:
             self.hub_copy.end(list_checkpoints(self.folder / "checkpoints")[-1], self.settings.deadline)
-        for tracker in self.accelerator.trackers:  # `end_training` would end the process group, which a next run needs
-            tracker.finish()
+        finish_trackers(self.accelerator)
 
     def skipped(self) -> dict:
         """For a record: number of samples skipped so far in all processes, and name -> reason of the new ones."""

@@ -22,6 +22,12 @@ def check_tracker(tracker: str | None) -> None:
         raise ValueError(f"`tracker` is {tracker!r}; it takes null or one of {', '.join(known)}.")
 
 
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Finish the accelerator's trackers. `end_training` would destroy the process group, too, which later runs need."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def start_tracker(accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
     """Start the accelerator's tracker. Every process calls it.
 

@@ -11,7 +11,7 @@ from ..codebook_training_bridle import reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
 from .seeds import seed_from
 
-HOOKS = WeakKeyDictionary()  # model -> the hook on it, which a training that was interrupted leaves there
+HOOKS = WeakKeyDictionary()  # model -> handle of its forward hook; an interrupted training does not remove it
 
 
 class BridleTrainerCallback(TrainerCallback):
@@ -45,7 +45,7 @@ class BridleTrainerCallback(TrainerCallback):
                 batches = first_batches(train_dataloader, args.per_device_train_batch_size, seed_from(args.seed, rank))
                 model.initialize_codebooks(batches, torch.Generator().manual_seed(args.seed))
         self.inputs, self.statistics = [], None
-        if model in HOOKS:  # it would keep the inputs of every step, and this callback's own count them twice
+        if model in HOOKS:  # left by an interrupted training; statistics would be counted twice
             HOOKS[model].remove()
         HOOKS[model] = model.register_forward_hook(self.note, with_kwargs=True)
 
