@@ -25,6 +25,7 @@ from .data.modalities import MODALITIES, load_processor
 from .evaluation.classifying import classified
 from .evaluation.features import STREAMED_POOLINGS, feature_rows
 from .evaluation.tokens import code_rows
+from .hub_connection import check_connection
 from .modeling_bridle import BridleForClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from .training.parameters import check_finite
 
@@ -287,6 +288,8 @@ def check_model(source: str, argument: str = "--model") -> None:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
     try:
+        if not folder.is_dir():
+            check_connection(str(source))
         BridleConfig.from_pretrained(source)
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt"):
@@ -296,7 +299,8 @@ def check_model(source: str, argument: str = "--model") -> None:
             raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
         if not isinstance(error, OSError):
             raise
-        hub = "the Hub cannot be reached" if "connect to" in str(error) else "no such model on the Hub"
+        lost = isinstance(error, ConnectionError) or "connect to" in str(error)
+        hub = "the Hub cannot be reached" if lost else "no such model on the Hub"
         raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
 
 

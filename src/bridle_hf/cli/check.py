@@ -84,7 +84,9 @@ def modality_of_files(dataset: str) -> str:
     if not best:
         best, reason = _opening(dataset)
         if not best:
-            raise ValueError(f"{reason}; name the recipe that is to read it, --recipe video/own_small, say.")
+            raise ValueError(
+                f"{reason.rstrip('.')}; name the recipe that is to read it, --recipe video/own_small, say."
+            )
     if len(best) > 1:
         raise ValueError(
             f"DATASET is {dataset!r}, which {' and '.join(best)} recipes can read; it takes --recipe "
@@ -100,6 +102,8 @@ def _opening(dataset: str) -> tuple[list[str], str]:
         try:
             check_data(DataArguments(dataset), build_processor(BridleConfig(modality=name)), "DATASET")
         except (ValueError, ModuleNotFoundError) as error:
+            if isinstance(error.__cause__, OSError):  # there is no such dataset
+                raise
             reason = str(error)
         else:
             found.append(name)

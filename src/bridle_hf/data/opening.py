@@ -21,6 +21,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from ..hub_connection import check_connection
 from .arguments import DataArguments
 from .columns import media_columns
 from .folder import counted, find_clips, group
@@ -118,6 +119,8 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
 
 
 def _load_builder(path: str, data: DataArguments, modality: Modality) -> datasets.DatasetBuilder:
+    if not os.path.isdir(path):
+        check_connection(path, "dataset")
     return _with_care(datasets.load_dataset_builder(path, data.name, data_files=data.files), data, modality)
 
 
