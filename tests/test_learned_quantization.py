@@ -139,7 +139,8 @@ def test_smoothed_by_hand():
 
 @pytest.mark.parametrize("regularizer", ["knn_ce", "knn_l2", "perplexity", "none"])
 def test_smoothed_stages_equal_float64(regularizer):
-    options = {"regularizer": regularizer, "regularizer_weight": 0.5, "num_neighbors": 2, "commitment_weight": 0.3}
+    options = {"regularizer": regularizer, "regularizer_weight": 0.5, "num_neighbors": 2}
+    options |= {"commitment_weight": 0.3, "codebook_weight": 0.2}
     quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, temperature=0.2, **options)
     z = vectors(40)
     out = quantizer(z)
@@ -149,6 +150,7 @@ def test_smoothed_stages_equal_float64(regularizer):
         p = smoothed_in_float64(residual, codes, 0.2)
         np.testing.assert_array_equal(out.codes[:, stage].numpy(), p.argmax(-1))
         commitment = np.square(residual - p @ codes).mean()
+        codebook = np.square(residual - codes[p.argmax(-1)]).mean()
         total, residual = total + p @ codes, residual - codes[p.argmax(-1)]  # the next stage sees the hard rest
         term = {
             "knn_ce": lambda p: knn_regularizer(p, 2),
@@ -156,7 +158,7 @@ def test_smoothed_stages_equal_float64(regularizer):
             "perplexity": perplexity_regularizer,
             "none": lambda p: p.new_zeros(()),
         }[regularizer]
-        losses.append(0.5 * term(torch.tensor(p)).item() + 0.3 * commitment)
+        losses.append(0.5 * term(torch.tensor(p)).item() + 0.3 * commitment + 0.2 * codebook)
     np.testing.assert_allclose(out.quantized.detach().numpy(), total, atol=1e-5)
     assert [out.losses[f"codebook_{s}"].item() for s in (1, 2)] == pytest.approx(losses, rel=1e-4)
     assert torch.equal(quantizer.encode(z), out.codes)
@@ -347,3 +349,31 @@ def test_errors_name_what_is_wrong():
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_codebook_weight_moves_codes_alone_and_makes_stages_refine():
+    energies = []
+    for weight in (0.0, 8.0):
+        quantizer = seeded(SmoothedQuantizer, 8, 3, 16, regularizer_weight=0.1, codebook_weight=weight).train()
+        z = F.normalize(vectors(512, dim=8), dim=-1)
+        optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+        for _ in range(150):
+            optimizer.zero_grad()
+            quantizer(z).loss.backward()
+            optimizer.step()
+        codes, residual, left = quantizer.eval().encode(z), z, []
+        for stage, book in enumerate(quantizer.codebooks):
+            residual = residual - book.embed[codes[:, stage]]
+            left.append(residual.square().sum(-1).mean().item())
+            assert len(codes[:, stage].unique()) == 16
+        energies.append(left)
+    without, refined = energies
+    assert refined[0] > 1.2 * refined[1] > 1.2**2 * refined[2] and refined[2] < 0.35
+    assert without[2] > 2 * refined[2]
+
+
+def test_codebook_weight_passes_nothing_to_the_vectors():
+    quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, regularizer="none", codebook_weight=1.0).train()
+    z = vectors(20).requires_grad_()
+    quantizer(z).losses["codebook_1"].backward()
+    assert z.grad is None and quantizer.codebooks[0].embed.grad.any()

@@ -266,7 +266,7 @@ OPTIONS = {
     "gradient": "num_codebooks codebook_size distance estimator commitment_weight normalize quantizer_dropout",
     "simvq": "num_codebooks codebook_size distance estimator commitment_weight normalize quantizer_dropout",
     "smoothed": "num_codebooks codebook_size temperature gumbel gumbel_schedule regularizer regularizer_weight "
-    "num_neighbors num_vertices commitment_weight normalize quantizer_dropout",
+    "num_neighbors num_vertices commitment_weight codebook_weight normalize quantizer_dropout",
     "random_projection": "num_codebooks codebook_size projection_dim",
     "product": "groups",
     "fsq": "levels",
@@ -294,7 +294,8 @@ def test_build_quantizer_reads_every_field():
     assert (hard.estimator, book.distance, book.commitment_weight) == ("rotation", "cosine", 0.7)
     assert not torch.equal(hard.codebooks[0].frozen, book.frozen)
     said = {"temperature": 0.2, "gumbel": "hard", "gumbel_schedule": (2.0, 0.5, 0.9), "regularizer": "knn_l2",
-            "regularizer_weight": 0.3, "num_neighbors": 4, "num_vertices": 5, "commitment_weight": 0.6}  # fmt: skip
+            "regularizer_weight": 0.3, "num_neighbors": 4, "num_vertices": 5, "commitment_weight": 0.6,
+            "codebook_weight": 0.8}  # fmt: skip
     smoothed = build_quantizer(BridleQuantizerConfig(type="product", inner="smoothed", **said, **options))
     book = smoothed.groups[1].codebooks[0]
     assert type(smoothed) is ProductQuantizer and len(smoothed.groups) == 2 and book.embed.shape == (6, 4)

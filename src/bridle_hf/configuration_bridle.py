@@ -195,6 +195,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
         regularizer (`str`): of `"smoothed"`: `"knn_ce"`, `"knn_l2"`, `"perplexity"` or `"none"`.
         regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms the
             neighbours per vertex, and the number of vertices drawn per step (all when left out).
+        codebook_weight (`float`): of `"smoothed"`: weight of a term that brings each code near the vectors that chose
+            it, for which the paper has none.
         levels (`tuple[int]`): of `"fsq"`: the number of values of each dimension.
         preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode`, `reset` and `reset_min_count`
             are when left out.
@@ -231,6 +233,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
     regularizer_weight: float | int = 1.0
     num_neighbors: int = 1
     num_vertices: int | None = None
+    codebook_weight: float | int = 0.0
     levels: list[int] | tuple[int, ...] = (8, 5, 5, 5)
     preset: str = "default"
 

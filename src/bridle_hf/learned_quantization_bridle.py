@@ -291,12 +291,13 @@ class SmoothedCodebook(nn.Module):
         num_neighbors,
         num_vertices,
         commitment_weight,
+        codebook_weight,
     ):
         super().__init__()
         self.start_temperature, self.gumbel, self.gumbel_schedule = temperature, gumbel, gumbel_schedule
         self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         self.num_neighbors, self.num_vertices = num_neighbors, num_vertices
-        self.commitment_weight = commitment_weight
+        self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
         self.embed = nn.Parameter(torch.empty(num_codes, dim, dtype=torch.float32))
         self.log_t = nn.Parameter(torch.empty(1, dtype=torch.float32))  # not a scalar: FSDP2 shards none
         self.register_buffer("tau", torch.empty((), dtype=torch.float32))
@@ -340,6 +341,9 @@ class SmoothedCodebook(nn.Module):
         loss = self.regularizer_weight * self.regularize(p, log_p, valid)
         if self.commitment_weight > 0:
             loss = loss + self.commitment_weight * mean_square(rows - vector, valid)
+        if self.codebook_weight > 0:
+            code = F.embedding(index, self.embed)  # of inference, in place of the mixture
+            loss = loss + self.codebook_weight * mean_square(rows.detach() - code, valid)
         return CodebookOutput(vector, index, loss)
 
     def regularize(self, p, log_p, valid):
@@ -365,8 +369,8 @@ class SmoothedQuantizer(LearnedQuantizer):
     """Smoothed quantization: mixtures of codes in training, hard codes in evaluation, in M residual stages.
 
     The search is by cosine; the vectors returned are the codes as they are. `loss` is the regulariser, mean over
-    stages, and 0 in evaluation. Without a commitment loss (the paper has none) only the task loss pulls q towards z, so
-    later stages need not encode what earlier stages missed.
+    stages, and 0 in evaluation. In the paper only the task loss pulls q towards z, so later stages need not encode what
+    earlier stages missed. With a `codebook_weight` they do, as stages of k-means would.
 
     Args:
         dim: d.
@@ -381,6 +385,7 @@ class SmoothedQuantizer(LearnedQuantizer):
         num_neighbors: neighbours per vertex in the KNN regularisers, per process.
         num_vertices: size of the random subset of vertices for them; None takes all.
         commitment_weight: weight of |z - q|^2, mean over rows and dimensions, which moves both.
+        codebook_weight: weight of |sg[z] - c|^2 for the hard code c, mean over rows and dimensions, which moves codes.
         normalize, quantizer_dropout: as in `LearnedQuantizer`; "once" matters after the first stage only.
     """
 
@@ -398,6 +403,7 @@ class SmoothedQuantizer(LearnedQuantizer):
         num_neighbors=1,
         num_vertices=None,
         commitment_weight=0.0,
+        codebook_weight=0.0,
         normalize="none",
         quantizer_dropout=0.0,
     ):
@@ -413,6 +419,7 @@ class SmoothedQuantizer(LearnedQuantizer):
             "num_neighbors": num_neighbors,
             "num_vertices": num_vertices,
             "commitment_weight": commitment_weight,
+            "codebook_weight": codebook_weight,
         }
         books = [SmoothedCodebook(size, dim, **options) for size in sizes_of(codebook_size, num_codebooks)]
         super().__init__(books, normalize=normalize, quantizer_dropout=quantizer_dropout)
