@@ -166,3 +166,25 @@ def test_the_use_of_a_start(monkeypatch):
     assert found["cur"].shape == (4,) and (found["cur"] > 0.95).all()
     again = cold_start.measure(z, "residual", "uniform", seed=0)
     assert {name: values.tolist() for name, values in again.items()} == {n: v.tolist() for n, v in found.items()}
+
+
+def test_the_stages_of_every_row_are_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import stages
+
+    from bridle_hf import BridleConfig, BridleFeatureExtractor, BridleModel
+
+    config = BridleConfig(
+        input_size=(64, 128), hidden_size=80, num_hidden_layers=1, num_attention_heads=2, intermediate_size=80
+    )
+    BridleModel(config).save_pretrained(tmp_path / "model")
+    BridleFeatureExtractor(max_length=64).save_pretrained(tmp_path / "model")
+    write_sound_set(tmp_path / "sounds", clips_per_class=2)
+    stages.main(
+        ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "sounds"), "--clips", "20", "--steps", "2"]
+    )
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].removeprefix("| ") for row in rows] == list(stages.ROWS)
+    assert all(len(row) == 4 and len(row[1].split()) == 4 for row in rows)
+    left = [float(value) for value in rows[0][1].split()]
+    assert left == sorted(left, reverse=True) and left[0] < 1
