@@ -54,11 +54,7 @@ def load(source: str | Path, device: torch.device | str | None = None, **setting
         ValueError: there is no such model, it is damaged or has parts without weights; or several are there.
     """
     source = str(model_folder(source))
-    check_model(source, "source")
-    config = BridleConfig.from_pretrained(source)
-    known = {name: getattr(modeling_bridle, name) for name in modeling_bridle.__all__}
-    cls = known.get((config.architectures or [""])[0], BridleForPreTraining)
-    model = open_model(cls, source, "source")
+    model = open_model(saved_class(source, "source"), source, "source")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         processor = load_processor(source, **settings)
