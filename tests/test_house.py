@@ -29,6 +29,7 @@ FLOORS = [
         "codebook_metrics",
         "extras",
         "files",
+        "hub_connection",
         "losses_bridle",
         "markdown",
         "masking_bridle",

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import AutoImageProcessor, ViTImageProcessor
 
 from bridle_hf import BridleConfig, BridleImageProcessor, BridleModel
-from bridle_hf.data import build_processor
+from bridle_hf.data import build_processor, decode_image
 
 
 @pytest.fixture
@@ -97,6 +97,20 @@ def test_integers_of_8_bits_are_pixels_however_they_are_kept(picture):
     expected = processor(picture, return_tensors="pt")["pixel_values"]
     for kept in (picture.astype(np.int64), torch.from_numpy(picture.astype(np.int32))):
         torch.testing.assert_close(processor(kept, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_an_open_picture_is_turned_as_its_file_is(picture, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = str(tmp_path / "a.png")
+    Image.fromarray(picture[:20]).save(path, exif=exif)
+    processor = BridleImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    by_name, opened = (processor(given, return_tensors="pt")["pixel_values"] for given in (path, Image.open(path)))
+    assert torch.equal(by_name, opened)
+    turned = processor(np.rot90(picture[:20], -1).copy(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(opened, turned)
+    np.testing.assert_array_equal(decode_image(Image.open(path)), decode_image(path))
+    np.testing.assert_array_equal(decode_image(path), np.rot90(picture[:20], -1).transpose(2, 0, 1))
 
 
 def test_the_processor_of_a_model_makes_its_input_and_is_found_again(picture, tmp_path):

@@ -84,7 +84,7 @@ def test_masked_and_padded_equals_masked_and_unpadded():
 
 @pytest.mark.parametrize(
     ("modality", "size"),
-    [("audio", (4, 8)), ("audio", (48, 4)), ("image", (4, 20)), ("image", (16, 4)), ("video", (2, 12, 4))],
+    [("audio", (4, 8)), ("audio", (48, 8)), ("image", (4, 20)), ("image", (16, 4)), ("video", (2, 12, 4))],
 )
 def test_any_size_whose_grid_is_whole(modality, size):
     config = tiny(modality)
@@ -284,6 +284,7 @@ LAYOUT = {
         ("image", (2, 1, 8, 8), "`pixel_values` has 1 channels; the model takes 3: " + LAYOUT["image"]),
         ("video", (2, 3, 4, 8, 8), "`pixel_values` has 4 channels; the model takes 3: " + LAYOUT["video"]),
         ("audio", (2, 3, 8), "`input_values` measures (3, 8); the model takes one or more whole patches of (4, 4)"),
+        ("audio", (2, 32, 4), "`input_values` has 4 mel bins; the model takes 8: " + LAYOUT["audio"]),
         ("audio", (2, 0, 8), "`input_values` measures (0, 8)"),
         ("image", (2, 3, 8, 9), "`pixel_values` measures (8, 9)"),
         ("video", (2, 1, 3, 8, 8), "`pixel_values` measures (1, 8, 8)"),  # shorter than a tubelet

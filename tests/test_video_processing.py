@@ -1,6 +1,7 @@
 """The video processor: which frames and crops make a clip, and each frame against the image processor."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_views_are_clips_along_time_and_crops_along_the_longer_side(video):
             "num_clips is above 1.*no fps",
         ),
         ({}, [], "videos is empty"),
+        ({}, {"bytes": b"", "path": None}, "videos has a dict with bytes, path; a video takes a path, a URL or frames"),
         ({}, np.zeros((0, 4, 20, 20, 3), np.uint8), "videos is empty"),
         ({}, np.zeros((0, 20, 20, 3), np.uint8), r"videos has a ndarray of shape \(0, 20, 20, 3\)"),
         ({}, np.zeros((4, 20, 20, 2), np.uint8), "videos has a ndarray of shape .* with 1, 3 or 4 channels"),
@@ -133,6 +135,8 @@ def test_files_are_decoded_and_sampled(tmp_path, name, codec):
     ):
         values = processor([path], return_tensors="np", **options)["pixel_values"]
         assert np.round(25.5 * values.mean(axis=(2, 3, 4))).astype(int).tolist() == expected
+    for given in (Path(path), [Path(path)]):
+        np.testing.assert_array_equal(processor(given, return_tensors="np", **options)["pixel_values"], values)
 
 
 def test_the_pipeline_classifies_a_file(tmp_path):

@@ -27,9 +27,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def at_home(path: str | os.PathLike) -> str:
+    """A path whose `~/` is the home folder. Any other `~` is a letter: a folder may be called `~x`."""
+    path = os.fspath(path)
+    return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
+
+
 def final_of(source: str) -> str:
     """`final/` of the folder of a run, which holds no model itself; anything else as it is."""
-    folder = Path(source).expanduser()
+    folder = Path(at_home(source))
     is_run = not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file()
     return str(folder / "final") if is_run else source
 

@@ -88,6 +88,8 @@ class BridleImageProcessor(TorchvisionBackend):
 
     def process_image(self, image: Any, *args, **kwargs) -> torch.Tensor:
         """One image of any kind that transformers takes -> (channels, height, width), not resized yet."""
+        if Image is not None and isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
         check_depth(image, "images")
         try:
             pixels = super().process_image(image, *args, **kwargs)

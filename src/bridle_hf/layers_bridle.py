@@ -134,6 +134,7 @@ class BridlePatchEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = tuple(config.patch_size)
         self.num_channels = config.num_channels
+        self.bins = config.input_size[-1] if config.modality == "audio" else None
         self.name, self.layout, self.channel_dim = {
             "audio": ("input_values", "(batch, frames, mel bins)", None),
             "image": ("pixel_values", "(batch, channels, height, width)", 1),
@@ -147,7 +148,8 @@ class BridlePatchEmbeddings(nn.Module):
         """Patches along each axis of an input.
 
         Raises:
-            ValueError: the input has another layout or channel count, or the patch size does not divide it.
+            ValueError: the input has another layout, channel count or number of mel bins, or the patch size does not
+                divide it.
         """
         size, has_channels = list(values.shape[1:]), self.channel_dim is not None
         if len(size) != len(self.patch_size) + has_channels:
@@ -157,6 +159,8 @@ class BridlePatchEmbeddings(nn.Module):
             raise ValueError(
                 f"`{self.name}` has {channels} channels; the model takes {self.num_channels}: {self.layout}."
             )
+        if self.bins is not None and size[-1] != self.bins:  # patches of other frequencies look like any others
+            raise ValueError(f"`{self.name}` has {size[-1]} mel bins; the model takes {self.bins}: {self.layout}.")
         if any(s < p or s % p for s, p in zip(size, self.patch_size, strict=True)):
             raise ValueError(
                 f"`{self.name}` measures {tuple(size)}; the model takes one or more whole patches of {self.patch_size}."

@@ -25,6 +25,7 @@ from .data.modalities import MODALITIES, load_processor
 from .evaluation.classifying import classified
 from .evaluation.features import STREAMED_POOLINGS, feature_rows
 from .evaluation.tokens import code_rows
+from .files import at_home
 from .hub_connection import check_connection
 from .modeling_bridle import BridleForClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from .training.parameters import check_finite
@@ -69,7 +70,7 @@ def model_folder(source: str | Path, argument: str = "source") -> str | Path:
     Raises:
         ValueError: there is none, or there are several.
     """
-    folder = Path(source).expanduser()
+    folder = Path(at_home(source))
     if not folder.is_dir():
         return source
     for each in (folder, folder / "final"):
@@ -85,9 +86,9 @@ class LoadedModel:
     """A trained model, and what it is for.
 
     Its methods take one clip or a list of clips, each of them a file (path, URL or bytes, of any format, rate and
-    length that training reads), an array, a PIL image, or a dict `{"array", "sampling_rate"}`; or a folder of files,
-    all of which are read in the order of their names; or a dataset in hand, as `bridle_hf.pretrain` takes it. Arrays of
-    sounds take `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
+    length that training reads), an array, a PIL image, a dict `{"array", "sampling_rate"}`, or an `AudioDecoder` of
+    torchcodec; or a folder of files, all of which are read in the order of their names; or a dataset in hand, as
+    `bridle_hf.pretrain` takes it. Arrays of sounds take `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
 
     Raises (all methods):
         ValueError: a clip that cannot be used, which is named, with the reason. `bridle features`, `bridle tokens` and
@@ -240,11 +241,12 @@ class LoadedModel:
         if windows not in WINDOWS:
             raise ValueError(f"windows is {windows!r}; it takes 'all' or 'first'.")
         settings = {"num_workers": num_workers, "test_windows": windows, "max_bad_share": 0.0, "min_seconds": 0.0}
-        if isinstance(clips, str | os.PathLike) and Path(clips).expanduser().is_dir():
+        if isinstance(clips, str | os.PathLike) and Path(at_home(clips)).is_dir():
             return DataArguments(dataset=os.fspath(clips), files="**/*", **settings), None
         if isinstance(clips, DATASETS):
             return DataArguments(**settings), clips
-        if isinstance(clips, str | os.PathLike | bytes | dict | np.ndarray | torch.Tensor | Image.Image):
+        kinds = str | os.PathLike | bytes | dict | np.ndarray | torch.Tensor | Image.Image
+        if isinstance(clips, kinds) or hasattr(clips, "get_all_samples"):
             clips = [clips]
         if isinstance(clips, Sequence):
             has_rate = MODALITIES[self.model.config.modality].waveform is not None

@@ -8,11 +8,12 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
-from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import yaml
+
+from .files import at_home
 
 
 class RecipeError(ValueError):
@@ -268,7 +269,7 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
         except (TypeError, ValueError):
             pass
     if hint is str and isinstance(value, str):
-        return expanduser(value) if value.startswith("~/") else value  # a path
+        return at_home(value)  # of a path
     wanted = "str, which YAML wants in quotes here" if hint is str else _name(hint)
     raise RecipeError(_mismatch(key, value, wanted, origin(key)))
 

@@ -71,7 +71,7 @@ def read_video(
         uint8 (frames, 3, H, W) and the facts.
 
     Raises:
-        ValueError: no video in the file, no frame in it, more damage than frames, more than `MAX_PIXELS`, frames of
+        ValueError: no video in the file, no frame in it, more of it damaged than not, more than `MAX_PIXELS`, frames of
             several sizes, or a wanted frame that lies behind its end.
         av.FFmpegError: the file cannot be read.
         ImportError: PyAV is not installed.
@@ -82,12 +82,12 @@ def read_video(
             video.measure()
         if choose is None:
             frames, video.facts.total = video.decode(None)
-            return frames, video.checked_facts(len(frames))
+            return frames, video.checked_facts()
         for _ in range(2):  # with the length that the header says, then with the one that was found
             wanted = np.asarray(choose(video.facts))
             frames, end = video.decode(wanted)
             if end is None or wanted.max() < end + SLACK:
-                return frames, video.checked_facts(len(frames))
+                return frames, video.checked_facts()
             video.facts.total = end
         raise ValueError(f"ends before frame {wanted.max() + 1}")
 
@@ -97,6 +97,7 @@ class Recording:
 
     def __init__(self, file: BinaryIO, fit: Callable | None = None):
         self.file, self.fit, self.container = file, fit, None
+        self.whole = 0  # frames decoded from where reading began
 
     def __enter__(self):
         self.open()
@@ -136,10 +137,11 @@ class Recording:
             said.append(round(seconds * (self.rate or 0)))
         return max(0, min(said, default=0))
 
-    def checked_facts(self, frames: int) -> VideoFacts:
-        """The facts, unless the packets that are damaged are more than the frames that were decoded."""
-        if self.facts.damaged > frames:
-            raise ValueError(f"{self.facts.damaged} packets are damaged, more than the {frames} frames wanted")
+    def checked_facts(self) -> VideoFacts:
+        """The facts, unless more packets are damaged than not, of those from the key frame to the last frame wanted."""
+        damaged, whole = self.facts.damaged, self.whole
+        if damaged > whole:
+            raise ValueError(f"{damaged} of {damaged + whole} packets are damaged where it was read")
         return self.facts
 
     def measure(self) -> None:
@@ -183,18 +185,22 @@ class Recording:
             UntrustedTimesError: time stamps behind a seek (`sought`) do not grow.
         """
         number, time, origin, self.used = -1, None, self.start, True
+        self.facts.damaged = self.whole = 0
         for packet in self.container.demux(self.stream):
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 self.facts.damaged += 1
                 continue
+            self.whole += len(frames)
             for frame in frames:
                 if self.in_order or frame.pts is None:
                     number += 1
                     yield number, frame
                     continue
                 if time is not None and frame.pts <= time:
+                    if frame.is_corrupt:  # held back in the decoder by damage; its time is past
+                        continue
                     if sought:
                         raise UntrustedTimesError
                     origin = frame.pts - round((number + 1) / self.rate / self.stream.time_base)  # joined recordings

@@ -1,6 +1,7 @@
 """Video front-end of BRIDLE: frames at a stride, resize, crop, scale to [0, 1], normalise; several views for tests."""
 
 import os
+from collections.abc import Mapping
 from io import BytesIO
 
 import numpy as np
@@ -140,6 +141,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
         return view_indices(int(metadata.total_num_frames), num_frames, frame_stride, num_clips)
 
     def _decode_and_sample_videos(self, videos, **kwargs):
+        videos = paths_as_text(videos)
         try:
             videos = make_batched_videos(videos)
         except IndexError:
@@ -197,6 +199,17 @@ class BridleVideoProcessor(BaseVideoProcessor):
                 for crop in spread_crops(clip, (size.height, size.width), num_crops)
             ]
         return super()._preprocess(videos, **kwargs)
+
+
+def paths_as_text(videos):
+    """Videos in any nesting, their `pathlib` paths as text."""
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if isinstance(videos, Mapping):
+        raise ValueError(
+            f"videos has a dict with {', '.join(map(str, videos))}; a video takes a path, a URL or frames."
+        )
+    return [paths_as_text(video) for video in videos] if isinstance(videos, list | tuple) else videos
 
 
 def check_video(video) -> None:

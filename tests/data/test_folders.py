@@ -180,7 +180,11 @@ def test_one_folder_no_folder_and_metadata_are_no_classes(tmp_path, extractor):
         ("one", ["dog/1.wav", "dog/2.wav"], "all files lie in one folder, dog"),
         ("none", ["1.wav", "2.wav"], "files lie in no folders of classes"),
         ("table", ["dog/1.wav", "rain/2.wav"], "columns come from metadata.csv"),
-        ("split", ["dog/1.wav", "rain/2.wav", "train/3.wav"], "files lie in no folders of classes"),
+        (
+            "split",
+            ["dog/1.wav", "rain/2.wav", "train/3.wav"],
+            "the folder of train/3.wav is taken for a split and not ",
+        ),
     ]:
         write(tmp_path / name, names)
         if name == "table":
@@ -281,6 +285,26 @@ def test_a_folder_without_any_of_the_modality_says_what_it_holds(tmp_path, image
     write(tmp_path, ["a.xyz", "b.xyz"])
     with pytest.raises(ValueError, match=r"no image file, archive or table that can be read; it holds 2 .xyz \(a.xyz"):
         open_source(DataArguments(str(tmp_path)), image_processor)
+
+
+def test_texts_are_no_clips_unless_their_column_is_named(tmp_path, extractor):
+    (tmp_path / "clips.txt").write_text("sounds/1.wav\n")
+    with pytest.raises(
+        ValueError, match="a folder that holds no audio file, archive or table that can be read; it hol"
+    ):
+        open_source(DataArguments(str(tmp_path)), extractor)
+    assert open_source(DataArguments(str(tmp_path), input_column="text"), extractor).input_column == "text"
+
+
+@pytest.mark.parametrize("name", ["~x", "~"])
+def test_a_folder_may_be_called_like_a_home(name, tmp_path, extractor, monkeypatch):
+    write(tmp_path / name, CLASSES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = f"./{name}" if name == "~" else name
+    assert set(labels(given, extractor).values()) == {"dog", "rain"}
+    write(tmp_path / "home" / "sounds", CLASSES)
+    assert set(labels("~/sounds", extractor).values()) == {"dog", "rain"}
 
 
 def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, extractor, caplog, monkeypatch):

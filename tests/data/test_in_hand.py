@@ -1,5 +1,7 @@
 """Datasets that the caller built: streams, caches and labelled sets of them are those of the same files."""
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
@@ -209,6 +211,25 @@ def test_bad_samples_are_skipped_and_named(waveforms, extractor, identify):
     next(loader)
     assert loader.skipped.keys() == {"row 5", "row 6"} and "(2, 1, 9)" in loader.skipped["row 5"]
     assert len(load_examples(DataArguments(in_memory=False), extractor, given)) == 5
+
+
+class Decoder:
+    """Stands in for the `AudioDecoder` of torchcodec."""
+
+    def __init__(self, data, sample_rate):
+        self.samples = SimpleNamespace(data=torch.from_numpy(data), sample_rate=sample_rate)
+
+    def get_all_samples(self):
+        return self.samples
+
+
+def test_decoders_of_sounds_are_their_samples(waveforms, extractor):
+    decoders = [Decoder(np.stack([waveform] * 2), RATE) for waveform in waveforms]
+    arrays = [{"array": waveform, "sampling_rate": RATE} for waveform in waveforms]
+    ours, theirs = (load_examples(DataArguments(), extractor, given).clips for given in (decoders, arrays))
+    assert len(ours) == len(waveforms)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_int16_is_scaled_and_other_rates_are_resampled(waveforms):

@@ -83,7 +83,9 @@ def test_folds_are_values_or_text():
         assert folds_of(*values) == values
     assert [type(fold) for fold in folds_of(1.0, 2.0)] == [int, int]
     assert folds_of(np.datetime64("2024-05-01").item()) == ["2024-05-01"]
-    with pytest.raises(LabelError, match="'fold' says nothing of 2 of the 4 clips: 1.wav, 3.wav; .*data.exclude.fold="):
+    with pytest.raises(
+        LabelError, match="'fold' says nothing of 2 of the 4 clips: 1.wav, 3.wav; .*data.exclude='{fold: .null.}'.$"
+    ):
         folds_of(1, None, 2, float("nan"))
     with pytest.raises(LabelError, match=r"'fold' is \[1\] for 0.wav; it takes one value"):
         folds_of([1])

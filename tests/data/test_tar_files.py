@@ -96,6 +96,15 @@ def test_classes_of_cls_fields_may_be_names(tmp_path, extractor):
     assert examples.label_names == ["7", "dog"] and examples.labels.tolist() == [1, 0] * 5
 
 
+@pytest.mark.parametrize("column", [None, "label"])
+def test_folders_of_keys_are_classes_whether_asked_for_or_not(column, tmp_path, extractor):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("dog/0.wav", "rain/1.wav"):
+            add(tar, name, wav(clip(0)))
+    found = read(tmp_path, extractor, label_column=column)
+    assert [example["label"] for example in found] == ["dog", "rain"]
+
+
 def test_a_clip_without_its_label_is_left_out_and_named(tmp_path, extractor, caplog):
     write(tmp_path / "a.tar", [{"json": b"{" if i == 3 else LABEL} for i in range(CLIPS)])
     examples = load_examples(DataArguments(str(tmp_path), label_column="json.label"), extractor)

@@ -155,6 +155,21 @@ def test_a_damaged_stretch_costs_itself_alone_and_is_named(folder, caplog):
     ]
 
 
+def test_a_clip_is_refused_where_more_is_damaged_than_whole(folder):
+    path = Path(write_video(folder / "long.mp4", frames=noisy(200)))
+    content, whole = bytearray(path.read_bytes()), decode_video(str(path))
+    start, end = (round(share * len(content)) for share in (0.45, 0.55))
+    content[start:end] = bytes(end - start)  # some 20 frames
+    damaged = folder / "much.mp4"
+    damaged.write_bytes(content)
+    same = (decode_video(str(damaged)) == whole).all(axis=(1, 2, 3))  # no frame is at another's place
+    assert same[:88].all() and same[112:].all() and not same[92:108].any()
+    places = np.array([0, 40, 80, 85, 120, 150, 180, 199])
+    np.testing.assert_array_equal(decode_video(str(damaged), lambda total: places), whole[places])
+    with pytest.raises(BadClipError, match="of .* packets are damaged where it was read"):
+        decode_video(str(damaged), lambda total: 96 + np.arange(8))
+
+
 QUADRANTS = np.zeros((48, 64, 3), np.uint8)  # red, green over blue, white
 QUADRANTS[:24, :32, 0], QUADRANTS[:24, 32:, 1], QUADRANTS[24:, :32, 2], QUADRANTS[24:, 32:] = 255, 255, 255, 255
 

@@ -22,7 +22,7 @@ from ..data.media import UnusableDataError
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
-from ..files import WriteError, check_writable
+from ..files import WriteError, at_home, check_writable
 from ..finetuning.lora import require_peft
 from ..loading import check_model
 from ..modeling_bridle import BridleModel
@@ -79,7 +79,7 @@ def check_output(path: str, dataset: str = "") -> None:
     if not path or what:
         raise ValueError(f"--output is {path!r}, {what if path else 'nothing'}; it takes the name of a file.")
     check_writable(file.parent, "the folder of --output")
-    folder = Path(dataset).expanduser()
+    folder = Path(at_home(dataset))
     if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
@@ -88,7 +88,7 @@ def check_output(path: str, dataset: str = "") -> None:
 
 def check_apart(output_dir: str, dataset: str) -> None:
     """Raise a `ValueError` where a run would write into the folder that it reads, which a new start moves away."""
-    if dataset and Path(dataset).expanduser().resolve() == Path(output_dir).resolve():
+    if dataset and Path(at_home(dataset)).resolve() == Path(output_dir).resolve():
         raise ValueError(f"output_dir is {output_dir!r}, the folder of data.dataset; it takes another one.")
 
 
@@ -192,7 +192,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
     if isinstance(processor, BridleVideoProcessor):
         require_av()
     name = data.dataset
-    path = Path(name).expanduser()
+    path = Path(at_home(name))
     if name and path.is_file():
         raise ValueError(f"{argument} is {name!r}, a file; it takes a folder or the id of a dataset on the Hub.")
     try:
@@ -210,7 +210,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         # what the package says names its key; what the library says does not
         if not message.startswith("data."):
             by_name = "Bad split: train" in message and data.files is None and path.is_dir()
-            hint = "; data.files='**/*.wav', say, reads all such files as split train" if by_name else ""
+            hint = "; data.files='**' reads all files as split train" if by_name else ""
             message = f"{argument} is {name!r}: {message}{hint}"
         raise ValueError(as_options(message) if argument.startswith("-") else message) from error
 
@@ -218,7 +218,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
 def modalities_of_files(dataset: str) -> list[str]:
     """The modality that can read most files of a folder, or several of equal counts; [] if it is no folder. Videos,
     whose sound audio recipes can read as well, count as videos."""
-    folder = Path(dataset).expanduser()
+    folder = Path(at_home(dataset))
     if not folder.is_dir():
         return []
     ends = Counter(Path(name).suffix.lower() for name in list_folder(str(folder)).names)

@@ -16,6 +16,7 @@ from ..clip_features_bridle import choose_layers
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES
+from ..files import at_home
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def given_data(given: Any, **more) -> DataArguments:
         more: further fields.
     """
     named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
-    file = Path(given.dataset).expanduser()
+    file = Path(at_home(given.dataset))
     if file.is_file() and not given.files:  # alone in its folder
         named |= {"dataset": str(file.parent), "files": escape(file.name)}
     if getattr(given, "pad_short", False):

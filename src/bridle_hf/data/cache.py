@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import sha256, whole_folder, write_whole
+from ..files import at_home, sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
 from .fields import field_of, select
@@ -180,7 +180,7 @@ def write_cache(source: Source, data: DataArguments, processor, decoded: bool = 
 
 def cache_root(data: DataArguments) -> Path:
     """Folder that holds the caches."""
-    return Path(data.cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "bridle")).expanduser()
+    return Path(at_home(data.cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "bridle")))
 
 
 def _state_of_files(source: Source, max_bad_share: float) -> str | None:

@@ -81,8 +81,8 @@ def _type_of(value) -> datasets.Value:
 def with_labels_of_paths(
     dataset: datasets.IterableDataset, types: dict, data: DataArguments
 ) -> tuple[datasets.IterableDataset, dict]:
-    """The column `label` of a tar file of class folders, where `data` asks for it: the folder of each key."""
-    if data.label_column != "label" or "label" in types or "__key__" not in types:
+    """The column `label` of a tar file of class folders, unless `data` asks for another: the folder of each key."""
+    if data.label_column not in (None, "label") or "label" in types or "__key__" not in types:
         return dataset, types
     if not _class_of_key(_first_example(dataset))["label"]:
         return dataset, types

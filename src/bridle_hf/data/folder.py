@@ -114,6 +114,11 @@ class MediaFolder:
                 "labels where all files lie in folders of one level"
             )
         if None in labels:
+            if "/" in labels[None]:
+                return [], (
+                    f"the folder of {labels[None]} is taken for a split and not for a class; data.files='**' reads all "
+                    "files as one split, with every folder a class"
+                )
             return [], "files lie in no folders of classes"
         if len(labels) == 1:
             return [], f"all files lie in one folder, {shown(labels)}"

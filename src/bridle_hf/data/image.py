@@ -53,7 +53,7 @@ def decode_image(image) -> np.ndarray:
                 picture = Image.open(io.BytesIO(read_whole(file)))
                 if getattr(picture, "is_animated", False):
                     _say_first()
-                picture = ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):  # grey of more than 8 bits, which Pillow would cut to white
             picture = Image.fromarray(_to_8_bits(np.asarray(picture)))
         if picture.has_transparency_data:

@@ -43,7 +43,7 @@ def take_in_hand(given: Any, split: str) -> InHand:
         given: a dataset; a dictionary of datasets, of which `split` is taken; or a list of arrays, PIL images or
             tensors: waveforms (samples,) at the processor's rate, images (H, W, C) or (C, H, W) uint8, videos
             (T, H, W, C) or (T, C, H, W) uint8; or of paths, URLs or bytes of files, or dicts `{"array",
-            "sampling_rate"}` or `{"bytes", "path"}`.
+            "sampling_rate"}` or `{"bytes", "path"}`, or decoders of sounds, such as torchcodec's `AudioDecoder`.
 
     Raises:
         TypeError: it is something else.
@@ -74,6 +74,9 @@ def take_in_hand(given: Any, split: str) -> InHand:
 
 def _clip(given: Any) -> Any:
     """An entry of a list, as the decoder of its modality takes it."""
+    if hasattr(given, "get_all_samples"):
+        samples = given.get_all_samples()
+        return {"array": as_array(samples.data), "sampling_rate": samples.sample_rate}
     if given is None or isinstance(given, str | os.PathLike):
         return {"path": given and os.fspath(given)}
     if isinstance(given, bytes):

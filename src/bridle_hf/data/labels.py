@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..files import at_home
 from .arguments import DataArguments
 from .fields import field_of, select, type_of, values_of
 from .listing import name_some
@@ -99,7 +100,7 @@ def _without_media(source: Source, data: DataArguments, part) -> datasets.Datase
     if source.read_columns is not None:
         columns = [*filter(None, (data.label_column, data.fold_column)), *data.exclude]
         return source.read_columns(select(source.dataset, columns).column_names).decode(False)
-    return source.dataset if os.path.isdir(os.path.expanduser(data.dataset)) else None
+    return source.dataset if os.path.isdir(at_home(data.dataset)) else None
 
 
 def _read(source: Source, columns: list[str]) -> tuple[list[dict], bool]:
@@ -285,7 +286,7 @@ def encode_folds(values: list, column: str, names: list[str]) -> np.ndarray:
     if missing:
         raise LabelError(
             f"data.fold_column: {column!r} says nothing of {len(missing)} of the {len(values)} clips: "
-            f"{name_some(missing)}; give each a fold, or leave them out by data.exclude.{column}='[null]'."
+            f"{name_some(missing)}; give each a fold, or leave them out by data.exclude='{{{column}: [null]}}'."
         )
     for name, value in zip(names, values, strict=True):
         if isinstance(value, list | dict | bytes):

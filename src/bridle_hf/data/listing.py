@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from fsspec.utils import glob_translate
 
+from ..files import at_home
+
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CARDS = ("README.md", ".huggingface.yaml")
 # written by `datasets` beside the data
@@ -77,7 +79,7 @@ def list_folder(folder: str, caches: str | None = None) -> Listing:
     """The files below a folder. Links are followed, and each real file is listed once: by a name without links if it
     has one, otherwise by the first. A folder `caches` inside it, where caches of its samples lie, is left out."""
     found, seen, links = Listing(folder), set(), deque()
-    caches = caches and os.path.realpath(os.path.expanduser(caches))
+    caches = caches and os.path.realpath(at_home(caches))
     folders, files = deque([("", os.path.realpath(folder))]), []
 
     def take(name: str, real: str) -> None:

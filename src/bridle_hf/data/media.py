@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import torch
 
+from ..files import at_home
 from ..video_decoding_bridle import on_white
 
 LONGEST_PATH = 4096  # characters; longer texts are no paths
@@ -149,7 +150,7 @@ def _open_path(path: str, opened: ExitStack) -> BinaryIO:
         path = path.removeprefix("file://")
         path = path if os.path.exists(path) else unquote(path)
     if not is_url(path):  # names may hold "::", "[" and all that
-        path = os.path.expanduser(path)
+        path = at_home(path)
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # a device has no end, and a pipe may never begin
             raise BadClipError("is no regular file")

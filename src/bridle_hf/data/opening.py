@@ -17,10 +17,12 @@ import yaml
 from datasets.data_files import DataFilesDict, DataFilesList, EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.text.text import Text
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from ..files import at_home
 from ..hub_connection import check_connection
 from .arguments import DataArguments
 from .columns import media_columns
@@ -82,7 +84,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
     """
     if not data.dataset:
         raise ValueError("data.dataset is empty: give the folder or the Hub id of a dataset.")
-    path = os.path.abspath(os.path.expanduser(data.dataset))
+    path = os.path.abspath(at_home(data.dataset))
     if not os.path.isdir(path):
         return _open_builder(_load_builder(data.dataset, data, modality), data, modality)
     if data.name is not None or _has_configs(path) or (data.files and _is_beyond(data.files)):
@@ -107,6 +109,8 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         return _open_tables(data, modality, listing, names, tables)
     try:
         builder = _load_builder(path, data, modality)
+        if isinstance(builder, Text) and data.input_column is None:
+            raise EmptyDatasetError("lines of text are no names of files unless a column is named")
     except Exception as error:  # nothing that the library reads, or an archive that it cannot look into
         there = listing.said([name for name in names if name not in set().union(*listing.left.values())])
         raise ValueError(
