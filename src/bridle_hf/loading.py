@@ -88,7 +88,8 @@ class LoadedModel:
     Its methods take one clip or a list of clips, each of them a file (path, URL or bytes, of any format, rate and
     length that training reads), an array, a PIL image, a dict `{"array", "sampling_rate"}`, or an `AudioDecoder` of
     torchcodec; or a folder of files, all of which are read in the order of their names; or a dataset in hand, as
-    `bridle_hf.pretrain` takes it. Arrays of sounds take `sampling_rate`, in Hz. A sound that is longer than the model's input goes through it in windows.
+    `bridle_hf.pretrain` takes it. Arrays of sounds take `sampling_rate`, in Hz. A sound that is longer than the model's
+    input goes through it in windows.
 
     Raises (all methods):
         ValueError: a clip that cannot be used, which is named, with the reason. `bridle features`, `bridle tokens` and

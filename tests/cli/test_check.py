@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -79,6 +80,14 @@ def test_a_folder_of_sounds(checked, sounds, caplog):
     loader = build_loader(recipe.data, recipe.build_processor(), batch_size=42, seed=0)
     next(loader)
     assert len(loader.skipped) == 2  # as pretraining reads it
+
+
+def test_why_folders_are_no_classes_is_said(checked, sounds):
+    shutil.copy(sounds / "dog" / "0.wav", sounds / "stray.wav")
+    assert checked(sounds)[0]["label"][0].startswith("none: files lie at different depths (")
+    clips = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in sounds.glob("*/[0-9]*.*")]
+    (sounds / "metadata.csv").write_text("\n".join(["file_name,label", *clips]))
+    assert [line[:8] for line in checked(sounds)[0]["label"]] == ["2 values"]
 
 
 def test_where_too_much_is_broken_the_exit_status_says_so(checked, sounds):

@@ -145,6 +145,8 @@ def described(found: Survey) -> list[str]:
     for column, counts in found.columns.items():
         each = name_some([f"{value} ({count})" for value, count in counts.most_common()], ROWS)
         lines.append(_line(column, f"{len(counts)} values: {each}"))
+    if found.why_no_label and "label" not in found.columns:
+        lines.append(_line("label", f"none: {found.why_no_label}"))
     if found.duplicates:
         copies = sum(map(len, found.duplicates)) - len(found.duplicates)
         names = name_some([" = ".join(names[:2]) for names in found.duplicates], 3)

@@ -68,6 +68,7 @@ class Source:
         fingerprint: identifies the content for a cache; None of a stream that the caller built.
         dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
+        why_no_label: why a folder gives no column `label`.
         files: file of each shard, where shards are files of a folder or of the Hub.
         read_columns: see `Opened`.
     """
@@ -90,6 +91,7 @@ class Source:
     fingerprint: str | None = None
     dates_files: bool = False
     given: bool = False
+    why_no_label: str = ""
     files: list[str] | None = None
     read_columns: Callable[[list[str]], datasets.IterableDataset] | None = None
 
@@ -292,6 +294,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
         of_files=of_paths or opened.of_files,
         fingerprint=opened.fingerprint,
         dates_files=opened.of_files,
+        why_no_label=opened.why_no_label,
         files=opened.files,
         read_columns=opened.read_columns,
     )

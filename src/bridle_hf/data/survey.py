@@ -34,6 +34,7 @@ class Survey:
         read: clips that were read, usable or not; `excluded` are those besides that `data.exclude` leaves out.
         shards: into which the dataset is divided.
         columns: column of classes or folds -> how many clips have each value.
+        why_no_label: why a folder gives no classes.
         hint: what messages about many unusable clips say.
     """
 
@@ -45,6 +46,7 @@ class Survey:
     excluded: int = 0
     shards: int = 1
     columns: dict[str, Counter] = field(default_factory=dict)
+    why_no_label: str = ""
     hint: str = ""
 
     @property
@@ -66,6 +68,7 @@ def survey(data: DataArguments, processor) -> Survey:
     """
     source = open_source(data, processor)
     found = Survey(source.description, skipped=source.skipped, shards=source.num_shards, hint=source.hint)
+    found.why_no_label = source.why_no_label
     columns, duplicates = _columns(source, data), Duplicates()
     found.columns = {column: Counter() for column in columns}
     source.featurize = partial(_look, source.featurize, partial(_facts, source, data, processor))
