@@ -242,6 +242,8 @@ WRONG += [
     ({"num_attention_heads": 10**9}, "`num_attention_heads` is 10{9}"),
     ({"intermediate_size": 10**12}, "`intermediate_size` is 10{12}"),
     ({"num_channels": 10**9}, "`num_channels` is 10{9}"),
+    ({"num_labels": 10**9}, "`num_labels` is 10{9}"),
+    ({"quantizer_config": {"num_labels": 10**9}}, "`num_labels` is 10{9}"),
     ({"input_size": (16 * 10**8, 16)}, "the patches along .*`input_size` are 10{8} x 1; their product may be at most"),
     ({"input_size": (10**6, 10**6), "patch_size": (10**6, 10**6)}, "`patch_size` and `num_channels` are 10{6} x 10{6}"),
 ]

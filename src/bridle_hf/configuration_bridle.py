@@ -95,6 +95,7 @@ MOST = {
     "reset_interval": 2**31,
     "reset_min_count": 2**31,
     "num_neighbors": 2**24,
+    "num_labels": 2**20,
 }
 MOST_PATCHES, MOST_IN_A_PATCH, MOST_IN_CODEBOOKS = 2**20, 2**20, 2**31
 # The stacks of layers, by the prefix of their fields.
@@ -127,8 +128,11 @@ def _check_choices(config, choices):
         check_choice(name, getattr(config, name), allowed)
 
 
-def _check_inherited(config):
-    """Check inherited fields whose type transformers takes for granted when it first reads them."""
+def _check_inherited(config, kwargs):
+    """Check inherited fields whose type transformers takes for granted when it first reads them, and the number of
+    labels in `kwargs`, of which it makes a name each."""
+    if isinstance(kwargs.get("num_labels"), int):
+        _check_size("num_labels", kwargs["num_labels"])
     if not isinstance(config.id2label, dict | None):
         raise ValueError(f"`id2label` is {config.id2label!r}; it takes a dict of names, one per class number.")
     if isinstance(config.dtype, str) and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
@@ -252,7 +256,7 @@ class BridleQuantizerConfig(PreTrainedConfig):
         if self.commitment_weight is None:
             weight = arguments(codebook.inner_class).get("commitment_weight")
             self.commitment_weight = 0.25 if weight is None else weight.default
-        _check_inherited(self)
+        _check_inherited(self, kwargs)
         super().__post_init__(**kwargs)
 
     @property
@@ -430,7 +434,7 @@ class BridleConfig(PreTrainedConfig):
             self.position_size = self.input_size
         if not isinstance(self.quantizer_config, PreTrainedConfig):
             self.quantizer_config = BridleQuantizerConfig(**{"preset": self.preset, **(self.quantizer_config or {})})
-        _check_inherited(self)
+        _check_inherited(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_bridle(self):

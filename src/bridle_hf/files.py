@@ -9,9 +9,11 @@ import logging
 import os
 import shutil
 import socket
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 try:
     import fcntl
@@ -215,6 +217,14 @@ def is_of_a_full_disk(error: BaseException | None) -> bool:
     texts = ("inline_container", *(f"(os error {number})" for number in NO_ROOM))
     found = isinstance(error, OSError) and error.errno in NO_ROOM
     return found or any(text in str(error) for text in texts) or is_of_a_full_disk(error.__cause__)
+
+
+def end_with(parser: ArgumentParser, error: Exception) -> NoReturn:
+    """End a command with one line about an error: exit code 1 on a full disk, otherwise 2, as for what was given."""
+    line = " ".join(str(error).split())
+    if is_of_a_full_disk(error):
+        parser.exit(1, f"\n{parser.prog}: error: no room to write: {line}. Make room and start again.\n")
+    parser.error(line)
 
 
 class FolderLock:

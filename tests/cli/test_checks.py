@@ -47,6 +47,13 @@ def test_errors_of_what_was_given_are_one_line(error, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "script.py: error: two lines"
 
 
+def test_a_full_disk_is_no_fault_of_what_was_given(capsys):
+    with pytest.raises(SystemExit, match="1"), setting_up(argparse.ArgumentParser("script.py")):
+        raise OSError(28, "No space left on device", "a.csv")
+    said = "script.py: error: no room to write: [Errno 28] No space left on device: 'a.csv'. Make room and start again."
+    assert capsys.readouterr().err.splitlines() == ["", said]
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="kernel"), setting_up(argparse.ArgumentParser()):
         raise RuntimeError("kernel")

@@ -61,6 +61,10 @@ DAMAGES = {
     "manifest.json cannot be read": lambda folder: [path.unlink() for path in folder.iterdir()],
     "manifest.json cannot be read: JSON": lambda folder: rewritten(folder / "manifest.json", lambda c: c[:-9]),
     "manifest.json cannot be read: Key": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "manifest.json cannot be read: Type": lambda folder: (folder / "manifest.json").write_text("null"),
+    "manifest.json lists too few files": lambda folder: rewritten(
+        folder / "manifest.json", lambda c: json.dumps(json.loads(c) | {"files": {}}).encode()
+    ),
     "skipped.json cannot be read": lambda folder: (folder / "skipped.json").unlink(),
 }
 
@@ -74,6 +78,44 @@ def test_a_damaged_cache_is_named_and_written_anew(problem, data, extractor, cap
     assert str(folder_of(data)) in said and problem in said
     caplog.clear()
     assert same(load_examples(data, extractor), whole) and "is damaged" not in caplog.text
+
+
+UNFINISHED_DAMAGES = {
+    "00000.arrow has": lambda folder: rewritten(folder / "00000.arrow", lambda content: content[: len(content) // 2]),
+    "00000.arrow was changed": lambda folder: rewritten(folder / "00000.arrow", flip_in_the_middle),
+    "00001.arrow cannot be read": lambda folder: (folder / "00001.arrow").unlink(),
+    "progress.json cannot be read: JSON": lambda folder: rewritten(folder / "progress.json", lambda c: c[:-9]),
+    "progress.json cannot be read: Type": lambda folder: (folder / "progress.json").write_text("[]"),
+    "progress.json cannot be read: Key": lambda folder: (folder / "progress.json").write_text('{"files": {}}'),
+}
+
+
+@pytest.mark.parametrize("problem", UNFINISHED_DAMAGES)
+def test_a_damaged_unfinished_cache_is_named_and_written_anew(problem, data, extractor, caplog, monkeypatch, tmp_path):
+    whole = load_examples(replace(data, cache_dir=str(tmp_path / "whole")), extractor)
+    decode, decoded = audio.decode_audio, []
+
+    def killed(raw, *more):
+        decoded.append(raw)
+        if len(decoded) == 15:
+            raise KeyboardInterrupt
+        return decode(raw, *more)
+
+    monkeypatch.setattr(audio, "decode_audio", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load_examples(data, extractor)
+    monkeypatch.setattr(audio, "decode_audio", decode)
+    UNFINISHED_DAMAGES[problem](folder_of(data))
+    assert same(load_examples(data, extractor), whole)
+    (said,) = [record.message for record in caplog.records if "unfinished cache" in record.message]
+    assert problem in said and not folder_of(data).name.startswith(".")
+
+
+def test_a_file_in_the_place_of_a_cache_gives_way(data, extractor):
+    whole, folder = load_examples(data, extractor), folder_of(data)
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+    assert same(load_examples(data, extractor), whole) and folder.is_dir()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

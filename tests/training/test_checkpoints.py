@@ -86,7 +86,16 @@ def test_files_hold_no_code(save):
     }
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "lose", "manifest", "empty manifest"])
+MANIFESTS = {
+    "manifest": '{"model',
+    "empty manifest": "{}",
+    "manifest of a number": "5",
+    "manifest of nothing": "null",
+    "manifest of numbers": '{"model.safetensors": 1, "optimizer.safetensors": 1, "state.json": null, "recipe.yaml": 1}',
+}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "lose", "long name", *MANIFESTS])
 def test_a_damaged_checkpoint_is_passed_over(save, tmp_path, caplog, damage):
     good, bad = save(0, 9), save(0, 10)
     victim = bad / "model.safetensors"
@@ -98,8 +107,11 @@ def test_a_damaged_checkpoint_is_passed_over(save, tmp_path, caplog, damage):
         victim.write_bytes(content)
     elif damage == "lose":
         victim.unlink()
+    elif damage == "long name":
+        manifest = json.loads((bad / "manifest.json").read_text())
+        (bad / "manifest.json").write_text(json.dumps(manifest | {"a" * 5000: {"size": 1}}))
     else:
-        (bad / "manifest.json").write_text("{}" if damage == "empty manifest" else '{"model')
+        (bad / "manifest.json").write_text(MANIFESTS[damage])
     assert find_checkpoint(tmp_path).path == good
     assert str(bad) in caplog.text
     with pytest.raises(ValueError, match="manifest"):

@@ -23,7 +23,7 @@ from bridle_hf.cli.main import main
 from bridle_hf.cli.process import stop_signals
 from bridle_hf.files import FolderError
 from bridle_hf.training import engine, load_recipe, pretrain, pretraining
-from bridle_hf.training.checkpoints import list_checkpoints, open_checkpoint
+from bridle_hf.training.checkpoints import CheckpointError, list_checkpoints, open_checkpoint
 from bridle_hf.training.run import Run
 
 # Functions that a run calls, and how often: it is killed before or after one of their calls.
@@ -234,6 +234,24 @@ def test_another_layout_of_the_data_goes_on(tmp_path, tiny_recipe, change, caplo
     key, now = change.split(".")[1].split("=")
     assert f", now {now}: the data is shuffled anew" in caplog.text and f"was written with {key}=" in caplog.text
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_optimizer_stays_within_a_phase(tmp_path, tiny_recipe, before, now):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 5}]")
+    train_some(tiny_recipe, (*overrides, f"training.optimizer={before}"), 3)
+    with pytest.raises(CheckpointError, match="is of another optimizer than the run's.*training.optimizer stays"):
+        train(tiny_recipe, *overrides, f"training.optimizer={now}")
+
+
+def test_a_finished_model_that_is_damaged_is_written_anew(tmp_path, tiny_recipe, caplog):
+    overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 3}]")
+    train(tiny_recipe, *overrides)
+    weights = tmp_path / "run" / "final" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    train(tiny_recipe, *overrides)
+    assert weights.read_bytes() == whole and f"{weights} is damaged" in caplog.text
 
 
 def test_a_checkpoint_that_is_named_again_takes_nothing_back(tmp_path, tiny_recipe, caplog):

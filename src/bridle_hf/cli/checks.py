@@ -22,7 +22,7 @@ from ..data.media import UnusableDataError
 from ..data.modalities import MODALITIES, load_processor, modality_of
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
-from ..files import WriteError, at_home, check_writable
+from ..files import WriteError, at_home, check_writable, end_with
 from ..finetuning.lora import require_peft
 from ..loading import check_model
 from ..modeling_bridle import BridleModel
@@ -51,7 +51,7 @@ def setting_up(parser, errors: tuple[type[Exception], ...] = (ValueError, OSErro
     except (WriteError, LostProcessError) as error:
         parser.exit(1, f"\n{parser.prog}: error: {' '.join(str(error).split())}\n")
     except errors as error:
-        parser.error(" ".join(str(error).split()))
+        end_with(parser, error)
 
 
 @contextmanager

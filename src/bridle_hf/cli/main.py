@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..extras import cure
-from ..files import WriteError, is_of_a_full_disk
+from ..files import WriteError, end_with, is_of_a_full_disk
 
 # Command -> its module, which is imported when it is called, and the line of `bridle --help`.
 COMMANDS = {
@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not is_of_a_full_disk(error):
             raise
-        parser.exit(1, f"\nbridle {command}: error: no room to write: {error}. Make room and start again.\n")
+        parser.prog = f"bridle {command}"
+        end_with(parser, error)
 
 
 def _explained(command: str) -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..files import at_home, sha256, whole_folder, write_whole
+from ..files import at_home, partial_of, sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
 from .fields import field_of, select
@@ -164,7 +164,10 @@ def write_cache(source: Source, data: DataArguments, processor, decoded: bool = 
             manifest, damage = read_manifest(folder)  # of another process that had the lock, perhaps
             if manifest is None:
                 if folder.exists():
+                    if not folder.is_dir():
+                        folder.unlink()
                     logger.warning("the cache %s is damaged, it is written anew: %s", folder, damage)
+                _give_up_if_damaged(partial_of(folder))
                 with whole_folder(folder, resume=PROGRESS) as partial_folder:
                     manifest = _write_files(source, data, partial_folder, decoded)
                 logger.info("the samples of %s are kept in %s", source.description, folder)
@@ -242,11 +245,33 @@ def read_manifest(folder: Path) -> tuple[dict | None, str]:
 
     A file is whole if its size and time are what they were; at another time, such as that of a copy, if its content is.
     """
+    manifest, damage = _read_record(folder, MANIFEST, examples=int, shards=int)
+    if manifest is None:
+        return None, damage
+    if SKIPPED not in manifest["files"] or not _tables(folder, manifest):
+        return None, f"{MANIFEST} lists too few files"
+    return manifest | {"skipped": json.loads((folder / SKIPPED).read_text())}, ""
+
+
+def _give_up_if_damaged(folder: Path) -> None:
+    """Forget how far the writing of an unfinished cache got, where its files are not those that were written."""
+    if (folder / PROGRESS).exists():
+        damage = _read_record(folder, PROGRESS, examples=int, skipped=dict)[1]
+        if damage:
+            logger.warning("the unfinished cache %s is damaged, it is written anew: %s", folder, damage)
+            (folder / PROGRESS).unlink()
+
+
+def _read_record(folder: Path, name: str, **types: type) -> tuple[dict | None, str]:
+    """A JSON file that lists files of a cache, with other keys of these types, and ""; or None and what is wrong with
+    it or with the files."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = [(folder / name, *about) for name, about in manifest["files"].items()]
+        record = json.loads((folder / name).read_text())
+        files = [(folder / file, size, time, digest) for file, (size, time, digest) in record["files"].items()]
+        if not all(isinstance(record[key], kind) for key, kind in types.items()):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, f"{MANIFEST} cannot be read: {type(error).__name__}"
+        return None, f"{name} cannot be read: {type(error).__name__}"
     for path, size, time, digest in files:
         try:
             about = path.stat()
@@ -259,7 +284,7 @@ def read_manifest(folder: Path) -> tuple[dict | None, str]:
                     os.utime(path, ns=(time, time))  # or each start would read it as a whole
         except OSError as error:
             return None, f"{path.name} cannot be read: {error.strerror}"
-    return manifest | {"skipped": json.loads((folder / SKIPPED).read_text())}, ""
+    return record, ""
 
 
 def _file_state(path: Path) -> tuple[int, int, str]:

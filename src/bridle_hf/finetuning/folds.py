@@ -145,6 +145,7 @@ class KeptFold:
     def _checkpoints(self) -> list[Path]:
         """The folders of checkpoints, oldest first."""
         found = (path for path in self.folder.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name))
+        found = (path for path in found if path.is_dir())
         return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
     def _read(self) -> dict:

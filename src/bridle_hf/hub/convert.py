@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from .. import modeling_bridle
 from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
 from ..data.modalities import MODALITIES, build_processor, processor_keys
-from ..files import check_writable, share_files, whole_file
+from ..files import check_writable, end_with, share_files, whole_file
 from ..loading import open_model, saved_class
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 from .export import to_official
@@ -187,7 +187,7 @@ def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
                 logger.info("not in the file: %s, %s", name, reason)
             logger.info("%d keys used, %d dropped", len(report.used), len(report.dropped))
     except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
-        parser.error(" ".join(str(error).split()))
+        end_with(parser, error)
     logger.info("wrote %s", given.output)
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import AUTO_MAP
 from ..data.modalities import MODALITIES, load_processor
-from ..files import final_of, share_files
+from ..files import end_with, final_of, share_files
 from ..loading import open_model, saved_class
 from . import reload
 from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
@@ -181,7 +181,7 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
                 refuse_tag(given.repo_id, given.tag)
             stage(given.model_dir, folder, given.repo_id, given.card, results, license=given.license)
         except (ValueError, OSError, StrictDataclassError, SafetensorError, TemplateError) as error:
-            parser.error(" ".join(str(error).split()))
+            end_with(parser, error)
         except HTTPError as error:
             parser.error(f"the Hub cannot be reached: {error}")
         compared = check(folder)
@@ -195,7 +195,7 @@ def main(arguments=None, prog="python -m bridle_hf.hub.release"):
         try:
             commit = push(folder, given.repo_id, given.private, given.tag)
         except (ValueError, OSError) as error:  # of the Hub
-            parser.error(" ".join(str(error).split()))
+            end_with(parser, error)
         except HTTPError as error:
             parser.error(f"the Hub cannot be reached: {error}")
         sys.stdout.write(f"{commit.commit_url}\n")

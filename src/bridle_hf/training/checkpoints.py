@@ -14,6 +14,7 @@ and step are the whole state of the scheduler.
 
 import json
 import logging
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -71,7 +72,13 @@ class Checkpoint:
             parameter, key = name.rsplit("/", 1)
             state.setdefault(parameter, {})[key] = value
         saved = {"state": state, "param_groups": groups}
-        set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(full_state_dict=True))
+        try:
+            set_optimizer_state_dict(model, optimizer, saved, options=StateDictOptions(full_state_dict=True))
+        except KeyError as error:
+            raise CheckpointError(
+                f"{path} is of another optimizer than the run's ({error} is missing). Within a phase "
+                "training.optimizer stays as it was."
+            ) from error
 
 
 def checkpoint_name(task: int, step: int) -> str:
@@ -168,12 +175,14 @@ def open_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} has no readable {MANIFEST}, so it is no whole checkpoint ({error}).") from error
-    if not isinstance(manifest, dict) or not OF_EVERY_CHECKPOINT <= manifest.keys():
+    lists_files = isinstance(manifest, dict) and all(isinstance(about, dict) for about in manifest.values())
+    if not lists_files or not OF_EVERY_CHECKPOINT <= manifest.keys():
         raise CheckpointError(
-            f"{path / MANIFEST} lists {list(manifest)}; it takes {sorted(OF_EVERY_CHECKPOINT)} and more."
+            f"{path / MANIFEST} holds {str(manifest)[:200]}; it takes size and sha256 of "
+            f"{', '.join(sorted(OF_EVERY_CHECKPOINT))} and more."
         )
     for name, expected in manifest.items():
-        found = _fingerprint(path / name, verify) if (path / name).is_file() else {}
+        found = _fingerprint(path / name, verify) if os.path.isfile(path / name) else {}
         if not found or any(expected.get(key) != value for key, value in found.items()):
             raise CheckpointError(f"{path / name} is {found or 'missing'}; the manifest says {expected}.")
     state = json.loads((path / "state.json").read_text())

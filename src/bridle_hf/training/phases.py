@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 
 from ..codebook_training_bridle import reset_dead_codes_
 from ..files import set_aside
@@ -38,6 +39,16 @@ from .task import Task, cosine
 logger = logging.getLogger(__name__)
 
 PARTS = ("bridle", "decoder", "tokenizer")
+
+
+def _has_all_weights(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged: %s", path, error)
+        return False
 
 
 @dataclass(kw_only=True)
@@ -195,7 +206,8 @@ class Phase(Task):
                     processor.save_pretrained(beside)
 
     def is_exported(self, folder: Path) -> bool:
-        return (folder / "final" / "config.json").is_file()
+        final = folder / "final"
+        return (final / "config.json").is_file() and all(map(_has_all_weights, final.glob("*.safetensors")))
 
 
 @dataclass(kw_only=True)
