@@ -2,7 +2,8 @@
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
 
 from bridle_hf.data.arguments import DataArguments
 from bridle_hf.data.modalities import MODALITIES
@@ -30,35 +31,41 @@ def answers(monkeypatch):
 
 @pytest.mark.parametrize("repo_type", ["model", "dataset"])
 def test_a_hub_that_cannot_be_reached_is_said_at_once(answers, repo_type):
-    asked = answers(HTTPError("Name or service not known"))
+    asked = answers(httpx.ConnectError("Name or service not known"))
     with pytest.raises(ConnectionError, match="^the Hub cannot be reached: Name or service not known$"):
         check_connection("me/sounds", repo_type)
     assert asked == [("me/sounds", repo_type, TIMEOUT)]
 
 
-@pytest.mark.parametrize(
-    "error", [None, OfflineModeIsEnabled("offline"), RepositoryNotFoundError.__new__(RepositoryNotFoundError)]
-)
+ANSWERS = [
+    None,
+    OfflineModeIsEnabled("offline"),
+    httpx.ReadTimeout("slow"),
+    RepositoryNotFoundError.__new__(RepositoryNotFoundError),
+]
+
+
+@pytest.mark.parametrize("error", ANSWERS)
 def test_what_the_hub_answers_is_left_to_the_library(answers, error):
     answers(error)
     check_connection("me/sounds")
 
 
 def test_what_can_be_no_id_is_not_asked(answers):
-    asked = answers(HTTPError("no"))
+    asked = answers(httpx.ConnectError("no"))
     check_connection("runs/no/final")
     assert asked == []
 
 
 def test_what_is_in_the_cache_is_not_asked(answers, monkeypatch):
-    asked = answers(HTTPError("no"))
+    asked = answers(httpx.ConnectError("no"))
     monkeypatch.setattr("bridle_hf.hub_connection.try_to_load_from_cache", lambda *file, repo_type: "/cache/README.md")
     check_connection("me/sounds", "dataset")
     assert asked == []
 
 
 def test_names_of_datasets_and_models_are_asked_for_and_folders_are_not(answers, tmp_path):
-    asked = answers(HTTPError("no"))
+    asked = answers(httpx.ConnectError("no"))
     with pytest.raises(ConnectionError, match="the Hub cannot be reached"):
         open_named(DataArguments("nosuch"), MODALITIES["audio"])
     with pytest.raises(ValueError, match="--model is 'nosuch'; there is no such folder here and the Hub cannot be rea"):
