@@ -1,6 +1,7 @@
 """One question to the Hub in place of the retries of its client."""
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
@@ -73,4 +74,7 @@ def test_names_of_datasets_and_models_are_asked_for_and_folders_are_not(answers,
     assert [each[:2] for each in asked] == [("nosuch", "dataset"), ("nosuch", "model")]
     with pytest.raises(ValueError, match="holds no audio file"):
         open_named(DataArguments(str(tmp_path)), MODALITIES["audio"])
+    Dataset.from_dict({"audio": ["a.wav"]}).to_parquet(tmp_path / "a.parquet")
+    formats = DataArguments("parquet", files=str(tmp_path / "a.parquet"), input_column="audio")
+    assert list(open_named(formats, MODALITIES["audio"]).stream) == [{"audio": "a.wav"}]
     assert len(asked) == 2

@@ -123,7 +123,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
 
 
 def _load_builder(path: str, data: DataArguments, modality: Modality) -> datasets.DatasetBuilder:
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) and data.files is None:  # with files it may be the name of a format, such as parquet
         check_connection(path, "dataset")
     return _with_care(datasets.load_dataset_builder(path, data.name, data_files=data.files), data, modality)
 
