@@ -372,6 +372,22 @@ def test_codebook_weight_moves_codes_alone_and_makes_stages_refine():
     assert without[2] > 2 * refined[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codebook_weight": -1.0}, "`codebook_weight` is -1.0; it takes 0 to"),
+        ({"commitment_weight": float("inf")}, "`commitment_weight` is inf; it takes 0 to"),
+        ({"gumbel_schedule": (0, 0, 0)}, r"`gumbel_schedule` is \(0, 0, 0\); it takes start, end and decay, above 0"),
+        ({"gumbel_schedule": (1,)}, r"`gumbel_schedule` is \(1,\)"),
+        ({"codebook_size": 0}, "`codebook_size` is 0; it takes 1 to"),
+        ({"num_codebooks": -1}, "`num_codebooks` is -1; it takes a whole number from 1 on"),
+    ],
+)
+def test_absurd_options_of_the_class_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SmoothedQuantizer(DIM, **{"num_codebooks": 2, "codebook_size": CODES} | options)
+
+
 def test_codebook_weight_passes_nothing_to_the_vectors():
     quantizer = seeded(SmoothedQuantizer, DIM, 2, CODES, regularizer="none", codebook_weight=1.0).train()
     z = vectors(20).requires_grad_()

@@ -110,7 +110,7 @@ def test_a_long_file_is_embedded_in_windows_and_layers_are_stacked(run, clips):
 
 
 def test_codes_are_decoded_window_by_window(run, clips):
-    """The codes of a sound longer than the tokenizer's window are decoded window by window."""
+    """The codes of a sound longer than the tokenizer's window are decoded in the windows that they were made in."""
     loaded = bridle_hf.load(run[0])
     (codes,) = loaded.tokens(clips[0] / "test_b.flac")
     tokenizer, (rows, bands) = loaded.tokenizer, loaded.tokenizer.config.grid
@@ -118,14 +118,30 @@ def test_codes_are_decoded_window_by_window(run, clips):
     found = loaded.decode(codes)
     assert found.shape == (len(codes), bands, loaded.encoder.config.hidden_size) and found.dtype == np.float32
     with torch.no_grad():
-        first = tokenizer.decode(torch.tensor(codes[:rows]).reshape(1, rows * bands, 2))
-        rest = tokenizer.decode(torch.tensor(codes[rows : 2 * rows]).reshape(1, -1, 2))
-    np.testing.assert_allclose(found[:rows].reshape(rows * bands, -1), first[0], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found[rows : 2 * rows].reshape(rest.shape[1], -1), rest[0], rtol=0, atol=1e-6)
+        first, last = (
+            tokenizer.decode(torch.tensor(part).reshape(1, rows * bands, 2))[0].reshape(rows, bands, -1)
+            for part in (codes[:rows], codes[-rows:])
+        )
+    behind = len(codes) % rows or rows  # patches that the last window alone has
+    np.testing.assert_allclose(found[:rows], first, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[-behind:], last[-behind:], rtol=0, atol=1e-6)
+    for given in (codes.tolist(), codes.astype(np.uint16)):
+        np.testing.assert_array_equal(loaded.decode(given), found)
+    for bad in (codes[:0], codes[:, : bands // 2], codes[0]):
+        with pytest.raises(ValueError, match=r"^codes is \(.*; the model takes \(\*grid, codebooks\), its grid being"):
+            loaded.decode(bad)
     (again,) = loaded.decode([torch.tensor(codes)])
     np.testing.assert_array_equal(again, found)
     coarse = loaded.decode(codes[..., :1])
     assert coarse.shape == found.shape and not np.allclose(coarse, found)
+
+
+def test_a_batch_in_one_array_is_not_taken_for_channels(run):
+    loaded, batch = bridle_hf.load(run[0]), np.random.default_rng(0).normal(0, 0.1, (8, 16000)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"clips has an array \(8, 16000\): several sounds are a list of arrays"):
+        loaded.embed(batch, sampling_rate=16000)
+    assert len(loaded.embed(list(batch), sampling_rate=16000)) == 8
+    assert len(loaded.embed({"array": batch, "sampling_rate": 16000})) == 1
 
 
 def test_arrays_are_their_files_and_a_folder_is_all_of_them(run, clips):

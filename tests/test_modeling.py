@@ -285,6 +285,7 @@ LAYOUT = {
         ("video", (2, 3, 4, 8, 8), "`pixel_values` has 4 channels; the model takes 3: " + LAYOUT["video"]),
         ("audio", (2, 3, 8), "`input_values` measures (3, 8); the model takes one or more whole patches of (4, 4)"),
         ("audio", (2, 32, 4), "`input_values` has 4 mel bins; the model takes 8: " + LAYOUT["audio"]),
+        ("audio", (0, 32, 8), "`input_values` holds no sample; the model takes " + LAYOUT["audio"]),
         ("audio", (2, 0, 8), "`input_values` measures (0, 8)"),
         ("image", (2, 3, 8, 9), "`pixel_values` measures (8, 9)"),
         ("video", (2, 1, 3, 8, 8), "`pixel_values` measures (1, 8, 8)"),  # shorter than a tubelet

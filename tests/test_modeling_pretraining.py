@@ -215,6 +215,15 @@ def test_codes_are_the_same_under_autocast(cold_start):
             assert (model(values).codes == codes).float().mean() >= 0.999
 
 
+def test_codes_of_another_shape_are_named():
+    model, values = build(), torch.randn(2, 32, 8)
+    codes = model.tokenizer.encode(values)
+    assert torch.isfinite(model(values, codes=codes).loss)
+    for bad in (codes.repeat(2, 1, 1), codes[:, :-1], codes[..., :1]):
+        with pytest.raises(ValueError, match=r"`codes` is \(.*; it takes \(B, N, M\), N = 16"):
+            model(values, codes=bad)
+
+
 @pytest.mark.parametrize("decoder_type", ["swin", "plain"])
 @pytest.mark.parametrize(("modality", "size"), [("audio", (128, 8)), ("image", (20, 8)), ("image", (56, 56))])
 def test_any_size_whose_grid_is_whole(modality, size, decoder_type):

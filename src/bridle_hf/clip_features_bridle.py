@@ -147,7 +147,13 @@ class ClipWindows:
     shares: torch.Tensor
 
     def parts(self, batch_size: int | None):
-        """(values, attention mask) of `batch_size` windows at a time, or of all."""
+        """(values, attention mask) of `batch_size` windows at a time, or of all.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; it takes 1 or more, or None for all windows at once.")
         for start in range(0, len(self.values), batch_size or len(self.values)):
             part = slice(start, start + (batch_size or len(self.values)))
             yield self.values[part], None if self.attention_mask is None else self.attention_mask[part]

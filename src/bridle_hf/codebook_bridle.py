@@ -32,6 +32,8 @@ SHORTEST = 1e-6
 # How often `uniform_codes` may move codes that no row chooses: of 256 codes of real sounds at most 5 were left over.
 REDRAWS = 10
 
+MOST_CODES = 2**24  # of a codebook, far above any
+
 UPDATE_RULES = ("counts", "blend", "blend_unit")
 
 
@@ -127,8 +129,10 @@ def sizes_of(codebook_size, num_codebooks):
     """K of each of M codebooks, from one number for all of them or from M numbers.
 
     Raises:
-        ValueError: another number of sizes.
+        ValueError: another number of sizes, or no codebook.
     """
+    if num_codebooks < 1:
+        raise ValueError(f"`num_codebooks` is {num_codebooks}; it takes a whole number from 1 on.")
     sizes = (codebook_size,) * num_codebooks if isinstance(codebook_size, Integral) else tuple(codebook_size)
     if len(sizes) != num_codebooks:
         raise ValueError(

@@ -6,14 +6,16 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .codebook_bridle import check_choice, check_range, sizes_of
+from .codebook_bridle import MOST_CODES, check_choice, check_range, sizes_of
 from .fixed_quantization_bridle import check_levels
 from .learned_quantization_bridle import (
     DISTANCES,
     ESTIMATORS,
     GUMBELS,
+    MOST_WEIGHT,
     REGULARIZERS,
     TEMPERATURES,
+    check_gumbel_schedule,
 )
 from .quantization_bridle import (
     CODEBOOK_INITS,
@@ -89,7 +91,7 @@ MOST = {
     "num_attention_heads": 2**12,
     "num_channels": 2**12,
     "num_codebooks": 2**10,
-    "codebook_size": 2**24,
+    "codebook_size": MOST_CODES,
     "codebook_dim": 2**16,
     "kmeans_iterations": 2**16,
     "reset_interval": 2**31,
@@ -307,8 +309,9 @@ class BridleQuantizerConfig(PreTrainedConfig):
             raise ValueError(
                 f"`normalize` is {self.normalize!r}; {self.codebook_type!r} takes {_either(normalizations)}."
             )
-        if len(self.gumbel_schedule) != 3 or min(self.gumbel_schedule) <= 0:
-            raise ValueError(f"`gumbel_schedule` is {self.gumbel_schedule}; it takes start, end and decay, above 0.")
+        check_gumbel_schedule(self.gumbel_schedule)
+        for name in ("commitment_weight", "regularizer_weight", "codebook_weight"):
+            check_range(name, getattr(self, name), 0, MOST_WEIGHT)
         check_range("temperature", self.temperature, *TEMPERATURES)
         check_range("ema_decay", self.ema_decay, 0, 1)
         check_range("reset_min_count", self.reset_min_count, 0, MOST["reset_min_count"])
@@ -376,6 +379,7 @@ class BridleConfig(PreTrainedConfig):
     """
 
     model_type = "bridle"
+    keys_to_ignore_at_inference = ["losses", "quantizer_stats"]  # which `Trainer` cannot gather
     sub_configs_defaults = {"quantizer_config": BridleQuantizerConfig}
 
     modality: str = "audio"
@@ -480,6 +484,8 @@ class BridleConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a number in [0, 1).")
+        for name in ("codebook_loss_weight", "cosine_loss_weight", "joint_tokenizer_weight"):
+            check_range(name, getattr(self, name), 0, MOST_WEIGHT)
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` is {self.mask_ratio}; it takes a number between 0 and 1.")
         if not 0 < self.predict_ratio <= 1:

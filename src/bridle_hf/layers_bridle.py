@@ -148,12 +148,14 @@ class BridlePatchEmbeddings(nn.Module):
         """Patches along each axis of an input.
 
         Raises:
-            ValueError: the input has another layout, channel count or number of mel bins, or the patch size does not
-                divide it.
+            ValueError: the input is empty, has another layout, channel count or number of mel bins, or the patch size
+                does not divide it.
         """
         size, has_channels = list(values.shape[1:]), self.channel_dim is not None
         if len(size) != len(self.patch_size) + has_channels:
             raise ValueError(f"`{self.name}` has shape {tuple(values.shape)}; the model takes {self.layout}.")
+        if values.shape[0] == 0:
+            raise ValueError(f"`{self.name}` holds no sample; the model takes {self.layout}.")
         channels = size.pop(self.channel_dim - 1) if has_channels else 1
         if channels != self.num_channels:
             raise ValueError(

@@ -37,6 +37,9 @@ DIVERGENCES = ("ce", "l2")
 # Range of the temperature of the softmax. At 1 and K = 256 no weight exceeds 0.03; at 0.01 every assignment is one-hot.
 TEMPERATURES = (0.01, 1.0)
 
+# Far above any weight of a loss, and few enough to tell NaN and inf.
+MOST_WEIGHT = 1e6
+
 # Elements per block of the search for neighbours, which bounds its memory whatever K is.
 BLOCK = 1 << 24
 
@@ -271,6 +274,12 @@ class SimVQQuantizer(GradientQuantizer):
         return SimVQCodebook(*options, seed=stage)
 
 
+def check_gumbel_schedule(schedule):
+    """Raise a `ValueError` unless it is three numbers above 0."""
+    if len(schedule) != 3 or not min(schedule) > 0:
+        raise ValueError(f"`gumbel_schedule` is {schedule}; it takes start, end and decay, above 0.")
+
+
 # --- Smoothed codes ---------------------------------------------------------------------------------------------------
 class SmoothedCodebook(nn.Module):
     """One codebook: p = softmax(cos(z, Q) / t); q = p Q in training and Q[argmax p] in evaluation.
@@ -410,6 +419,13 @@ class SmoothedQuantizer(LearnedQuantizer):
         check_choice("gumbel", gumbel, GUMBELS)
         check_choice("regularizer", regularizer, REGULARIZERS)
         check_range("temperature", temperature, *TEMPERATURES)
+        check_gumbel_schedule(gumbel_schedule)
+        for name, weight in (
+            ("regularizer_weight", regularizer_weight),
+            ("commitment_weight", commitment_weight),
+            ("codebook_weight", codebook_weight),
+        ):
+            check_range(name, weight, 0, MOST_WEIGHT)
         options = {
             "temperature": temperature,
             "gumbel": gumbel,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from . import modeling_bridle
-from .clip_features_bridle import FRAME_POOLINGS, check_poolings, choose_layers
+from .clip_features_bridle import FRAME_POOLINGS, check_poolings, choose_layers, window_starts
 from .configuration_bridle import BridleConfig
 from .data.arguments import DataArguments
 from .data.bad_share import BadShareError
@@ -35,6 +35,7 @@ PRETRAINED, CLASSIFIER = (
     "a fine-tuned one such as runs/mine_classes/fold-1",
 )
 WINDOWS = ("all", "first")
+MOST_CHANNELS = 2  # of a bare array; with more it may be a batch
 DATASETS = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict)
 
 
@@ -196,19 +197,28 @@ class LoadedModel:
             float32 (*grid, D), or a list of them. In the cold start D counts patch embeddings.
 
         Raises:
-            ValueError: the model has no tokenizer.
+            ValueError: the model has no tokenizer, or codes that are none of its grid.
         """
-        if isinstance(codes, list):
+        tokenizer = self.tokenizer
+        dims, (size, *bands) = len(tokenizer.config.grid) + 1, tokenizer.config.grid
+        has_length, array = MODALITIES[tokenizer.config.modality].waveform is not None, as_array(codes)
+        if isinstance(codes, list) and array.ndim != dims:
             return [self.decode(each) for each in codes]
-        tokenizer, codes = self.tokenizer, torch.as_tensor(codes, device=self.model.device)
-        has_length = MODALITIES[tokenizer.config.modality].waveform is not None
-        windows = codes.split(tokenizer.config.grid[0]) if has_length else [codes]
-        found = []
+        if array.ndim != dims or 0 in array.shape or has_length and array.shape[1:-1] != tuple(bands):
+            raise ValueError(
+                f"codes is {array.shape}; the model takes (*grid, codebooks), its grid being {tokenizer.config.grid}."
+            )
+        codes = torch.as_tensor(array.astype(np.int64), device=self.model.device)
+        # the windows of `tokens`; what two of them have is taken from the first
+        starts = window_starts(len(codes), size, overlap=0.0, unit=1) if has_length else [0]
+        found, done = [], 0
         with torch.no_grad():
-            for window in windows:
+            for start in starts:
+                window = codes[start : start + size] if has_length else codes
                 *grid, books = window.shape
                 features = tokenizer.decode(window.reshape(1, -1, books), tuple(grid))  # (1, N, D)
-                found.append(features.float().cpu().numpy().reshape(*grid, -1))
+                found.append(features.float().cpu().numpy().reshape(*grid, -1)[done - start :])
+                done = start + len(window)
         return np.concatenate(found)
 
     def classify(
@@ -266,7 +276,13 @@ def _with_rate(clip: Any, sampling_rate: int | None, has_rate: bool) -> Any:
         return clip
     if sampling_rate is None:
         raise ValueError("sampling_rate is missing; arrays of sounds take it, in Hz.")
-    return {"array": as_array(clip), "sampling_rate": sampling_rate}
+    array = as_array(clip)
+    if array.ndim == 2 and min(array.shape) > MOST_CHANNELS:
+        raise ValueError(
+            f"clips has an array {array.shape}: several sounds are a list of arrays; one sound of {min(array.shape)} "
+            "channels is {'array': ..., 'sampling_rate': ...}."
+        )
+    return {"array": array, "sampling_rate": sampling_rate}
 
 
 def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
@@ -274,7 +290,8 @@ def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
     try:
         yield from rows
     except BadShareError as error:
-        raise ValueError(f"{error.name} cannot be used: {error.reason}. Leave it out.") from None  # it names settings
+        reason = str(error.reason).rstrip(".")
+        raise ValueError(f"{error.name} cannot be used: {reason}. Leave it out.") from None  # it names settings
 
 
 def check_model(source: str, argument: str = "--model") -> None:

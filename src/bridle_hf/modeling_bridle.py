@@ -54,6 +54,7 @@ class BridlePreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": BridleLayer, "attentions": BridleAttention}
     _input_embed_layer = "patch_embeddings"
+    accepts_loss_kwargs = False  # losses are means over a batch: `Trainer` divides them by its micro-batches
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -564,6 +565,8 @@ class BridleForPreTraining(BridlePreTrainedModel):
         soft = broken = None
         if codes is not None and projected is None and self.config.soft_targets:
             raise ValueError("`codes` is given; where `config.soft_targets` is not 0 the tokenizer makes the targets.")
+        if codes is not None and codes.shape != (len(values), prod(grid), self.tokenizer.quantizer.num_codebooks):
+            raise ValueError(f"`codes` is {tuple(codes.shape)}; it takes (B, N, M), N = {prod(grid)}.")
         if codes is None:
             with torch.no_grad(), evaluating(self.tokenizer):
                 z = self.tokenizer.project(values, valid=valid)

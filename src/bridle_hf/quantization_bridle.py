@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .codebook_bridle import (
+    MOST_CODES,
     Codebook,
     all_reduce_sum_,
     broadcast_,
@@ -90,6 +91,7 @@ class Quantizer(nn.Module):
     def __init__(self, dim, num_codebooks, codebook_size):
         super().__init__()
         self.codebook_sizes = sizes_of(codebook_size, num_codebooks)
+        check_range("codebook_size", min(self.codebook_sizes), 1, MOST_CODES)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, max(self.codebook_sizes)
         self.codebooks = ()  # of the instance: an attribute of the class would hide a ModuleList of that name
         self.init_sample_size = 0
@@ -119,7 +121,7 @@ class Quantizer(nn.Module):
 
         Args:
             z: (..., d), finite.
-            k: number of codes, at most that of the smallest codebook.
+            k: number of codes, 1 to that of the smallest codebook; a ValueError else.
 
         Returns:
             codes (..., M, k) int64, nearest first, and shares (..., M, k) float32, which sum to 1.
@@ -411,6 +413,7 @@ class ResidualQuantizer(StagedQuantizer):
 
     @torch.no_grad()
     def soft_assign(self, z, k):
+        check_range("k", k, 1, min(self.codebook_sizes), "the size of the smallest codebook")
         with float32_island(z):
             residual, found = self.flatten(z), []
             for book in self.codebooks:

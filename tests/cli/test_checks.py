@@ -137,6 +137,8 @@ def test_what_a_finetuning_recipe_names_is_looked_at(saved, sounds):
         named(processor={"mean": "abc"})
     with pytest.raises(ValueError, match="^`config`: .*`patch_size` .* does not divide `input_size`"):
         named(config={"input_size": [65, 16]})
+    with pytest.raises(ValueError, match="^`config.modality` is 'image', and model='encoder' is one of audios"):
+        named(config={"modality": "image", "input_size": [64, 16], "patch_size": [16, 8]})
     for config in ({"hidden_size": 48}, {"num_hidden_layers": 9}):
         with pytest.raises(
             ValueError, match="^`config` is .*, for which model='encoder' has no .*; it takes what leav"
@@ -209,7 +211,7 @@ def test_commands_name_their_options_and_not_the_keys_of_recipes(recipe, sounds,
             check_data(DataArguments(**{"dataset": str(sounds)} | data), processor, "--dataset")
 
 
-def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
+def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path, caplog):
     sounds = tmp_path / "sounds"
     sounds.mkdir()
     (sounds / "train.parquet").write_text("rows")
@@ -226,6 +228,9 @@ def test_no_output_takes_the_place_of_a_folder_or_of_the_data(tmp_path):
     for output in (sounds / "new.parquet", tmp_path / "new" / "f.parquet", tmp_path / "before.parquet"):
         check_output(str(output), str(sounds))
     check_output(str(tmp_path / "f.parquet"), "org/a_set_of_the_hub")
+    assert [line for line in caplog.messages if "in --dataset" in line] == [
+        f"--output is {str(sounds / 'new.parquet')!r}, in --dataset: what reads that folder next finds the file there"
+    ]
     assert (sounds / "train.parquet").read_text() == "rows" and not (tmp_path / "new").exists()
 
 

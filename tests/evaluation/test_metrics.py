@@ -61,6 +61,13 @@ def test_top_k_accuracy_is_scikit_learns_and_ties_are_misses():
     assert constant == {"accuracy": 0.0, "top_k_accuracy": 0.0}
 
 
+def test_nan_is_no_right_answer():
+    scores = np.eye(3)
+    scores[0] = np.nan
+    found = load_metric("top_k_accuracy").compute(predictions=scores, references=[0, 1, 2], k=2)
+    assert found == {"accuracy": pytest.approx(2 / 3), "top_k_accuracy": pytest.approx(2 / 3)}
+
+
 def test_code_usage_by_hand_and_in_batches():
     codes = np.array([[0, 3], [1, 3], [2, 3], [3, 3]])
     metric = load_metric("code_usage")
@@ -94,6 +101,9 @@ def test_the_scripts_need_nothing_of_the_package():
     ("name", "inputs", "message"),
     [
         ("top_k_accuracy", {"predictions": np.zeros((2, 3)), "references": [0, 1], "k": 4}, "k: got 4 for 3 classes"),
+        ("top_k_accuracy", {"predictions": np.eye(3), "references": [0, 1, -1], "k": 1}, "references: got -1 to 1"),
+        ("top_k_accuracy", {"predictions": np.eye(3), "references": [0, 1, 3], "k": 1}, "classes go from 0 to 2"),
+        ("mean_average_precision", {"predictions": np.eye(3), "references": [0, 1, -1]}, "references: got -1 to 1"),
         ("mean_average_precision", {"predictions": np.zeros((2, 3)), "references": np.zeros((2, 3), int)}, "positive"),
         ("d_prime", {"predictions": np.zeros((2, 1)), "references": [0, 0]}, "positive and negative"),
         ("code_usage", {"predictions": np.array([[5]]), "codebook_size": 4}, r"5\.\.5"),

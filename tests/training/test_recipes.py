@@ -143,6 +143,7 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("model.modality=sound", "`modality` is 'sound'; it takes one of 'audio', 'image', 'video'"),
         ("model.hiden_size=8", "unknown key `model.hiden_size`.*did you mean hidden_size"),
         ("model.quantizer_config.codebok_size=8", "unknown key `model.quantizer_config.codebok_size`.*codebook_size"),
         ("processor.men=0", "unknown key `processor.men`.*mean"),

@@ -60,6 +60,7 @@ def test_the_tokenizer_goes_along_where_it_is_asked_for(recipe, tmp_path):
     ("overrides", "message"),
     [
         (["start_from={tmp}/none"], "`start_from` is '.*none', which cannot be read"),
+        (["start_from={tmp}"], "`start_from` is '.*', a folder without a config.json; it takes that of a model"),
         (
             ["start_from={tmp}/saved", "start_tokenizer=true"],
             "`start_tokenizer` is true; .* holds no trained tokenizer",

@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from bridle_hf import BridleForPreTraining, BridleModel
+from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
 from bridle_hf.codebook_metrics import usage
 from bridle_hf.training import load_recipe, pretrain
 from bridle_hf.training.trainer_callback import BridleTrainerCallback
@@ -88,9 +88,9 @@ def perplexity(model, examples):
 
 def train(model, examples, folder, steps, rate, *callbacks, **options):
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, report_to="none",
-        save_strategy="no", use_cpu=True, disable_tqdm=True, lr_scheduler_type="cosine", warmup_steps=steps // 10,
-        **options,
+        output_dir=str(folder), max_steps=steps, learning_rate=rate, report_to="none",
+        use_cpu=True, disable_tqdm=True, lr_scheduler_type="cosine", warmup_steps=steps // 10,
+        **{"save_strategy": "no", "per_device_train_batch_size": 16} | options,
     )  # fmt: skip
     trainer = Trainer(
         model=model, args=arguments, train_dataset=examples, eval_dataset=examples, callbacks=list(callbacks)
@@ -163,6 +163,49 @@ def test_evaluate_gives_the_loss_of_the_phase(model, examples, tmp_path):
         expected = model.eval()(**batches(examples, 64)[0])
     assert found == pytest.approx(expected.loss.item(), rel=1e-6)
     assert model(**batches(examples)[0], return_loss=False).loss is None
+
+
+def test_micro_batches_make_the_loss_and_gradient_of_the_batch(recipe, examples, tmp_path, monkeypatch):
+    """Whatever column stands beside the inputs."""
+    labelled = [example | {"labels": number % 2} for number, example in enumerate(examples)]
+    for cls, given in ((BridleForPreTraining, labelled), (BridleForAudioClassification, labelled)):
+        found = []
+        for size, micro_batches in ((16, 1), (4, 4)):
+            torch.manual_seed(0)
+            model = cls(recipe.config()).eval()
+            monkeypatch.setattr(model, "train", lambda *_, model=model: model)  # no dropout, one fixed mask
+            options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro_batches}
+            trainer = train(model, given, tmp_path, 1, 1e-3, logging_steps=1, **options)
+            found.append([trainer.state.log_history[0][name] for name in ("loss", "grad_norm")])
+        assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_predict_gathers_what_there_is(model, examples, tmp_path):
+    model.initialize_codebooks(batches(examples))
+    trainer = train(model, examples, tmp_path, 1, 1e-3, BridleTrainerCallback())
+    found = trainer.predict(examples)
+    assert len(found.predictions[0]) == len(examples) and found.metrics["test_loss"] > 0
+
+
+def test_a_checkpoint_of_another_phase_is_refused(model, examples, tmp_path):
+    model.initialize_codebooks(batches(examples))
+    model.start_tokenizer_phase()
+    options = {"save_strategy": "steps", "save_steps": 1}
+    train(model, examples, tmp_path, 2, 1e-3, BridleTrainerCallback(), **options)
+    again = BridleForPreTraining.from_pretrained(tmp_path / "checkpoint-1")
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, report_to="none", use_cpu=True
+    )
+
+    def resume():
+        trainer = Trainer(again, arguments, train_dataset=examples, callbacks=[BridleTrainerCallback()])
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        return trainer.state.global_step
+
+    with pytest.raises(ValueError, match="saved while model.phase was 'tokenizer', and it is 'encoder'"):
+        resume()
+    again.phase = "tokenizer"
+    assert resume() == 2
 
 
 def test_codebooks_move_once_a_step_by_all_of_its_batches(model, examples, tmp_path):

@@ -84,6 +84,8 @@ def check_output(path: str, dataset: str = "") -> None:
         raise ValueError(
             f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
         )
+    if dataset and folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):
+        logger.warning("--output is %r, in --dataset: what reads that folder next finds the file there", path)
 
 
 def check_apart(output_dir: str, dataset: str) -> None:
@@ -150,6 +152,10 @@ def check_config(source: str, changes: dict, from_scratch: bool) -> None:
             before, now = ({name: w.shape for name, w in BridleModel(each).named_parameters()} for each in configs)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"`config`: {error.__cause__ or error}") from error
+    if configs[0].modality != configs[1].modality:
+        raise ValueError(
+            f"`config.modality` is {configs[1].modality!r}, and model={source!r} is one of {configs[0].modality}s."
+        )
     lacking = [name for name, shape in now.items() if before.get(name) != shape]
     if lacking and not from_scratch:
         raise ValueError(

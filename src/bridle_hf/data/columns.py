@@ -1,18 +1,14 @@
 """Columns of a dataset: which one holds the media, and how it is passed on undecoded."""
 
-import logging
 import os
-from functools import lru_cache
 
 import datasets
 import numpy as np
 
 from .arguments import DataArguments
-from .fields import type_of
+from .fields import type_of, warn_once
 from .listing import name_some
 from .modalities import modality_of
-
-logger = logging.getLogger(__name__)
 
 
 class Raw:
@@ -148,12 +144,7 @@ def _say_what_else_there_is(column: str, types: dict, modality, description: str
         said += name_some(map(repr, others)) + " (data.input_column)"
         if "__key__" in types and any("." in name for name in (column, *others)):
             said += "; names in tar files are cut at their first dot, so that a.1.wav and a.2.wav are one sample"
-        _warn_once(said)
-
-
-@lru_cache(maxsize=1024)
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+        warn_once(said)
 
 
 def may_hold_media(feature) -> bool:

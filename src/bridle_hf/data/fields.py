@@ -1,10 +1,18 @@
 """Columns of a dataset by name, and fields inside of them: `json.label` is the field `label` of the column `json`."""
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
+from datetime import datetime, time
+from functools import lru_cache
 from typing import Any
 
 import datasets
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MISSING = None, "", -1  # what `read_labels` excludes by itself
 
 Types = dict[str, Any]
 
@@ -58,3 +66,61 @@ def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterab
     if dataset.features is None:
         return dataset
     return dataset.select_columns(list(dict.fromkeys(holder(column, dataset.features) for column in columns)))
+
+
+def names_of_classes(types: Types, columns: Iterable[str]) -> dict[str, list[str]]:
+    """Column -> names of its classes, of those columns that have some."""
+    found = {column: class_names(type_of(types, column)) for column in columns}
+    return {column: names for column, names in found.items() if names}
+
+
+def excluded_by(exclude: dict[str, list], example: dict, names: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """The columns and values of `exclude` that an example holds; of a list one entry is enough.
+
+    Values compare as text: a recipe may say 1 for a column of strings, or of floats, as a gap makes them. A class may
+    be said by its name or by its number, unless that is the name of another. None is not the text "None".
+
+    Args:
+        exclude: column -> values.
+        example: undecoded.
+        names: see `names_of_classes`.
+    """
+    found = []
+    for column, values in exclude.items():
+        held = _texts_of(field_of(example, column), names.get(column, ()))
+        found += [(column, str(value)) for value in values if _text_of(value) in held]
+    return found
+
+
+def _texts_of(value: Any, names: Sequence[str]) -> set[str | None]:
+    if isinstance(value, list | tuple | np.ndarray):
+        return {_text_of(value), *(text for each in value for text in _texts_of(each, names))}
+    text = _text_of(value)
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return {names[value]} | ({text} - set(names))
+    return {text}
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, datetime) and value.time() == time():
+        return str(value.date())
+    return str(value)
+
+
+def say_what_excludes_nothing(exclude: dict[str, list], hits: set[tuple[str, str]], description: str) -> None:
+    """Warn of values of `exclude` that no example held: misspelt, or of another type than the column's."""
+    for column, values in exclude.items():
+        lost = [value for value in values if (column, str(value)) not in hits and value not in MISSING]
+        if lost := [value for value in lost if value == value]:
+            warn_once(f"data.exclude.{column}: no clip of {description} holds {', '.join(map(repr, lost))}")
+
+
+@lru_cache(maxsize=1024)
+def warn_once(text: str) -> None:
+    logger.warning("%s", text)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import at_home
 from .arguments import DataArguments
-from .fields import field_of, select, type_of, values_of
+from .fields import field_of, say_what_excludes_nothing, select, type_of, values_of
 from .listing import name_some
 from .media import UnusableDataError
 from .source import Source, open_source
@@ -79,6 +79,8 @@ def read_labels(
         columns = [column for column in (data.label_column, data.fold_column) if column]
         rows, all_shards = _read(replace(source, dataset=dataset), columns)
         whole = whole and all_shards
+        if all_shards:
+            say_what_excludes_nothing(data.exclude, source.hits, source.description)
         if all_shards and not rows:
             raise UnusableDataError(f"no example in {source.description} with exclude={data.exclude}.")
         if data.label_column:

@@ -87,7 +87,7 @@ def processor_keys(recipe: dict) -> dict:
     modalities where that is unknown."""
     model = recipe.get("model")
     named = model.get("modality", "audio") if isinstance(model, dict) else None
-    classes = [modality.processor for name, modality in MODALITIES.items() if named in (None, name)]
+    classes = [modality.processor for name, modality in MODALITIES.items() if named not in MODALITIES or named == name]
     return {key: None for cls in classes for key in _settings(cls)}
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
 from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
-from .fields import field_of, select
+from .fields import excluded_by, names_of_classes, say_what_excludes_nothing, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
 from .modalities import modality_of
@@ -69,6 +69,7 @@ class Source:
         dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
         why_no_label: why a folder gives no column `label`.
+        hits: column and value of what was excluded so far.
         files: file of each shard, where shards are files of a folder or of the Hub.
         read_columns: see `Opened`.
     """
@@ -92,6 +93,7 @@ class Source:
     dates_files: bool = False
     given: bool = False
     why_no_label: str = ""
+    hits: set[tuple[str, str]] = field(default_factory=set)
     files: list[str] | None = None
     read_columns: Callable[[list[str]], datasets.IterableDataset] | None = None
 
@@ -171,7 +173,16 @@ class Source:
 
     def keeps(self, example: dict) -> bool:
         """Whether an example is not excluded."""
-        return keeps(self.exclude, example)
+        if not self.exclude:
+            return True
+        found = excluded_by(self.exclude, example, self.class_names)
+        self.hits.update(found)
+        return not found
+
+    @cached_property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of the columns of `exclude` that have some."""
+        return names_of_classes(self.dataset.features or {}, self.exclude)
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:
         """A table of the input column and `clip_name` of all examples that are not excluded, for a source of files."""
@@ -213,6 +224,8 @@ class Source:
                     self.skip(example, error, self.behind - start, max_bad_share)
                 else:
                     yield example, features
+        if start == 0 and processes == 1:
+            say_what_excludes_nothing(self.exclude, self.hits, self.description)
         if self.behind == self.bad + start and start == rank == 0:  # more processes than examples leave some without
             last = f"; the last one, {example['clip_name']}, {self.skipped[example[MARK]]}" if self.bad else ""
             raise UnusableDataError(
@@ -234,22 +247,12 @@ def is_shard(mark: str) -> bool:
     return re.fullmatch(r"shard \d+", mark) is not None
 
 
-def keeps(exclude: dict[str, list], example: dict) -> bool:
-    """Whether an example is not excluded. Values compare as text: a recipe may say 1 for a column of strings.
-    None is not the string "None"."""
-
-    def text(value) -> str | None:
-        return None if value is None else str(value)
-
-    return all(text(field_of(example, column)) not in map(text, values) for column, values in exclude.items())
-
-
 def leave_out(table: datasets.Dataset, exclude: dict[str, list]) -> datasets.Dataset:
     """The rows of a table that are not excluded. Reads the columns of `exclude` alone."""
     if not exclude:
         return table
-    columns = select(table, exclude)
-    return table.select([row for row, values in enumerate(columns) if keeps(exclude, values)])
+    columns, names = select(table, exclude), names_of_classes(table.features, exclude)
+    return table.select([row for row, values in enumerate(columns) if not excluded_by(exclude, values, names)])
 
 
 def _submit_ahead(pool, function, items, ahead: int) -> Iterator[tuple]:

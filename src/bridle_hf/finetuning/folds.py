@@ -198,7 +198,7 @@ def skip_epochs_done(checkpoint: Path, sampler: Sampler | None, steps: int) -> N
 
 def describe(recipe, model: str) -> dict:
     """What the scores of a fold follow from, as JSON values: not where files lie, how they are read, or other folds."""
-    described = json.loads(json.dumps(asdict(recipe)))
+    described = json.loads(json.dumps(asdict(recipe), default=str))  # YAML makes dates of some values
     for key in ("output_dir", "folds", "final"):
         del described[key]
     for key in ("cache_dir", "in_memory", "num_workers"):

@@ -27,7 +27,12 @@ class _Answers(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.fields = next(fields for cls, fields in ANSWERS.items() if isinstance(model, cls))
+        self.fields = next((fields for cls, fields in ANSWERS.items() if isinstance(model, cls)), None)
+        if self.fields is None:
+            raise ValueError(
+                f"model is a {type(model).__name__}; it takes an encoder (model.bridle), a tokenizer (model.tokenizer) "
+                "or a classifier."
+            )
 
     def forward(self, values, attention_mask=None):
         if isinstance(self.model, BridleTokenizer):  # its `forward` also computes losses, over a known number of rows
@@ -55,6 +60,7 @@ def export_onnx(model: nn.Module, path: str | Path, processor=None) -> list[Path
         The files written.
 
     Raises:
+        ValueError: another model.
         ModuleNotFoundError: onnx or onnxscript is not installed.
     """
     import onnxscript  # noqa: F401, at once and not after minutes

@@ -1,11 +1,13 @@
 """Starting a run from the weights of a saved model: a converted checkpoint, or the `final/` of another run."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_bridle import BridleConfig
+from ..hub_connection import check_connection
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 
 
@@ -19,7 +21,12 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
     Raises:
         ValueError: there is no such model, or `tokenizer` is true and it has no trained tokenizer.
     """
+    folder = Path(start_from)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"`start_from` is {start_from!r}, a folder without a config.json; it takes that of a model.")
     try:
+        if not folder.is_dir():
+            check_connection(start_from)
         config = BridleConfig.from_pretrained(start_from)
     except (OSError, StrictDataclassError) as error:
         raise ValueError(f"`start_from` is {start_from!r}, which cannot be read: {error}") from error
@@ -37,6 +44,8 @@ def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> Bridl
     cls = BridleForPreTraining if tokenizer else BridleModel
     try:
         saved, info = cls.from_pretrained(start_from, config=config, dtype=torch.float32, output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"`start_from` is {start_from!r}, whose weights cannot be read: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"`start_from` is {start_from!r}, whose weights do not fit `model`: {error}") from error
     if info["missing_keys"]:

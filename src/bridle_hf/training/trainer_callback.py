@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from ..codebook_bridle import this_process
 from ..codebook_training_bridle import reset_dead_codes_
@@ -14,22 +15,28 @@ from .seeds import seed_from
 HOOKS = WeakKeyDictionary()  # model -> handle of its forward hook; an interrupted training does not remove it
 
 
-class BridleTrainerCallback(TrainerCallback):
+class BridleTrainerCallback(TrainerCallback, ExportableState):
     """Makes `Trainer(model=BridleForPreTraining(config), callbacks=[BridleTrainerCallback()], ...)` train as the loop
     of `bridle_hf.pretrain` does.
 
     It sets codebooks that were never set from the first batches of the training set, before the first step. Where
     `model.phase` trains the tokenizer, it moves the codebooks by the statistics of each step (eq. 9-13), and replaces
     dead codes as `quantizer_config.reset` says. A `Trainer` trains one phase: for the next one begin it by
-    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`.
+    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`. So does a run that goes
+    on from a checkpoint: the weights do not say which phase they were saved in.
 
     Raises (when training begins):
         TypeError: another model.
-        ValueError: several GPUs in one process, or fewer tokens in the training set than codes.
+        ValueError: several GPUs in one process, fewer tokens in the training set than codes, or a checkpoint that was
+            saved in another phase than the model is in.
     """
 
     def __init__(self):
-        self.inputs, self.statistics = [], None
+        self.inputs, self.statistics, self.phase = [], None, None
+
+    def state(self):
+        """What checkpoints keep in trainer_state.json."""
+        return {"args": {}, "attributes": {"phase": self.phase}}
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if not isinstance(model, BridleForPreTraining):
@@ -39,6 +46,14 @@ class BridleTrainerCallback(TrainerCallback):
                 f"Trainer would share {args.n_gpu} GPUs in one process, which leaves the codebooks behind: start it by "
                 "torchrun or accelerate launch, or show it one GPU (CUDA_VISIBLE_DEVICES)."
             )
+        if state.global_step > 0:  # resumed
+            saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {}).get("phase")
+            if saved not in (None, model.phase):
+                raise ValueError(
+                    f"the checkpoint was saved while model.phase was {saved!r}, and it is {model.phase!r}: begin the "
+                    f"phase before Trainer is made, by model.start_tokenizer_phase() or by model.phase = {saved!r}."
+                )
+        self.phase = model.phase
         if not model.tokenizer.quantizer.was_set:
             rank, _ = this_process()
             with torch.random.fork_rng():

@@ -33,6 +33,9 @@ class MeanAveragePrecision(evaluate.Metric):
     def _compute(self, predictions, references):
         scores, labels = np.asarray(predictions), np.asarray(references)
         if labels.ndim == 1:
+            if labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+                classes = scores.shape[1] - 1
+                raise ValueError(f"references: got {labels.min()} to {labels.max()}; classes go from 0 to {classes}")
             labels = np.eye(scores.shape[1], dtype=np.int64)[labels]  # (n, C)
         present = labels.any(axis=0)
         if not present.any():

@@ -34,7 +34,11 @@ class TopKAccuracy(evaluate.Metric):
         scores, labels = np.asarray(predictions), np.asarray(references)
         if not 1 <= k <= scores.shape[1]:
             raise ValueError(f"k: got {k} for {scores.shape[1]} classes; it must be between 1 and their number")
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+            raise ValueError(
+                f"references: got {labels.min()} to {labels.max()}; classes go from 0 to {scores.shape[1] - 1}"
+            )
         true_score = np.take_along_axis(scores, labels[:, None], axis=1)  # (n, 1)
-        # A constant model must not score 100 %, so a tie is a miss.
-        ahead = (scores >= true_score).sum(axis=1) - 1  # (n,)
+        # A constant model must not score 100 %, so a tie is a miss, and so is NaN.
+        ahead = (~(scores < true_score)).sum(axis=1) - 1  # (n,)
         return {"accuracy": float((ahead < 1).mean()), "top_k_accuracy": float((ahead < k).mean())}
