@@ -87,30 +87,30 @@ def excluded_by(exclude: dict[str, list], example: dict, names: dict[str, list[s
     """
     found = []
     for column, values in exclude.items():
-        held = _texts_of(field_of(example, column), names.get(column, ()))
-        found += [(column, str(value)) for value in values if _text_of(value) in held]
+        held = _held_texts(field_of(example, column), names.get(column, ()))
+        found += [(column, str(value)) for value in values if _texts_of(value) & held]
     return found
 
 
-def _texts_of(value: Any, names: Sequence[str]) -> set[str | None]:
+def _held_texts(value: Any, names: Sequence[str]) -> set[str | None]:
     if isinstance(value, list | tuple | np.ndarray):
-        return {_text_of(value), *(text for each in value for text in _texts_of(each, names))}
-    text = _text_of(value)
+        return _texts_of(value).union(*(_held_texts(each, names) for each in value))
     if names and isinstance(value, int) and 0 <= value < len(names):
-        return {names[value]} | ({text} - set(names))
-    return {text}
+        return {names[value]} | (_texts_of(value) - set(names))
+    return _texts_of(value)
 
 
-def _text_of(value: Any) -> str | None:
+def _texts_of(value: Any) -> set[str | None]:
+    """A value as text, in every spelling that counts."""
     if value is None or isinstance(value, str):
-        return value
+        return {value}
     if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
+        return {str(bool(value)), str(bool(value)).lower()}
     if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
+        return {str(int(value)), str(value)}
     if isinstance(value, datetime) and value.time() == time():
-        return str(value.date())
-    return str(value)
+        return {str(value.date()), str(value)}
+    return {str(value)}
 
 
 def say_what_excludes_nothing(exclude: dict[str, list], hits: set[tuple[str, str]], description: str) -> None:
