@@ -17,7 +17,8 @@ def excluded(example, names=None, **exclude):
 
 @pytest.mark.parametrize(
     ("held", "value"),
-    [(1, 1), (1.0, 1), (1, "1"), (1.0, "1"), ("1", 1), (True, True), (True, "true"), (True, "True"), ("True", True), ("1.0", 1.0), (None, None), ("dog", "dog"),
+    [(1, 1), (1.0, 1), (1, "1"), (1.0, "1"), ("1", 1), (True, True), (True, "true"), (True, "True"), ("True", True),
+     ("1.0", 1.0), (None, None), ("dog", "dog"),
      (np.int64(3), 3), (date(2020, 1, 1), "2020-01-01"), (datetime(2020, 1, 1), date(2020, 1, 1)), (1.5, "1.5"),
      ([1, 2], 2), (["a", "b"], "b"), ([1, 2], [1, 2])],
 )  # fmt: skip
