@@ -1,4 +1,4 @@
-"""One question to the Hub in place of the retries of its client."""
+"""The quick check of the connection to the Hub."""
 
 import pytest
 from datasets import Dataset
@@ -15,7 +15,8 @@ from bridle_hf.loading import check_model
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Sets what the Hub answers; returns what it was asked."""
+    """A function that sets the Hub's answer and returns the list of requests."""
+    check_connection.cache_clear()
     asked = []
 
     def answer(error=None):

@@ -110,7 +110,7 @@ def test_a_long_file_is_embedded_in_windows_and_layers_are_stacked(run, clips):
 
 
 def test_codes_are_decoded_window_by_window(run, clips):
-    """The codes of a sound longer than the tokenizer's window are decoded in the windows that they were made in."""
+    """`decode` splits the codes of a long sound into the windows that `tokens` encoded."""
     loaded = bridle_hf.load(run[0])
     (codes,) = loaded.tokens(clips[0] / "test_b.flac")
     tokenizer, (rows, bands) = loaded.tokenizer, loaded.tokenizer.config.grid

@@ -6,7 +6,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import soundfile
 import soxr
 import torch
 from PIL import Image
+from sound_files import Decoder
 from transformers import pipeline
 
 import bridle_hf
@@ -126,16 +126,6 @@ def test_samples_come_by_either_name_and_at_any_rate(name, encoder, clip):
     ):
         got = extract({name: same, "sampling_rate": 44100}, pool=True)
         np.testing.assert_allclose(got, expected, atol=tolerance)
-
-
-class Decoder:
-    """Stands in for the `AudioDecoder` of torchcodec."""
-
-    def __init__(self, data, sample_rate):
-        self.samples = SimpleNamespace(data=torch.from_numpy(data), sample_rate=sample_rate)
-
-    def get_all_samples(self):
-        return self.samples
 
 
 def test_channels_are_averaged_and_never_taken_for_clips(encoder, clip):

@@ -131,8 +131,8 @@ def _check_choices(config, choices):
 
 
 def _check_inherited(config, kwargs):
-    """Check inherited fields whose type transformers takes for granted when it first reads them, and the number of
-    labels in `kwargs`, of which it makes a name each."""
+    """Check inherited fields whose types transformers relies on before it validates them, and `num_labels` in `kwargs`,
+    because transformers creates a name for each label."""
     if isinstance(kwargs.get("num_labels"), int):
         _check_size("num_labels", kwargs["num_labels"])
     if not isinstance(config.id2label, dict | None):
@@ -201,8 +201,8 @@ class BridleQuantizerConfig(PreTrainedConfig):
         regularizer (`str`): of `"smoothed"`: `"knn_ce"`, `"knn_l2"`, `"perplexity"` or `"none"`.
         regularizer_weight (`float`), num_neighbors (`int`), num_vertices (`int`): its weight; for the KNN terms the
             neighbours per vertex, and the number of vertices drawn per step (all when left out).
-        codebook_weight (`float`): of `"smoothed"`: weight of a term that brings each code near the vectors that chose
-            it, for which the paper has none.
+        codebook_weight (`float`): of `"smoothed"`: weight of a loss that pulls each code towards the vectors assigned
+            to it; the paper has no such loss.
         levels (`tuple[int]`): of `"fsq"`: the number of values of each dimension.
         preset (`str`): `"default"` or `"official"`: what `normalize`, `ema_mode`, `reset` and `reset_min_count`
             are when left out.

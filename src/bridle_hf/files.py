@@ -30,7 +30,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def at_home(path: str | os.PathLike) -> str:
-    """A path whose `~/` is the home folder. Any other `~` is a letter: a folder may be called `~x`."""
+    """Expand a leading `~/` to the home folder. Other tildes stay as they are: a folder may be named `~x`."""
     path = os.fspath(path)
     return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
 
@@ -220,7 +220,8 @@ def is_of_a_full_disk(error: BaseException | None) -> bool:
 
 
 def end_with(parser: ArgumentParser, error: Exception) -> NoReturn:
-    """End a command with one line about an error: exit code 1 on a full disk, otherwise 2, as for what was given."""
+    """Exit with a one-line message about an error: with code 1 if the disk is full, otherwise with code 2, which
+    argparse uses for invalid arguments."""
     line = " ".join(str(error).split())
     if is_of_a_full_disk(error):
         parser.exit(1, f"\n{parser.prog}: error: no room to write: {line}. Make room and start again.\n")

@@ -1,4 +1,6 @@
-"""Whether the Hub can be reached, asked once instead of through the retries of its client."""
+"""A quick check that the Hub can be reached."""
+
+from functools import cache
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -8,12 +10,13 @@ TIMEOUT = 10.0  # seconds
 LOADED_FIRST = {"model": "config.json", "dataset": "README.md"}
 
 
+@cache  # every split of a dataset is opened several times
 def check_connection(repo_id: str, repo_type: str = "model") -> None:
-    """Ask the Hub for a repository, once. To download from a Hub to which there is no connection, its client tries six
-    times over half a minute, which is long for a folder whose name was misspelt.
+    """Raise an error at once if there is no connection to the Hub. Without this check, a misspelt folder name is
+    reported only after the Hub's client has retried for half a minute.
 
     Args:
-        repo_id: what may be the id of a repository. Whether it is one is left to the library that loads it.
+        repo_id: a possible repository id. Whether the repository exists is checked by the library that loads it.
         repo_type: "model" or "dataset".
 
     Raises:

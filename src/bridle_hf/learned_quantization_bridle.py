@@ -37,7 +37,7 @@ DIVERGENCES = ("ce", "l2")
 # Range of the temperature of the softmax. At 1 and K = 256 no weight exceeds 0.03; at 0.01 every assignment is one-hot.
 TEMPERATURES = (0.01, 1.0)
 
-# Far above any weight of a loss, and few enough to tell NaN and inf.
+# Upper bound for weights of losses; it also rejects NaN and inf.
 MOST_WEIGHT = 1e6
 
 # Elements per block of the search for neighbours, which bounds its memory whatever K is.

@@ -138,7 +138,7 @@ class Recording:
         return max(0, min(said, default=0))
 
     def checked_facts(self) -> VideoFacts:
-        """The facts, unless more packets are damaged than not, of those from the key frame to the last frame wanted."""
+        """The facts; a `ValueError` if most of the packets from the key frame to the last wanted frame are damaged."""
         damaged, whole = self.facts.damaged, self.whole
         if damaged > whole:
             raise ValueError(f"{damaged} of {damaged + whole} packets are damaged where it was read")
@@ -199,7 +199,7 @@ class Recording:
                     yield number, frame
                     continue
                 if time is not None and frame.pts <= time:
-                    if frame.is_corrupt:  # held back in the decoder by damage; its time is past
+                    if frame.is_corrupt:  # damage delayed it in the decoder; later frames came first
                         continue
                     if sought:
                         raise UntrustedTimesError

@@ -202,7 +202,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
 
 
 def paths_as_text(videos):
-    """Videos in any nesting, their `pathlib` paths as text."""
+    """Convert the `pathlib` paths in arbitrarily nested videos to strings."""
     if isinstance(videos, os.PathLike):
         return os.fspath(videos)
     if isinstance(videos, Mapping):

@@ -5,14 +5,26 @@ import json
 import struct
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 RATE = 16000
+
+
+class Decoder:
+    """Stands in for the `AudioDecoder` of torchcodec."""
+
+    def __init__(self, data, sample_rate):
+        self.samples = SimpleNamespace(data=torch.from_numpy(data), sample_rate=sample_rate)
+
+    def get_all_samples(self):
+        return self.samples
 
 
 def clip(index: int) -> np.ndarray:

@@ -1,14 +1,12 @@
 """Datasets that the caller built: streams, caches and labelled sets of them are those of the same files."""
 
-from types import SimpleNamespace
-
 import datasets
 import numpy as np
 import pytest
 import torch
 from picture_files import LEVELS, counting_video, picture, png
 from PIL import Image
-from sound_files import RATE, flac
+from sound_files import RATE, Decoder, flac
 
 from bridle_hf import BridleConfig
 from bridle_hf.data import (
@@ -211,16 +209,6 @@ def test_bad_samples_are_skipped_and_named(waveforms, extractor, identify):
     next(loader)
     assert loader.skipped.keys() == {"row 5", "row 6"} and "(2, 1, 9)" in loader.skipped["row 5"]
     assert len(load_examples(DataArguments(in_memory=False), extractor, given)) == 5
-
-
-class Decoder:
-    """Stands in for the `AudioDecoder` of torchcodec."""
-
-    def __init__(self, data, sample_rate):
-        self.samples = SimpleNamespace(data=torch.from_numpy(data), sample_rate=sample_rate)
-
-    def get_all_samples(self):
-        return self.samples
 
 
 def test_decoders_of_sounds_are_their_samples(waveforms, extractor):

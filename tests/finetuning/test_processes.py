@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes: NaN in one of them, a damaged checkpoint, resumption with validation and LoRA."""
+"""Fine-tuning with two processes: NaN in one process, a damaged checkpoint, and resuming with validation or LoRA."""
 
 import json
 import os

@@ -237,7 +237,7 @@ class Interrupted(TrainerCallback):
 
 @pytest.mark.parametrize("again", [True, False])
 def test_an_interrupted_training_leaves_nothing_to_the_next(model, examples, tmp_path, monkeypatch, again):
-    """The next training counts the statistics of each step once, and the old callback keeps no inputs."""
+    """A training after an interrupted one counts each step's statistics once; the old callback stores no inputs."""
     first = BridleTrainerCallback()
     with pytest.raises(KeyboardInterrupt):
         train(model, examples, tmp_path, 2, 1e-3, first, Interrupted())

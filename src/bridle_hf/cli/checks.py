@@ -80,11 +80,11 @@ def check_output(path: str, dataset: str = "") -> None:
         raise ValueError(f"--output is {path!r}, {what if path else 'nothing'}; it takes the name of a file.")
     check_writable(file.parent, "the folder of --output")
     folder = Path(at_home(dataset))
-    if dataset and folder.is_dir() and file.exists() and file.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
-        )
     if dataset and folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):
+        if file.exists():
+            raise ValueError(
+                f"--output is {path!r}, which is there already, in --dataset; it takes the name of a new file."
+            )
         logger.warning("--output is %r, in --dataset: what reads that folder next finds the file there", path)
 
 

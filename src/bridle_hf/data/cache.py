@@ -254,7 +254,7 @@ def read_manifest(folder: Path) -> tuple[dict | None, str]:
 
 
 def _give_up_if_damaged(folder: Path) -> None:
-    """Forget how far the writing of an unfinished cache got, where its files are not those that were written."""
+    """Delete the progress record of an unfinished cache if its files are damaged, so that writing starts over."""
     if (folder / PROGRESS).exists():
         damage = _read_record(folder, PROGRESS, examples=int, skipped=dict)[1]
         if damage:
@@ -263,8 +263,9 @@ def _give_up_if_damaged(folder: Path) -> None:
 
 
 def _read_record(folder: Path, name: str, **types: type) -> tuple[dict | None, str]:
-    """A JSON file that lists files of a cache, with other keys of these types, and ""; or None and what is wrong with
-    it or with the files."""
+    """Read a JSON file that lists the files of a cache, and check these files; `types` are the types of its other keys.
+    Returns the content and ""; or None and a description of the damage.
+    """
     try:
         record = json.loads((folder / name).read_text())
         files = [(folder / file, size, time, digest) for file, (size, time, digest) in record["files"].items()]

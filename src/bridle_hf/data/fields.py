@@ -12,8 +12,6 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-MISSING = None, "", -1  # what `read_labels` excludes by itself
-
 Types = dict[str, Any]
 
 
@@ -68,22 +66,29 @@ def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterab
     return dataset.select_columns(list(dict.fromkeys(holder(column, dataset.features) for column in columns)))
 
 
+def is_missing(value) -> bool:
+    """Whether a label stands for none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or value == "" or (number and (value == -1 or value != value))
+
+
 def names_of_classes(types: Types, columns: Iterable[str]) -> dict[str, list[str]]:
-    """Column -> names of its classes, of those columns that have some."""
+    """Class names by column, for the columns whose type has some."""
     found = {column: class_names(type_of(types, column)) for column in columns}
     return {column: names for column, names in found.items() if names}
 
 
 def excluded_by(exclude: dict[str, list], example: dict, names: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """The columns and values of `exclude` that an example holds; of a list one entry is enough.
+    """The (column, value) pairs of `exclude` that match an example; a list matches if one of its entries does.
 
-    Values compare as text: a recipe may say 1 for a column of strings, or of floats, as a gap makes them. A class may
-    be said by its name or by its number, unless that is the name of another. None is not the text "None".
+    Values are compared as text, so that 1 matches "1" in a column of strings and 1.0 in a column of floats, which
+    integers become where one is missing. A class matches by its name, or by its number unless another class is named
+    like that number. None does not match the text "None".
 
     Args:
-        exclude: column -> values.
-        example: undecoded.
-        names: see `names_of_classes`.
+        exclude: values by column.
+        example: not decoded.
+        names: as returned by `names_of_classes`.
     """
     found = []
     for column, values in exclude.items():
@@ -101,7 +106,7 @@ def _held_texts(value: Any, names: Sequence[str]) -> set[str | None]:
 
 
 def _texts_of(value: Any) -> set[str | None]:
-    """A value as text, in every spelling that counts."""
+    """All spellings of a value that are compared."""
     if value is None or isinstance(value, str):
         return {value}
     if isinstance(value, bool | np.bool_):
@@ -114,10 +119,17 @@ def _texts_of(value: Any) -> set[str | None]:
 
 
 def say_what_excludes_nothing(exclude: dict[str, list], hits: set[tuple[str, str]], description: str) -> None:
-    """Warn of values of `exclude` that no example held: misspelt, or of another type than the column's."""
+    """Warn about values in `exclude` that matched no example, for example because of a typo. Missing labels are left
+    out, because `read_labels` adds those itself.
+
+    Args:
+        exclude: values by column.
+        hits: the pairs of `excluded_by` over all examples.
+        description: the dataset's name in the message.
+    """
     for column, values in exclude.items():
-        lost = [value for value in values if (column, str(value)) not in hits and value not in MISSING]
-        if lost := [value for value in lost if value == value]:
+        lost = [value for value in values if (column, str(value)) not in hits and not is_missing(value)]
+        if lost:
             warn_once(f"data.exclude.{column}: no clip of {description} holds {', '.join(map(repr, lost))}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import at_home
 from .arguments import DataArguments
-from .fields import field_of, say_what_excludes_nothing, select, type_of, values_of
+from .fields import field_of, is_missing, say_what_excludes_nothing, select, type_of, values_of
 from .listing import name_some
 from .media import UnusableDataError
 from .source import Source, open_source
@@ -139,12 +139,6 @@ def _labelled(rows: list[dict], column: str, types: dict, description: str) -> t
         "-1 stands for none, a class called so takes a string" if -1 in missing else EATEN,
     )  # fmt: skip
     return [row for row, value in zip(rows, values, strict=True) if not is_missing(value)], missing
-
-
-def is_missing(value) -> bool:
-    """Whether a label stands for none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or value == "" or (number and (value == -1 or value != value))
 
 
 def encode(data: DataArguments, parts: Sequence[SplitRows]) -> Labels:

@@ -69,7 +69,7 @@ class Source:
         dates_files: whether the fingerprint also tells the state of files whose paths are all that the dataset holds.
         given: whether the caller built the dataset.
         why_no_label: why a folder gives no column `label`.
-        hits: column and value of what was excluded so far.
+        hits: the pairs (column, value) of `exclude` that matched an example so far.
         files: file of each shard, where shards are files of a folder or of the Hub.
         read_columns: see `Opened`.
     """
@@ -181,7 +181,7 @@ class Source:
 
     @cached_property
     def class_names(self) -> dict[str, list[str]]:
-        """Names of the classes of the columns of `exclude` that have some."""
+        """Class names of the columns in `exclude`, see `names_of_classes`."""
         return names_of_classes(self.dataset.features or {}, self.exclude)
 
     def list_files(self, max_bad_share: float) -> datasets.Dataset:

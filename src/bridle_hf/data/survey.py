@@ -12,8 +12,7 @@ import numpy as np
 from .arguments import DataArguments
 from .bad_share import is_short
 from .duplicates import Duplicates
-from .fields import class_names, field_of, type_of
-from .labels import is_missing
+from .fields import class_names, field_of, is_missing, type_of
 from .modalities import modality_of
 from .source import Source, is_shard, open_source
 
@@ -67,8 +66,13 @@ def survey(data: DataArguments, processor) -> Survey:
         ValueError: as of `open_source`.
     """
     source = open_source(data, processor)
-    found = Survey(source.description, skipped=source.skipped, shards=source.num_shards, hint=source.hint)
-    found.why_no_label = source.why_no_label
+    found = Survey(
+        source.description,
+        skipped=source.skipped,
+        shards=source.num_shards,
+        hint=source.hint,
+        why_no_label=source.why_no_label,
+    )
     columns, duplicates = _columns(source, data), Duplicates()
     found.columns = {column: Counter() for column in columns}
     source.featurize = partial(_look, source.featurize, partial(_facts, source, data, processor))

@@ -23,7 +23,7 @@ def check_tracker(tracker: str | None) -> None:
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Finish the accelerator's trackers. `end_training` would destroy the process group, too, which later runs need."""
+    """Finish the accelerator's trackers. `end_training` would also destroy the process group, which later runs need."""
     for tracker in accelerator.trackers:
         tracker.finish()
 

@@ -12,7 +12,7 @@ from ..codebook_training_bridle import reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
 from .seeds import seed_from
 
-HOOKS = WeakKeyDictionary()  # model -> handle of its forward hook; an interrupted training does not remove it
+HOOKS = WeakKeyDictionary()  # model -> handle of its hook, to remove the hook of an interrupted training
 
 
 class BridleTrainerCallback(TrainerCallback, ExportableState):
@@ -22,8 +22,8 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
     It sets codebooks that were never set from the first batches of the training set, before the first step. Where
     `model.phase` trains the tokenizer, it moves the codebooks by the statistics of each step (eq. 9-13), and replaces
     dead codes as `quantizer_config.reset` says. A `Trainer` trains one phase: for the next one begin it by
-    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`. So does a run that goes
-    on from a checkpoint: the weights do not say which phase they were saved in.
+    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`. Set the
+    phase also before resuming from a checkpoint, because the model's weights do not contain it.
 
     Raises (when training begins):
         TypeError: another model.
@@ -35,7 +35,7 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
         self.inputs, self.statistics, self.phase = [], None, None
 
     def state(self):
-        """What checkpoints keep in trainer_state.json."""
+        """The state that `Trainer` saves in trainer_state.json."""
         return {"args": {}, "attributes": {"phase": self.phase}}
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
