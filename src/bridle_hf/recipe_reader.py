@@ -5,7 +5,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -52,7 +52,7 @@ def read_recipe(cls: type, path: str | Path, overrides: Overrides = (), find: Fi
     else:
         for override in overrides:
             _override(cls, values, origins, override)
-    return _build(cls, values, "", Origins(origins, str(path)))
+    return _build(cls, values, "", Origins(origins, str(path), list(_keys_below(cls, values))))
 
 
 def recipe_to_yaml(recipe: Any) -> str:
@@ -156,10 +156,33 @@ def _type_of(cls: type, key: str) -> Any:
     """The type of the field at a dotted key; None for what is no field of a dataclass, such as entries of a list."""
     hint = cls
     for name in key.split("."):
-        hint = typing.get_type_hints(hint).get(name) if is_dataclass(hint) else None
-        sections = [each for each in typing.get_args(hint) if is_dataclass(each)]  # of one that may be left out
-        hint = sections[0] if len(sections) == 1 else hint
+        hint = _section(typing.get_type_hints(hint).get(name)) if is_dataclass(hint) else None
     return hint
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass of a section that may be left out; any other type as it is."""
+    sections = [each for each in typing.get_args(hint) if is_dataclass(each)]
+    return sections[0] if len(sections) == 1 else hint
+
+
+def _keys_below(cls: type, values: Mapping, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that a recipe takes, lists apart."""
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        key = f"{prefix}{f.name}"
+        yield key
+        section, names = _section(hints[f.name]), f.metadata.get("keys")
+        if typing.get_origin(hints[f.name]) is not list and is_dataclass(section):
+            yield from _keys_below(section, values, f"{key}.")
+        elif names is not None:
+            yield from _config_keys_below(names(values), f"{key}.")
+
+
+def _config_keys_below(keys: Mapping, prefix: str) -> Iterator[str]:
+    for name, below in keys.items():
+        yield f"{prefix}{name}"
+        yield from _config_keys_below(below or {}, f"{prefix}{name}.")
 
 
 def _index(target: list, text: str, override: str) -> int:
@@ -169,10 +192,11 @@ def _index(target: list, text: str, override: str) -> int:
 
 
 class Origins:
-    """Where the keys of a recipe were written: dotted key -> file or override; `path` for what none of them says."""
+    """Where the keys of a recipe were written: dotted key -> file or override; `path` for what none of them says.
+    `keys` are all that it may have."""
 
-    def __init__(self, origins: dict[str, str], path: str):
-        self.origins, self.path = origins, path
+    def __init__(self, origins: dict[str, str], path: str, keys: list[str]):
+        self.origins, self.path, self.keys = origins, path, keys
 
     def __call__(self, key: str) -> str:
         """Of a key, or else of the section around it."""
@@ -202,7 +226,7 @@ def _build(cls: type, values: Any, prefix: str, origin: Origins) -> Any:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if key not in known:
-            raise RecipeError(_unknown(dotted, str(key), known, origin(dotted)))
+            raise RecipeError(_unknown(dotted, str(key), known, origin))
         if (keys := known[key].metadata.get("keys")) is not None:
             _check_keys(value, keys(values), dotted, origin)
         arguments[key] = _convert(hints[key], value, dotted, origin)
@@ -219,7 +243,7 @@ def _build(cls: type, values: Any, prefix: str, origin: Origins) -> Any:
 def _check_keys(value: Any, keys: dict, dotted: str, origin: Origins) -> None:
     for key, below in (value or {}).items() if isinstance(value, dict) else ():
         if key not in keys:
-            raise RecipeError(_unknown(f"{dotted}.{key}", str(key), keys, origin(f"{dotted}.{key}")))
+            raise RecipeError(_unknown(f"{dotted}.{key}", str(key), keys, origin))
         if keys[key] is not None:
             _check_keys(below, keys[key], f"{dotted}.{key}", origin)
 
@@ -294,10 +318,20 @@ def _mismatch(key: str, value: Any, wanted: str, origin: str) -> str:
     return f"`{key}` is {value!r} ({type(value).__name__}); it takes {wanted} ({origin})."
 
 
-def _unknown(dotted: str, key: str, known: typing.Iterable[str], origin: str) -> str:
-    close = difflib.get_close_matches(key, list(known), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known keys here: {', '.join(sorted(known))}."
-    return f"unknown key `{dotted}` ({origin}); {hint}"
+def _unknown(dotted: str, key: str, known: Iterable[str], origin: Origins) -> str:
+    """The message about an unknown key, with those of its section that are spelt like it, or of other sections."""
+
+    def elsewhere(names: list[str]) -> list[str]:
+        return [each for each in origin.keys if each.split(".")[-1] in names]
+
+    every = {each.split(".")[-1] for each in origin.keys}
+    found = (
+        elsewhere([key])
+        or difflib.get_close_matches(key, list(known))
+        or elsewhere(difflib.get_close_matches(key, every, n=1, cutoff=0.8))
+    )
+    hint = f"did you mean {' or '.join(found)}?" if found else f"known keys here: {', '.join(sorted(known))}."
+    return f"unknown key `{dotted}` ({origin(dotted)}); {hint}"
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from ..data.arguments import AUTO, DataArguments
 from ..data.labels import LabelError
 from ..data.listing import list_folder
 from ..data.media import UnusableDataError
-from ..data.modalities import MODALITIES, load_processor, modality_of
+from ..data.modalities import MODALITIES, load_processor
 from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import WriteError, at_home, check_writable, end_with
@@ -135,7 +135,7 @@ def check_finetuning(recipe: Any) -> None:
     check_model(source, "model")
     check_config(source, recipe.config, recipe.from_scratch)
     processor = _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor))
-    recipe.check_modality(modality_of(processor))
+    recipe.check_model(BridleConfig.from_pretrained(source, **recipe.config))
     check_data(recipe.data, processor)
 
 

@@ -4,8 +4,9 @@ import inspect
 
 from transformers import BaseImageProcessor
 
-from ..configuration_bridle import MODALITY_DEFAULTS, BridleConfig
+from ..configuration_bridle import MODALITY_DEFAULTS, MOST_PATCHES, BridleConfig
 from ..feature_extraction_bridle import MAX_CHANNELS
+from .arguments import DataArguments
 from .audio import AUDIO
 from .image import IMAGE
 from .modality import Modality
@@ -66,6 +67,15 @@ def check_channels(config: BridleConfig) -> None:
     if config.modality != "audio" and config.num_channels != made:
         kind = "grey, transparent and coloured pictures all become red, green, blue"
         raise ValueError(f"`num_channels` is {config.num_channels}; {config.modality} data takes {made}: {kind}.")
+
+
+def check_window(data: DataArguments, config: BridleConfig) -> None:
+    """Raise a `ValueError` for a window, `data.max_frames`, that holds no patch of a model or too many."""
+    patch, most = config.patch_size[0], MOST_PATCHES // config.grid[-1] * config.patch_size[0]
+    if data.max_frames is not None and not patch <= data.max_frames <= most:
+        raise ValueError(
+            f"`data.max_frames` is {data.max_frames}; it takes from {patch}, the frames of a patch, to {most}."
+        )
 
 
 def _fitting(processor, config: BridleConfig):

@@ -21,7 +21,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.examples import balanced_weights, load_examples
 from ..data.labels import LabelError
 from ..data.listing import name_some
-from ..data.modalities import MODALITIES, load_processor, modality_of
+from ..data.modalities import MODALITIES, load_processor
 from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
@@ -78,8 +78,9 @@ def finetune(recipe, dataset=None, test_dataset=None):
             begun with.
     """
     recipe = replace(recipe, training=settle(recipe.training, begun_with(Path(recipe.output_dir))))
-    processor = load_processor(_model_of(recipe, (recipe.folds or [None])[0]), recipe.config, **recipe.processor)
-    recipe.check_modality(modality_of(processor))
+    source = _model_of(recipe, (recipe.folds or [None])[0])
+    processor = load_processor(source, recipe.config, **recipe.processor)
+    recipe.check_model(BridleConfig.from_pretrained(source, **recipe.config))
     if recipe.training.lora_rank:
         require_peft()
     if recipe.final and test_dataset is not None:

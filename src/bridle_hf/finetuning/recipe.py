@@ -7,8 +7,7 @@ from typing import Literal
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
-from ..data.modalities import processor_keys
-from ..data.modality import Modality
+from ..data.modalities import MODALITIES, check_window, processor_keys
 from ..files import final_of
 from ..recipe_reader import RecipeError, config_keys
 from ..training.arguments import check_optimizer
@@ -178,9 +177,12 @@ class FinetuneRecipe:
         if not self.data.label_column:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
 
-    def check_modality(self, modality: Modality) -> None:
-        """Raise a `RecipeError` for an option that the modality of the model does not have."""
+    def check_model(self, config: BridleConfig) -> None:
+        """Raise a `ValueError` for an option that the modality of the model does not have, or a window that it does not
+        take."""
+        modality = MODALITIES[config.modality]
         if self.training.cutmix and not modality.has_boxes:
             raise RecipeError(f"`training.cutmix` is {self.training.cutmix}; {modality.name} takes 0, it has no boxes.")
         if tuple(self.data.test_views) != (1, 1) and not modality.has_views:
             raise RecipeError(f"`data.test_views` is {self.data.test_views}; {modality.name} takes [1, 1] alone.")
+        check_window(self.data, config)

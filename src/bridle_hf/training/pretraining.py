@@ -12,14 +12,14 @@ from huggingface_hub.errors import StrictDataclassError
 from ..clip_features_bridle import check_poolings
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import AUTO, DataArguments
-from ..data.modalities import MODALITIES, build_processor, check_channels, processor_keys
+from ..data.modalities import MODALITIES, build_processor, check_channels, check_window, processor_keys
 from ..data.streaming import build_loader
 from ..recipe_reader import Overrides, RecipeError, config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
 from .auto import STATISTICS, check_statistics, measure_statistics, settle
 from .engine import Stop, train
-from .evaluating import EvaluateArguments, Evaluation
+from .evaluating import EvaluateArguments, Evaluation, of_section
 from .phases import KINDS, LENGTHS, Phase, build_schedule
 from .run import Run, build_accelerator
 from .starting import config_of
@@ -71,12 +71,14 @@ class PretrainRecipe(Sections):
             raise ValueError(f"`phases.0.from_scratch` is true; with `start_from` ({self.start_from}) it takes false.")
         config = self.config()
         check_channels(config)
+        check_window(self.data, config)
         check_statistics(self.processor)
         if self.evaluate is not None:
             try:
+                check_window(self.evaluate, config)
                 check_poolings(config, [self.evaluate.pooling])
             except ValueError as error:
-                raise ValueError(f"`evaluate`: {error}") from error
+                raise ValueError(f"`evaluate`: {of_section(str(error))}") from error
         self.build_tasks()  # their lengths
 
     @staticmethod
