@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bridle_hf import files
 from bridle_hf.files import (
     FolderError,
     FolderLock,
@@ -161,9 +162,19 @@ def test_where_nothing_can_be_written_a_message_says_so(tmp_path, monkeypatch):
         FolderLock(tmp_path / "file" / "run" / ".lock").acquire()
     check_writable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a disk that is mounted to be read
+    if os.path.exists("/proc/self"):  # which takes no files, whatever its rights say
+        with pytest.raises(FolderError, match="and /proc may not be written to"):
+            check_writable("/proc/run")
+
+    def refuse(**_):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(files, "TemporaryFile", refuse)
+    number = errno.EROFS  # a disk that is mounted to be read
     with pytest.raises(FolderError, match=f"and {tmp_path} may not be written to"):
         check_writable(tmp_path / "new" / "run")
+    number = errno.ENOSPC  # a full disk: what is written says so
+    check_writable(tmp_path / "new" / "run")
 
 
 @pytest.mark.parametrize("name", ["", "null", "None", "~"])

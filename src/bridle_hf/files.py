@@ -13,6 +13,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NoReturn
 
 try:
@@ -197,8 +198,14 @@ def check_writable(
     there = Path(folder).resolve()
     while not there.exists():
         there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "may not be written to" if there.is_dir() else "is no folder"
+    reason = "" if there.is_dir() else "is no folder"
+    try:
+        with TemporaryFile(dir=there):  # rights alone do not tell: there are file systems that take no files
+            pass
+    except OSError as error:
+        if not is_of_a_full_disk(error):
+            reason = reason or "may not be written to"
+    if reason:
         raise FolderError(f"{argument} is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
 
 

@@ -70,8 +70,12 @@ def test_other_errors_keep_their_traceback():
         ),
         (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
         (["data.dataset="], "^data.dataset is empty"),
-        (["data.split=test"], "^data.dataset is '.*sounds': Bad split: test. Available splits: .*train"),
-        (["data.test_split=test"], r"Bad split: test. Available splits: \['train'\]$"),
+        (
+            ["data.split=test"],
+            "^data.dataset is '.*sounds' and data.split 'test': Bad split: test. Available splits: .*train",
+        ),
+        (["data.test_split=test"], r"and data.test_split 'test': Bad split: test. Available splits: \['train'\]$"),
+        (["data.name=other"], "and data.name 'other': BuilderConfig 'other' not found"),
         (
             ["data.files=**/*.mp3"],
             r"^data.files='\*\*/\*.mp3' matches no readable file in '.*sounds'.$",

@@ -74,7 +74,7 @@ def test_values_to_leave_out_are_a_mapping(capsys):
     for text in ("[1]", "{", "fold"):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args([*words, text])
-        assert f"argument --exclude: invalid mapping value: '{text}'" in capsys.readouterr().err
+        assert f"argument --exclude: '{text}'; it takes a mapping such as '{{fold: [1, 2]}}'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="data.exclude.fold must be a list"):
         given_data(parser.parse_args([*words, "{fold: 1}"]))
 

@@ -203,6 +203,14 @@ def test_labels_of_folders_in_folders_are_said(tmp_path, extractor, caplog):
     assert list(labels(tmp_path, extractor).values()) == ["anna", "bert", "anna", "bert"]
     said = "its innermost folder (anna, bert); the folders around these (dog, rain) are no labels. Others are said by a"
     assert said in caplog.text and "metadata.csv with the columns file_name and label" in caplog.text
+    assert "small letters" not in caplog.text
+
+
+def test_folders_called_like_splits_but_for_their_capitals_are_said(tmp_path, extractor, caplog):
+    write(tmp_path, [f"{part}/{kind}/1.wav" for part in ("Train", "TEST") for kind in ("dog", "rain")])
+    assert list(labels(tmp_path, extractor).values()) == ["dog", "rain", "dog", "rain"]
+    said = "the folders around these (TEST, Train) are no labels, and no splits, which have small letters (test, train)"
+    assert said in caplog.text
 
 
 def test_folders_around_those_that_are_labels_are_said_where_no_name_repeats(tmp_path, extractor, caplog):

@@ -293,6 +293,12 @@ def test_lists_without_any_class_are_refused():
         encode_labels([[], []], None, "kind", ["a", "b"])
 
 
+@pytest.mark.parametrize("values", [["dog", ""], [3, -1], [""]])
+def test_what_stands_for_no_class_in_a_list_is_refused(values):
+    with pytest.raises(LabelError, match="for b; -1 and empty text stand for no class"):
+        encode_labels([values[:1] if values[0] else ["rain"], values], None, "kind", ["a", "b"])
+
+
 def test_classes_that_are_nearly_one_are_named(caplog):
     labels, classes = encode_labels(["dog", "Dog ", "rain", "DOG"], None, "kind", list("abcd"))
     assert classes == ["DOG", "Dog ", "dog", "rain"] and labels.tolist() == [2, 1, 3, 0]

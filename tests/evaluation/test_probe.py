@@ -90,6 +90,7 @@ def test_mcnemar_is_the_exact_binomial_test():
     [
         (np.full((8, 2), np.nan), np.arange(8) % 2, "NaN or inf"),
         (np.zeros((7, 2)), np.arange(8) % 2, r"\(7, 2\) for 8 labels"),
+        (np.zeros((8, 2)), np.arange(4) % 2, r"folds: got shape \(4,\); it takes one of each example, \(8,\)"),
         (np.zeros((8, 2)), np.zeros(8), "at least two folds"),
     ],
 )

@@ -230,7 +230,7 @@ def test_evaluations_that_take_long_are_named(train, tmp_path, monkeypatch, capl
     [
         (["evaluate.label_column=nosuch"], "^evaluate.label_column: .* has no column 'nosuch'; its columns are"),
         (["evaluate.dataset=no/such/set"], "^evaluate.dataset is 'no/such/set'; there is no such folder here"),
-        (["evaluate.split=test"], "^evaluate.dataset is '.*sounds': Bad split: test"),
+        (["evaluate.split=test"], "^evaluate.dataset is '.*sounds' and evaluate.split 'test': Bad split: test"),
         (["evaluate.exclude={x: [1]}"], "^evaluate.exclude.x: .* has no column 'x'"),
     ],
 )

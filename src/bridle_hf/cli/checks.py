@@ -217,7 +217,14 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         if not message.startswith("data."):
             by_name = "Bad split: train" in message and data.files is None and path.is_dir()
             hint = "; data.files='**' reads all files as split train" if by_name else ""
-            message = f"{argument} is {name!r}: {message}{hint}"
+            given = {f"data.{key}": getattr(data, key) for key in ("split", "test_split", "name")}
+            at_fault = (f"Bad split: {data.split}.", f"Bad split: {data.test_split}.", f"BuilderConfig {data.name!r}")
+            named = [
+                f" and {key} {value!r}"
+                for (key, value), text in zip(given.items(), at_fault, strict=True)
+                if text in message
+            ]
+            message = f"{argument} is {name!r}{''.join(named[:1])}: {message}{hint}"
         raise ValueError(as_options(message) if argument.startswith("-") else message) from error
 
 

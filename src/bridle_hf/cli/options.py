@@ -170,17 +170,13 @@ def padded_short(given: Any, model: BridleConfig | str) -> dict[str, bool]:
 
 
 def mapping(text: str) -> dict:
-    """A YAML mapping of a command line.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """The `type` of an option that takes a mapping of columns to values, in YAML."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    except yaml.YAMLError:
+        value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no mapping")
+        raise argparse.ArgumentTypeError(f"{text!r}; it takes a mapping such as '{{fold: [1, 2]}}'")
     return value
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from .listing import METADATA, Listing, folder_word, is_hidden, shown
+from .listing import METADATA, WORDS, Listing, folder_word, is_hidden, shown
 from .media import open_file
 
 logger = logging.getLogger(__name__)
@@ -135,9 +135,12 @@ class MediaFolder:
         around = sorted(set().union(*parents.values()))
         if len(around) < 2:
             return ""
+        of_splits = [each for each in around if any(folder_word(word)(each.lower()) for word in WORDS)]
+        small = f", and no splits, which have small letters ({shown([each.lower() for each in of_splits])})"
         return (
             f"the label of a file is its innermost folder ({shown(sorted(parents))}); the folders around these "
-            f"({shown(around)}) are no labels. Others are said by a metadata.csv with the columns file_name and label"
+            f"({shown(around)}) are no labels{small if of_splits else ''}. Others are said by a metadata.csv with the "
+            "columns file_name and label"
         )
 
 

@@ -210,6 +210,8 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
         logger.info("data.label_column: the lists of %r are read as one flag (0 or 1) a class", column)
         return labels, [str(number) for number in range(labels.shape[1])]
     else:
+        if (row := next((row for row, value in enumerate(lists) if any(map(is_missing, value))), None)) is not None:
+            refuse(row, "; -1 and empty text stand for no class")
         found = {label for value in lists for label in value}
         if len({isinstance(label, str) for label in found}) > 1:
             row = next(row for row, value in enumerate(lists) if any(isinstance(label, str) for label in value))

@@ -34,9 +34,12 @@ def outer_folds(labels, folds=None, seed=0, num_folds=DRAWN):
 
     Raises:
         LabelError: there is one fold alone, or no class has a clip for each that is to be drawn.
+        ValueError: not every example has a fold.
     """
     if folds is not None:
         folds = np.asarray(folds)
+        if folds.shape != (len(labels),):
+            raise ValueError(f"folds: got shape {folds.shape}; it takes one of each example, ({len(labels)},)")
         if len(np.unique(folds)) < 2:
             raise LabelError(f"folds: got only {np.unique(folds).tolist()}; at least two folds are needed")
         return folds

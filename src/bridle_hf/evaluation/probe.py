@@ -149,8 +149,8 @@ def linear_probe(features, labels, folds=None, *, grid=None, seed=0, test_folds=
         `ProbeResult`.
 
     Raises:
-        ValueError: if features are not a finite matrix with one row per label, labels neither classes nor multi-hot, or
-            test folds none of the folds.
+        ValueError: if features are not a finite matrix with one row per label, labels neither classes nor multi-hot,
+            folds not one per label, or test folds none of the folds.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; it takes one of {', '.join(KINDS)}.")

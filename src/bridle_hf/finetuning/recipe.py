@@ -1,20 +1,18 @@
 """The recipe of fine-tuning: what a YAML file of `bridle finetune` holds."""
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
+from ..data.fields import warn_once
 from ..data.modalities import MODALITIES, check_window, processor_keys
 from ..files import final_of
 from ..recipe_reader import RecipeError, config_keys
 from ..training.arguments import check_optimizer
 from ..training.tracking import check_tracker
 from .lora import TARGETS
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -108,10 +106,10 @@ class FinetuneTraining:
             raise ValueError(f"`lora_target_modules` has {sorted(unknown)}; it takes some of {', '.join(TARGETS)}.")
         check_optimizer(self, "learning_rate", "weight_decay", "warmup_epochs", "max_grad_norm")
         if self.warmup_epochs >= self.epochs:
-            logger.warning(
-                "training.warmup_epochs is %g and training.epochs %d: no epoch has the full learning rate; lower "
-                "training.warmup_epochs", self.warmup_epochs, self.epochs,
-            )  # fmt: skip
+            warn_once(  # a recipe is made more than once
+                f"training.warmup_epochs is {self.warmup_epochs:g} and training.epochs {self.epochs}: no epoch has the "
+                "full learning rate; lower training.warmup_epochs"
+            )
         for name in ("mixup_alpha", "lora_alpha"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is {value}; it takes a number above 0.")
