@@ -16,11 +16,12 @@ def contents(folder) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_loads_like_any_dataset(sound_set):
+def test_loads_like_any_dataset(sound_set, caplog):
     extractor = BridleFeatureExtractor(num_mel_bins=32, max_length=32)
     data = DataArguments(str(sound_set), label_column="label_name", fold_column="fold", max_frames=512)
     examples = load_examples(data, extractor)
     assert examples.label_names == sorted(make.__name__ for make in sounds.CLASSES) and len(examples) == 60
+    assert not [line for line in caplog.messages if "left out" in line]  # such as our own hidden file
     for fold in range(1, 6):
         assert np.bincount(examples.labels[examples.folds == fold]).tolist() == [1] * 12
     frames = examples.batch(range(60))["attention_mask"].sum(1)

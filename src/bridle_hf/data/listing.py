@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from fsspec.utils import glob_translate
 
+from ..demo_data.folder import RECEIPT
 from ..files import at_home
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CARDS = ("README.md", ".huggingface.yaml")
-# written by `datasets` beside the data
+# written beside the data by `datasets`, and into the demo sets
 OF_THE_LIBRARY = {*CARDS, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+OF_THE_LIBRARY |= {RECEIPT}
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 TABLES |= {".csv": "csv", ".tsv": "tsv", ".tar": "webdataset", ".tgz": "webdataset"}
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
@@ -93,6 +95,8 @@ def list_folder(folder: str, caches: str | None = None) -> Listing:
         if real == caches:
             return found.leave("the folder of data.cache_dir", name + "/")
         base = os.path.basename(name)
+        if base in OF_THE_LIBRARY and is_hidden(base):
+            return None
         if base.startswith(".") or is_folder and base.startswith("__"):
             return found.leave("hidden", name + "/" if is_folder else name)
         seen.add(real)
