@@ -58,6 +58,7 @@ FLOORS = [
     },
     {"demo_data"},
     {"data"},
+    {"saved_models"},
     {"evaluation"},
     {"training"},
     {"quantizer_experiments"},

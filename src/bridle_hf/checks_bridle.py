@@ -1,10 +1,14 @@
 """What the front-ends for sounds, images and videos refuse alike."""
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 MAX_SIDE = 2**14  # pixels of a side of a resized or cropped picture
 TINY = torch.finfo(torch.float32).tiny
@@ -64,14 +68,15 @@ def check_depth(pixels: Any, name: str) -> None:
         kind = str(pixels.dtype).removeprefix("torch.")
         if isinstance(pixels, torch.Tensor) and not pixels.is_floating_point():
             pixels = pixels.to(torch.int64)  # torch has no minimum of uint16
-        fits = kind == "uint8" or "float" in kind or 0 in pixels.shape or 0 <= pixels.min() <= pixels.max() <= 255
+        in_range = "float" in kind or 0 in pixels.shape or 0 <= pixels.min() <= pixels.max() <= 255
+        fits = kind != "bool" and (kind == "uint8" or in_range)
     else:
         kind = getattr(pixels, "mode", "")  # of PIL: "I", "I;16" and "F" are grey of more than 8 bits
         fits = not kind.startswith(("I", "F"))
     if not fits:
         raise ValueError(
             f"{name} has {described(pixels)} of {kind}; pixels take 0 to 255 or arrays of floats: divide 16 bits by "
-            "257."
+            "257, multiply booleans by 255."
         )
 
 
@@ -86,3 +91,12 @@ def checked_pixels(pixels: torch.Tensor, name: str) -> torch.Tensor:
     if not torch.isfinite(pixels).all():
         raise ValueError(f"{name} contains NaN or inf; it takes finite values only.")
     return pixels
+
+
+def warn_of_small_pixels(pictures: Iterable[torch.Tensor], name: str, do_rescale: bool) -> None:
+    """Warn once of pictures of floats up to 1 that are going to be divided by 255 and would all be black."""
+    if do_rescale and any(each.is_floating_point() and 0 < each.abs().max() <= 1 for each in pictures):
+        logger.warning_once(
+            f"{name} has floats no larger than 1; pixels are taken to be in [0, 255]: multiply them by 255, or pass "
+            "do_rescale=False."
+        )

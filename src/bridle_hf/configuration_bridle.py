@@ -1,9 +1,11 @@
 """Configuration of BRIDLE: one grid, four parts (encoder, tokenizer, decoder, estimator), one quantizer."""
 
-from math import prod
+import sys
+from math import inf, prod
 
 import torch
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .codebook_bridle import MOST_CODES, check_choice, check_range, sizes_of
@@ -484,6 +486,15 @@ class BridleConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it takes a number in [0, 1).")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; it takes one of transformers', such as 'gelu'.")
+        for name, least in (("layer_norm_eps", sys.float_info.min), ("initializer_range", 0)):
+            if not least <= getattr(self, name) < inf:
+                takes = "a positive number" if least else "a number from 0 on"
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it takes {takes}.")
+        numbers, names = sorted(self.id2label), list(self.id2label.values())
+        if numbers != list(range(len(names))) or len(set(names)) < len(names):
+            raise ValueError(f"`id2label` is {self.id2label}; it takes a name of its own for each number from 0 on.")
         for name in ("codebook_loss_weight", "cosine_loss_weight", "joint_tokenizer_weight"):
             check_range(name, getattr(self, name), 0, MOST_WEIGHT)
         if not 0 < self.mask_ratio < 1:

@@ -8,7 +8,14 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .checks_bridle import check_depth, check_kind, check_pixel_settings, checked_pixels, described
+from .checks_bridle import (
+    check_depth,
+    check_kind,
+    check_pixel_settings,
+    checked_pixels,
+    described,
+    warn_of_small_pixels,
+)
 
 try:  # of all imports of a model's code the Hub lets only guarded ones be missing
     from PIL import Image, ImageOps
@@ -103,6 +110,7 @@ class BridleImageProcessor(TorchvisionBackend):
         return checked_pixels(pixels, "images")
 
     def _preprocess(self, images, do_resize, size, resample, keep_aspect_ratio=False, **kwargs):
+        warn_of_small_pixels(images, "images", kwargs["do_rescale"])
         if do_resize and keep_aspect_ratio and size.height:
             images = [self.resize(image, size=covering_size(image, size), resample=resample) for image in images]
             do_resize = False

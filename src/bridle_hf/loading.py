@@ -9,9 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -26,14 +24,11 @@ from .evaluation.classifying import classified
 from .evaluation.features import STREAMED_POOLINGS, feature_rows
 from .evaluation.tokens import code_rows
 from .files import at_home
-from .hub_connection import check_connection
 from .modeling_bridle import BridleForClassification, BridleForPreTraining, BridleModel, BridleTokenizer
+from .saved_models import PRETRAINED, check_model
 from .training.parameters import check_finite
 
-PRETRAINED, CLASSIFIER = (
-    "a pretraining model such as runs/mine/final",
-    "a fine-tuned one such as runs/mine_classes/fold-1",
-)
+CLASSIFIER = "a fine-tuned one such as runs/mine_classes/fold-1"
 WINDOWS = ("all", "first")
 MOST_CHANNELS = 2  # of a bare array; with more it may be a batch
 DATASETS = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict)
@@ -292,32 +287,6 @@ def _without_bad(rows: Iterator[dict]) -> Iterator[dict]:
     except BadShareError as error:
         reason = str(error.reason).rstrip(".")
         raise ValueError(f"{error.name} cannot be used: {reason}. Leave it out.") from None  # it names settings
-
-
-def check_model(source: str, argument: str = "--model") -> None:
-    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
-    try:
-        if not folder.is_dir():
-            check_connection(str(source))
-        BridleConfig.from_pretrained(source)
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt"):
-                pass
-    except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
-        if folder.is_dir():
-            raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
-        if not isinstance(error, OSError):
-            raise
-        lost = isinstance(error, ConnectionError) or "connect to" in str(error)
-        hub = "the Hub cannot be reached" if lost else "no such model on the Hub"
-        raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
 
 
 def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model") -> PreTrainedModel:

@@ -14,7 +14,15 @@ from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
-from .checks_bridle import check_depth, check_kind, check_number, check_pixel_settings, checked_pixels, described
+from .checks_bridle import (
+    check_depth,
+    check_kind,
+    check_number,
+    check_pixel_settings,
+    checked_pixels,
+    described,
+    warn_of_small_pixels,
+)
 from .image_processing_bridle import covering_size
 from .video_decoding_bridle import VideoFacts, read_video, require_av
 
@@ -183,6 +191,7 @@ class BridleVideoProcessor(BaseVideoProcessor):
         return [checked_pixels(video, "videos") for video in videos]
 
     def _preprocess(self, videos, num_clips=1, num_crops=1, keep_aspect_ratio=False, **kwargs) -> BatchFeature:
+        warn_of_small_pixels(videos, "videos", kwargs["do_rescale"])
         size, covered = kwargs["size"], keep_aspect_ratio and kwargs["size"].height
         if kwargs["do_resize"] and (covered or num_clips * num_crops > 1):
             videos = [

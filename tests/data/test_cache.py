@@ -17,6 +17,7 @@ from sound_files import clip, flac, write_parquet
 
 from bridle_hf import BridleImageProcessor
 from bridle_hf.data import DataArguments, audio, build_loader, cache, load_examples
+from bridle_hf.data.packing import pack_clip, unpack_clip
 
 
 @pytest.fixture
@@ -147,8 +148,8 @@ def test_features_in_8_bits_are_within_half_a_step(in_memory, data, extractor):
 
 
 def test_a_clip_of_one_value_has_that_value_in_8_bits():
-    clip = cache._pack(np.full((4, 8), -1.5, dtype=np.float32), eight_bits=True)
-    np.testing.assert_array_equal(cache._unpack({"audio": clip}, column="audio"), np.full((4, 8), -1.5))
+    clip = pack_clip(np.full((4, 8), -1.5, dtype=np.float32), eight_bits=True)
+    np.testing.assert_array_equal(unpack_clip({"audio": clip}, column="audio"), np.full((4, 8), -1.5))
 
 
 def test_what_is_damaged_between_two_starts_changes_no_batch(data, extractor):

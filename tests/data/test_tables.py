@@ -1,6 +1,7 @@
 """Tables and shards: relative paths, columns of bytes, damage wherever it is, and tar files of class folders."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -278,3 +279,54 @@ def test_a_name_of_its_own_is_kept(tmp_path, extractor):
     (tmp_path / "metadata.csv").write_text("file_name,clip_name\n1.wav,bark\n")
     found, _ = read(tmp_path, extractor)
     assert found[0]["clip_name"] == "bark"
+
+
+def odd_rows(tmp_path, odd):
+    """A table of 12 clips; in the fourth row the path is something else, and `x` is a text or a number."""
+    rows = []
+    for number in range(12):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+        path = odd if number == 3 else str(tmp_path / f"{number}.flac")
+        x = "ab"[number // 2 % 2] if number % 2 else 5
+        rows.append({"audio": path, "x": x, "meta": {"x": x}, "label": "dog" if number % 3 else "rain"})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("odd", [5, False, [1, 2], {"other": 1}])
+def test_an_odd_value_in_a_column_of_paths_costs_that_row(odd, tmp_path, extractor):
+    folder = odd_rows(tmp_path, odd)
+    found, skipped = read(folder, extractor, input_column="audio", max_bad_share=0.2)
+    assert len(found) == 11 and len(skipped) == 1
+
+
+@pytest.mark.parametrize(("column", "value", "left"), [("x", "a", 8), ("x", 5, 5), ("meta.x", "b", 9)])
+@pytest.mark.parametrize("cache", [False, True])
+def test_values_of_columns_of_mixed_types_are_excluded(column, value, left, cache, tmp_path, extractor):
+    folder = odd_rows(tmp_path, "gone.flac")
+    data = DataArguments(str(folder), exclude={column: [value]}, max_bad_share=0.2, cache=cache)
+    data.cache_dir, data.label_column, data.input_column = str(tmp_path / "cache"), "label", "audio"
+    for in_memory in (True, False):
+        data.in_memory = in_memory
+        assert len(load_examples(data, extractor)) == left
+
+
+@pytest.mark.parametrize("kind", ["bytes", "arrays", "dicts"])
+def test_samples_that_are_kept_as_files_are_those_in_memory(kind, tmp_path, extractor):
+    sounds = [clip(number) for number in range(6)]
+    made = {
+        "bytes": list(map(flac, sounds)),
+        "arrays": [each.tolist() for each in sounds],
+        "dicts": [{"array": each.tolist(), "sampling_rate": 16000} for each in sounds],
+    }
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"audio": made[kind], "label": list("ababab")}), tmp_path / "set" / "t.parquet")
+    data = DataArguments(str(tmp_path / "set"), label_column="label", cache_dir=str(tmp_path / "cache"))
+    expected = load_examples(data, extractor).batch(range(6))["input_values"]
+    data.in_memory = False
+    if kind != "bytes":
+        with pytest.raises(UnusableDataError, match="column 'audio' holds arrays; it takes files, or data.cache=true"):
+            load_examples(data, extractor)
+        data.cache = True
+    assert abs(load_examples(data, extractor).batch(range(6))["input_values"] - expected).max() < 1e-2

@@ -117,6 +117,19 @@ def test_folds_that_are_done_are_kept(recipe, drawn, tmp_path, monkeypatch):
     assert finetune(recipe(folds=(1, 3))) == results and len(drawn) == 2 * batches
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_a_fold_whose_model_is_damaged_is_trained_anew(recipe, drawn, caplog, name):
+    run = replace(recipe(epochs=1, warmup_epochs=0), final=True)
+    expected = finetune(run)
+    for folder, damage in (("fold-1", b"{"), ("final", None)):
+        file = Path(run.output_dir) / folder / name
+        whole = file.read_bytes()
+        file.unlink() if damage is None else file.write_bytes(damage)
+        caplog.clear()
+        assert finetune(run) == expected and f"{folder} is damaged" in caplog.text
+        assert file.read_bytes() == whole
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_what_is_of_another_recipe_is_moved_away(recipe, drawn, tmp_path, caplog, done):
     made = recipe()

@@ -247,11 +247,14 @@ def test_the_optimizer_stays_within_a_phase(tmp_path, tiny_recipe, before, now):
 def test_a_finished_model_that_is_damaged_is_written_anew(tmp_path, tiny_recipe, caplog):
     overrides = (f"output_dir={tmp_path / 'run'}", "phases=[{kind: encoder, steps: 3}]")
     train(tiny_recipe, *overrides)
-    weights = tmp_path / "run" / "final" / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:100])
-    train(tiny_recipe, *overrides)
-    assert weights.read_bytes() == whole and f"{weights} is damaged" in caplog.text
+    final = tmp_path / "run" / "final"
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        whole = (final / name).read_bytes()
+        for damage in (whole[:1], b"[1]", None):
+            (final / name).unlink() if damage is None else (final / name).write_bytes(damage)
+            caplog.clear()
+            train(tiny_recipe, *overrides)
+            assert (final / name).read_bytes() == whole and f"{final} is damaged" in caplog.text
 
 
 def test_a_checkpoint_that_is_named_again_takes_nothing_back(tmp_path, tiny_recipe, caplog):

@@ -24,8 +24,8 @@ from ..data.opening import NOTHING_TO_READ
 from ..data.source import open_source
 from ..files import WriteError, at_home, check_writable, end_with
 from ..finetuning.lora import require_peft
-from ..loading import check_model
 from ..modeling_bridle import BridleModel
+from ..saved_models import check_model
 from ..training.evaluating import of_section
 from ..training.pretraining import PretrainRecipe
 from ..training.waiting import LostProcessError

@@ -16,7 +16,8 @@ from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from ..evaluation.classifying import write_predictions
-from ..loading import check_model, model_folder, open_model
+from ..loading import model_folder, open_model
+from ..saved_models import check_model
 from .checks import check_data, check_output, setting_up
 from .options import add_data_options, add_pad_short, given_data, number, padded_short
 from .process import device, log_progress

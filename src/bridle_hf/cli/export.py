@@ -19,7 +19,8 @@ from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
 from ..files import final_of
 from ..hub.onnx_export import export_onnx, largest_difference
-from ..loading import check_model, open_model
+from ..loading import open_model
+from ..saved_models import check_model
 from .checks import check_output, setting_up
 
 TOLERANCE = 1e-3  # of outputs whose values are about 1

@@ -37,8 +37,9 @@ from ..evaluation.features import encoder_features, encoder_patches
 from ..evaluation.measures import mean_of_known
 from ..evaluation.probe import KINDS, LAYERED, linear_probe
 from ..files import final_of
-from ..loading import check_model, open_model
+from ..loading import open_model
 from ..modeling_bridle import BridleModel
+from ..saved_models import check_model
 from .checks import check_data, check_output, reading, setting_up
 from .options import (
     add_data_options,

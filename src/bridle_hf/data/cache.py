@@ -28,9 +28,11 @@ from filelock import FileLock
 from ..files import at_home, partial_of, sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
+from .columns import as_json, json_as
 from .fields import field_of, select
 from .media import is_url
 from .modalities import modality_of
+from .packing import CLIP_TYPE, EIGHT_BIT_TYPE, FILE_TYPE, pack_clip, pack_file, unpack_clip
 from .source import (
     FILES_AT_ONCE,
     MARK,
@@ -43,13 +45,6 @@ from .source import (
 
 logger = logging.getLogger(__name__)
 
-CLIP_TYPE = {
-    "features": datasets.Value("binary"),
-    "dtype": datasets.Value("string"),
-    "shape": datasets.List(datasets.Value("int32")),
-}
-EIGHT_BIT_TYPE = CLIP_TYPE | {"low": datasets.Value("float32"), "step": datasets.Value("float32")}
-FILE_TYPE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string"), "shape": CLIP_TYPE["shape"]}
 CLIPS_PER_FILE, BYTES_PER_FILE = 256, 2**28
 CLIPS_PER_CHUNK = 32
 MANIFEST = "manifest.json"  # of each file (bytes, time in ns, sha256), and how many examples and shards were read
@@ -76,7 +71,7 @@ def decoded_once(source: Source, data: DataArguments, processor) -> Source:
     return replace(
         source,
         dataset=cached,
-        featurize=partial(_unpack, column=source.input_column),
+        featurize=partial(unpack_clip, column=source.input_column),
         of_files=False,
         skipped=manifest["skipped"],
         rows=table,
@@ -118,7 +113,7 @@ def map_clips(
             about.append({column: field_of(example, column) for column in columns})
         return rows.select_columns([source.input_column]).select(numbers), decode, lengths, about, rows.features
     table = leave_out(_open_table(*write_cache(source, data, processor, decoded=data.cache)), data.exclude)
-    decode = _unpack if data.cache else partial(decode_column, data=data, processor=processor)
+    decode = unpack_clip if data.cache else partial(decode_column, data=data, processor=processor)
     decode = partial(decode, column=source.input_column)
     about = [{column: field_of(row, column) for column in columns} for row in select(table, columns).to_list()]
     shape = f"{source.input_column}.shape"
@@ -310,20 +305,21 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         done = json.loads((folder / PROGRESS).read_text())
         logger.info("resuming the cache after %d samples", done["examples"])
     source.skipped |= done["skipped"]
-    column, pack = source.input_column, partial(_pack, eight_bits=data.cache_dtype == "int8")
+    column, pack = source.input_column, partial(pack_clip, eight_bits=data.cache_dtype == "int8")
+    types = source.dataset.features or {}
     if source.dataset.features is not None:
         clip_type = EIGHT_BIT_TYPE if data.cache_dtype == "int8" else CLIP_TYPE
         media = {column: clip_type if decoded else FILE_TYPE}
         named = {"clip_name": datasets.Value("string")}
-        schema = datasets.Features(named | dict(source.dataset.features) | media).arrow_schema
+        schema = datasets.Features(named | dict(source.dataset.features) | media)
     rows = (
-        {key: value for key, value in example.items() if key != MARK}
-        | {column: pack(clip) if decoded else _file(source.raw(example)) | {"shape": list(clip.shape)}}
+        {key: as_json(value, types.get(key)) for key, value in example.items() if key not in (MARK, column)}
+        | {column: pack(clip) if decoded else pack_file(source.raw(example), column) | {"shape": list(clip.shape)}}
         for example, clip in source.decode_all(data.workers, data.max_bad_share, done["examples"])
     )
     files = dict(done["files"])
     for clips in in_portions(rows, CLIPS_PER_FILE, BYTES_PER_FILE):
-        table, path = pa.Table.from_pylist(clips, schema=schema), folder / f"{len(files):05d}.arrow"
+        table, path = _table(clips, schema), folder / f"{len(files):05d}.arrow"
         with open(path, "wb") as file:
             with pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table, max_chunksize=CLIPS_PER_CHUNK)
@@ -339,6 +335,14 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / PROGRESS).unlink(missing_ok=True)
     return manifest | {"skipped": source.skipped}
+
+
+def _table(rows: list[dict], schema: datasets.Features | None) -> pa.Table:
+    """Rows as a table, values of mixed types as JSON."""
+    if schema is None:
+        return pa.Table.from_pylist(rows)
+    stored = datasets.Features(json_as(datasets.Value("string"), dict(schema)))  # pyarrow makes no JSON of text itself
+    return pa.Table.from_pylist(rows, schema=stored.arrow_schema).cast(schema.arrow_schema)
 
 
 def in_portions(rows: Iterator[dict], most_rows: int, most_bytes: int) -> Iterator[list[dict]]:
@@ -358,40 +362,3 @@ def _bytes_of(value) -> int:
     if isinstance(value, dict | list):
         return sum(map(_bytes_of, value.values() if isinstance(value, dict) else value))
     return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
-
-
-def _pack(clip: np.ndarray, eight_bits: bool = False) -> dict:
-    """The columns that hold a sample: pixels as they are, features in half precision or, as `eight_bits`, as the
-    nearest of 256 values between the least and the largest of the clip. Features beyond the range of half precision, as
-    a tiny `std` makes them, stay in single precision."""
-    dtype = clip.dtype
-    if dtype.kind == "f" and eight_bits and clip.size:
-        low, high = float(clip.min()), float(clip.max())
-        step = (high - low) / 255 or 1.0
-        values = np.rint((clip - low) / step).astype(np.uint8)
-        return _pack(values) | {"low": low, "step": step}
-    if dtype.kind == "f":
-        fits = np.abs(clip).max(initial=0) <= np.finfo(np.float16).max
-        dtype = np.float16 if fits else np.float32
-    return {"features": clip.astype(dtype).tobytes(), "dtype": np.dtype(dtype).name, "shape": list(clip.shape)}
-
-
-def _unpack(
-    row: dict,
-    rng: np.random.Generator | None = None,
-    views: tuple[int, int] | None = None,
-    stream: bool = False,
-    *,
-    column: str,
-) -> np.ndarray:
-    """The sample of a row, whole; the collator crops it."""
-    clip = row[column]
-    values = np.frombuffer(clip["features"], dtype=clip["dtype"]).reshape(clip["shape"])
-    if clip.get("step") is None:
-        return values
-    return values * np.float32(clip["step"]) + np.float32(clip["low"])
-
-
-def _file(raw: dict | str) -> dict:
-    raw = raw if isinstance(raw, dict) else {"bytes": None, "path": raw}
-    return {key: raw.get(key) for key in ("bytes", "path")}

@@ -1,6 +1,8 @@
 """Columns of a dataset: which one holds the media, and how it is passed on undecoded."""
 
+import json
 import os
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -37,11 +39,44 @@ def undecoded(
     """A stream whose audio, images and videos are not decoded, and the types of its columns. `files` are its shards."""
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
         return dataset, {key: _type_of(value) for key, value in _first_example(dataset, files).items()}
-    types, dataset = dict(dataset.features), dataset.decode(False)
+    types, dataset = dict(dataset.features), without_media(dataset)
     for column, feature in types.items():
         if type(feature) in RAW:
             dataset = dataset.cast_column(column, RAW[type(feature)](decode=False))
     return dataset, types
+
+
+def without_media(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+    """A stream that decodes no media; only values of mixed types, which `datasets` keeps as JSON, are what they say."""
+    dataset = dataset.decode(False)
+    for column, feature in dataset.features.items():
+        if (decoded := json_as(datasets.Json(), feature)) != feature:
+            dataset = dataset.cast_column(column, decoded)
+    return dataset
+
+
+def json_as(other, feature):
+    """A type with `other` in the place of those of mixed values."""
+    if isinstance(feature, datasets.Json):
+        return other
+    if isinstance(feature, dict):
+        return {key: json_as(other, each) for key, each in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=json_as(other, feature.feature))
+    return feature
+
+
+def as_json(value, feature):
+    """A value of `without_media` as `datasets` keeps it: text where its type is mixed."""
+    if value is None:
+        return None
+    if isinstance(feature, datasets.Json):
+        return json.dumps(value, default=str)
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: as_json(each, feature[key]) if key in feature else each for key, each in value.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
+        return [as_json(each, feature.feature) for each in value]
+    return value
 
 
 def _first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:

@@ -1,6 +1,5 @@
 """Columns of a dataset by name, and fields inside of them: `json.label` is the field `label` of the column `json`."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from datetime import datetime, time
@@ -9,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +38,20 @@ def class_names(feature: Any) -> list[str] | None:
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 
+def class_of(number: int | None, names: list[str]) -> str | None:
+    """The name of a class; None for -1, which stands for no label, and the number as text where it has no name."""
+    if number is None or number == -1:
+        return None
+    return names[number] if 0 <= number < len(names) else str(number)
+
+
 def field_of(example: dict, column: str) -> Any:
-    """The value of a column or field; None of a field that an example lacks."""
-    if column in example:
-        return example[column]
-    outer, *keys = column.split(".")
+    """The value of a column or field, without types of numpy and torch; None of a field that an example lacks."""
+    outer, *keys = [column] if column in example else column.split(".")
     found = example.get(outer)
     for key in keys:
-        if isinstance(found, str):  # of a column of the library's `Json`, whose values differ in type from row to row
-            found = json.loads(found)
         found = found.get(key) if isinstance(found, dict) else None
-    return found
-
-
-def values_of(rows: list[dict], column: str, types: Types) -> list:
-    """The values of a column or field in several rows, those of type `Json` as what they stand for."""
-    values = [field_of(row, column) for row in rows]
-    if isinstance(type_of(types, column), datasets.Json):
-        return [json.loads(value) if isinstance(value, str) else value for value in values]
-    return values
+    return found.tolist() if isinstance(found, np.ndarray | np.generic | torch.Tensor) else found
 
 
 def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterable[str]):

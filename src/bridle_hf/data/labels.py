@@ -13,7 +13,8 @@ import numpy as np
 
 from ..files import at_home
 from .arguments import DataArguments
-from .fields import field_of, is_missing, say_what_excludes_nothing, select, type_of, values_of
+from .columns import without_media
+from .fields import field_of, is_missing, say_what_excludes_nothing, select, type_of
 from .listing import name_some
 from .media import UnusableDataError
 from .source import Source, open_source
@@ -101,7 +102,7 @@ def _without_media(source: Source, data: DataArguments, part) -> datasets.Datase
         return source.dataset
     if source.read_columns is not None:
         columns = [*filter(None, (data.label_column, data.fold_column)), *data.exclude]
-        return source.read_columns(select(source.dataset, columns).column_names).decode(False)
+        return without_media(source.read_columns(select(source.dataset, columns).column_names))
     return source.dataset if os.path.isdir(at_home(data.dataset)) else None
 
 
@@ -122,7 +123,7 @@ def _read(source: Source, columns: list[str]) -> tuple[list[dict], bool]:
 
 def _labelled(rows: list[dict], column: str, types: dict, description: str) -> tuple[list[dict], list]:
     """The rows that have a label, and the values that stand for none."""
-    values = values_of(rows, column, types)
+    values = [field_of(row, column) for row in rows]
     without = [row for row, value in zip(rows, values, strict=True) if is_missing(value)]
     if not without:
         return rows, []
@@ -155,10 +156,10 @@ def encode(data: DataArguments, parts: Sequence[SplitRows]) -> Labels:
         if any(classes != numbered[0] for classes in numbered):
             each = "; ".join(f"{classes} in {part.split}" for classes, part in zip(numbered, parts, strict=True))
             raise LabelError(f"data.label_column: {data.label_column!r} has other classes in each split: {each}.")
-        values = [value for part in parts for value in values_of(part.rows, data.label_column, part.types)]
+        values = [field_of(row, data.label_column) for row in rows]
         found.labels, found.label_names = encode_labels(values, types[0], data.label_column, names)
     if data.fold_column:
-        values = [value for part in parts for value in values_of(part.rows, data.fold_column, part.types)]
+        values = [field_of(row, data.fold_column) for row in rows]
         found.folds = encode_folds(values, data.fold_column, names)
     elif len(parts) > 1:
         found.folds = np.array([part.split for part in parts for _ in part.rows])

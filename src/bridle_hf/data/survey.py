@@ -12,7 +12,7 @@ import numpy as np
 from .arguments import DataArguments
 from .bad_share import is_short
 from .duplicates import Duplicates
-from .fields import class_names, field_of, is_missing, type_of
+from .fields import class_names, class_of, field_of, is_missing, type_of
 from .modalities import modality_of
 from .source import Source, is_shard, open_source
 
@@ -125,7 +125,6 @@ def _count(counts: dict[str, Counter], column: str, names: list[str] | None, val
     if column not in counts:
         return
     for each in value if isinstance(value, list | tuple) else [value]:
-        missing = is_missing(each) or names and each == -1
-        counts[column]["(none)" if missing else names[each] if names else str(each)] += 1
+        counts[column]["(none)" if is_missing(each) else class_of(each, names) if names else str(each)] += 1
     if len(counts[column]) > MOST_VALUES:
         del counts[column]

@@ -11,7 +11,7 @@ import torch
 
 from ..clip_features_bridle import window_hop
 from ..data.cache import open_clips
-from ..data.fields import class_names
+from ..data.fields import class_names, class_of
 from ..data.media import BadClipError
 from ..data.modalities import modality_of
 from ..data.source import MARK
@@ -144,9 +144,7 @@ class OwnColumns:
         names = self.classes.get(column)
         if names is None or value is None:
             return value
-        if isinstance(value, list):
-            return [names[each] for each in value]
-        return names[value] if value >= 0 else None  # -1 stands for no label
+        return [class_of(each, names) for each in value] if isinstance(value, list) else class_of(value, names)
 
     def _name(self, name: str, example: dict) -> str:
         if name not in self.names:

@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..files import FolderLock, set_aside, sha256, share_files, write_whole
 from ..recipe_reader import changed_keys
+from ..saved_models import is_whole
 from ..training.checkpoints import CheckpointError
 from .validation import best_record
 
@@ -78,9 +79,9 @@ class KeptFold:
         self.recipe = describe(recipe, model) | {"data_read": data} | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:
-        """The scores of a fold that was completed with this recipe; otherwise None."""
+        """The scores of a fold that was completed with this recipe and whose model is whole; otherwise None."""
         record = self._read()
-        if record.get("recipe") != self.recipe or "scores" not in record:
+        if record.get("recipe") != self.recipe or "scores" not in record or not is_whole(self.folder):
             return None
         return {name: np.nan if value is None else float(value) for name, value in record["scores"].items()}
 
@@ -94,7 +95,7 @@ class KeptFold:
         if self._read().get("recipe") != self.recipe:
             return None
         for path in reversed(self._checkpoints()):
-            if is_whole(path) and all(map(is_whole, self._best_of(path))):
+            if is_checkpoint(path) and all(map(is_checkpoint, self._best_of(path))):
                 return path
             logger.warning("passing over %s, which is damaged or was not finished", path)
             shutil.rmtree(path)
@@ -170,8 +171,8 @@ def begun_with(output_dir: Path) -> dict:
     return {}
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether the files of a checkpoint are those of its manifest."""
+def is_checkpoint(checkpoint: Path) -> bool:
+    """Whether a folder is a checkpoint whose files are those of its manifest."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         return TRAINER_STATE_NAME in manifest and all(sha256(checkpoint / n) == there for n, there in manifest.items())

@@ -21,13 +21,13 @@ from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
 
 from ..codebook_training_bridle import reset_dead_codes_
 from ..files import set_aside
 from ..losses_bridle import phase_weights
 from ..modeling_bridle import BridleForPreTraining
 from ..recipe_reader import RecipeError
+from ..saved_models import is_whole
 from .checkpoints import folder_written_beside
 from .codebooks import residual_energy
 from .metrics import code_usage, stage_predictions
@@ -39,16 +39,6 @@ from .task import Task, cosine
 logger = logging.getLogger(__name__)
 
 PARTS = ("bridle", "decoder", "tokenizer")
-
-
-def _has_all_weights(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        with safe_open(path, "pt"):
-            return True
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged: %s", path, error)
-        return False
 
 
 @dataclass(kw_only=True)
@@ -207,7 +197,7 @@ class Phase(Task):
 
     def is_exported(self, folder: Path) -> bool:
         final = folder / "final"
-        return (final / "config.json").is_file() and all(map(_has_all_weights, final.glob("*.safetensors")))
+        return final.is_dir() and is_whole(final)
 
 
 @dataclass(kw_only=True)

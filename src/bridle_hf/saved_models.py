@@ -1,0 +1,70 @@
+"""What the folder of a saved model holds, before the model is loaded."""
+
+import json
+import logging
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+
+from .configuration_bridle import BridleConfig
+from .data.modalities import load_processor
+from .hub_connection import check_connection
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED = "a pretraining model such as runs/mine/final"
+WEIGHTS = "model.safetensors"
+PARTS = "model.safetensors.index.json"  # names the files of weights that are in several
+
+
+def check_model(source: str, argument: str = "--model") -> None:
+    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{argument} is {str(source)!r}, a folder without a config.json; it takes {PRETRAINED}.")
+    try:
+        if not folder.is_dir():
+            check_connection(str(source))
+        BridleConfig.from_pretrained(source)
+        _check_headers(folder)
+    except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
+        if folder.is_dir():
+            raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
+        if not isinstance(error, OSError):
+            raise
+        lost = isinstance(error, ConnectionError) or "connect to" in str(error)
+        hub = "the Hub cannot be reached" if lost else "no such model on the Hub"
+        raise ValueError(f"{argument} is {str(source)!r}; there is no such folder here and {hub}.") from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that a run wrote holds config, processor and weights as they can be loaded; a warning says what
+    is damaged or gone. The weights themselves are not read."""
+    try:
+        load_processor(str(folder))  # with the config
+        for name in _files_of_weights(folder):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{name} is gone")
+        _check_headers(folder)
+    except (StrictDataclassError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        logger.warning("%s is damaged: %s", folder, " ".join(str(error).split()))
+        return False
+    return True
+
+
+def _files_of_weights(folder: Path) -> set[str]:
+    if not (folder / PARTS).is_file():
+        return {WEIGHTS}
+    return set(json.loads((folder / PARTS).read_text())["weight_map"].values())
+
+
+def _check_headers(folder: Path) -> None:
+    """Raise an error for a file of weights that is not as long as its header says."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt"):
+            pass
