@@ -199,6 +199,8 @@ class LoadedModel:
         has_length, array = MODALITIES[tokenizer.config.modality].waveform is not None, as_array(codes)
         if isinstance(codes, list) and array.ndim != dims:
             return [self.decode(each) for each in codes]
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"codes is an array of {array.dtype}; it takes integers, as `tokens` gives them.")
         if array.ndim != dims or 0 in array.shape or has_length and array.shape[1:-1] != tuple(bands):
             raise ValueError(
                 f"codes is {array.shape}; the model takes (*grid, codebooks), its grid being {tokenizer.config.grid}."

@@ -79,7 +79,7 @@ def folds_of(*values):
 
 
 def test_folds_are_values_or_text():
-    for values in ([1, 2], ["a/b", ""], [0.5, 1.5], [True, False]):
+    for values in ([1, 2], ["a/b", "c"], [0.5, 1.5], [True, False]):
         assert folds_of(*values) == values
     assert [type(fold) for fold in folds_of(1.0, 2.0)] == [int, int]
     assert folds_of(np.datetime64("2024-05-01").item()) == ["2024-05-01"]
@@ -87,6 +87,8 @@ def test_folds_are_values_or_text():
         LabelError, match="'fold' says nothing of 2 of the 4 clips: 1.wav, 3.wav; .*data.exclude='{fold: .null.}'.$"
     ):
         folds_of(1, None, 2, float("nan"))
+    with pytest.raises(LabelError, match=r"'fold' says nothing of 1 of the 2 clips: 1.wav; .*{fold: \[''\]}'.$"):
+        folds_of("a", "")
     with pytest.raises(LabelError, match=r"'fold' is \[1\] for 0.wav; it takes one value"):
         folds_of([1])
 
@@ -346,3 +348,33 @@ def test_a_class_or_fold_of_which_no_clip_can_be_used_is_named(lost, tmp_path, e
         assert len(load_examples(data, extractor, check=check_folds)) == (8 if lost == "class of three" else 6)
     name = {"fold": "fold 1", "class of flags": "class 1"}.get(lost, "class rain")
     assert f"none of the clips of {name} can be used" in caplog.text
+
+
+def test_folds_that_are_nearly_one_are_named(caplog):
+    assert folds_of("1", " 1", "2") == ["1", " 1", "2"]
+    assert "folds of 'fold' differ in spaces, capitals or the form of letters alone: '1' and ' 1'" in caplog.text
+
+
+def test_blank_labels_are_none(tmp_path, waveforms, extractor):
+    data = class_folders(tmp_path / "set", [f"{number}.flac" for number in range(4)], waveforms)
+    lines = [f"{number}.flac,{label}" for number, label in enumerate(["dog", " ", "rain", ""])]
+    (tmp_path / "set" / "metadata.csv").write_text("\n".join(["file_name,kind", *lines]))
+    data.label_column = "kind"
+    assert load_examples(data, extractor).label_names == ["dog", "rain"]
+
+
+def test_the_label_of_another_type_is_named_and_not_a_number_as_text():
+    with pytest.raises(LabelError, match="got 'x9' for c and integers for others"):
+        encode_labels([1, "2", "x9"], None, "kind", ["a", "b", "c"])
+
+
+def test_files_of_several_rows_are_named(tmp_path, waveforms, extractor, caplog):
+    data = class_folders(tmp_path / "set", [f"{number}.flac" for number in range(3)], waveforms)
+    rows = "file_name,kind\n0.flac,dog\n1.flac,rain\n0.flac,rain\n2.flac,dog\n"
+    (tmp_path / "set" / "metadata.csv").write_text(rows)
+    data.label_column = "kind"
+    assert len(load_examples(data, extractor)) == 4
+    assert "names 1 files in several rows" in caplog.text and "1 files are named by several rows" in caplog.text
+    (tmp_path / "set" / "metadata.jsonl").write_text('{"file_name": "0.flac", "kind": "dog"}\n')
+    with pytest.raises(ValueError, match="metadata.csv and .*metadata.jsonl both say what the files beside them are"):
+        load_examples(data, extractor)

@@ -114,6 +114,7 @@ class DataArguments:
             raise ValueError(f"data.test_views must be two numbers of at least 1, got {self.test_views}.")
         if self.test_split and self.fold_column:
             raise ValueError("data.test_split and data.fold_column are both given; tests take one of them.")
+        self.exclude = {str(column): values for column, values in self.exclude.items()}
         for column, values in self.exclude.items():
             if not isinstance(values, (list, tuple)):
                 raise ValueError(f"data.exclude.{column} must be a list of values to leave out, got {values!r}.")

@@ -10,6 +10,7 @@ import numpy as np
 from .arguments import DataArguments
 from .fields import type_of, warn_once
 from .listing import name_some
+from .media import is_array
 from .modalities import modality_of
 
 
@@ -198,6 +199,27 @@ def may_hold_media(feature) -> bool:
             and may_hold_media(inner)
         )
     return not isinstance(feature, datasets.ClassLabel)
+
+
+def number_type(feature) -> str | None:
+    """The type of the integers of a column of arrays, which `datasets` gives as int64; None of other columns."""
+    if isinstance(feature, dict):
+        return number_type(feature.get("array"))
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+        if isinstance(feature, datasets.Value):
+            return feature.dtype if "int" in feature.dtype else None
+    return feature.dtype if hasattr(feature, "shape") and "int" in str(feature.dtype) else None
+
+
+def of_type(raw, numbers: str):
+    """An array, or the one in a dict, as numbers of a type; what is none stays as it is."""
+    if isinstance(raw, dict):
+        return raw if raw.get("array") is None else raw | {"array": of_type(raw["array"], numbers)}
+    try:
+        return np.asarray(raw, dtype=numbers) if is_array(raw) else raw
+    except (TypeError, ValueError):  # with gaps
+        return raw
 
 
 def describe_type(feature) -> str:

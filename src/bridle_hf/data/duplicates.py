@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import sha256
-from .media import is_array, is_url
+from ..files import at_home, sha256
+from .media import is_array, is_url, open_file
 
 
 class Duplicates:
@@ -19,7 +19,8 @@ class Duplicates:
         self.digests: dict[str, list[str]] = {}  # content -> names
 
     def add(self, name: str, raw: Any) -> None:
-        """Look at the undecoded value of a sample: bytes, a path, both, or an array. Addresses are passed over."""
+        """Look at the undecoded value of a sample: bytes, a path, also in a zip archive, both, or an array. Addresses
+        are passed over."""
         path = raw.get("path") if isinstance(raw, dict) else raw
         content = raw.get("bytes") if isinstance(raw, dict) else raw
         if is_array(raw):
@@ -27,7 +28,11 @@ class Duplicates:
             self._note(hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest(), name)
         elif isinstance(content, bytes):
             self._note(hashlib.sha256(content).hexdigest(), name)
+        elif isinstance(path, str) and path.startswith("zip://"):
+            with open_file(path) as file:
+                self._note(hashlib.file_digest(file, "sha256").hexdigest(), name)
         elif isinstance(path, str) and not is_url(path):
+            path = at_home(path)
             self.sizes.setdefault(os.path.getsize(path), []).append((name, path))
 
     def groups(self) -> list[list[str]]:

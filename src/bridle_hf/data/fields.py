@@ -64,7 +64,12 @@ def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterab
 def is_missing(value) -> bool:
     """Whether a label stands for none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or value == "" or (number and (value == -1 or value != value))
+    return is_blank(value) or (number and (value == -1 or value != value))
+
+
+def is_blank(value) -> bool:
+    """Whether a value is None or text without a letter."""
+    return value is None or isinstance(value, str) and not value.strip()
 
 
 def names_of_classes(types: Types, columns: Iterable[str]) -> dict[str, list[str]]:

@@ -7,8 +7,10 @@ import io
 import logging
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import datasets
 import pandas as pd
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from .fields import warn_once
 from .listing import METADATA, WORDS, Listing, folder_word, is_hidden, shown
 from .media import open_file
 
@@ -206,7 +209,10 @@ def _of_metadata(
 ) -> tuple[datasets.Dataset, int]:
     """The rows of metadata files, whose columns `file_name` and `NAME_file_name` become columns of media; and how many
     clips they do not name."""
-    parts, features, named = [], {}, set()
+    parts, features, named = [], {}, Counter()
+    for one, other in combinations(tables, 2):
+        if os.path.dirname(one.path) == os.path.dirname(other.path):
+            raise ValueError(f"{one.path} and {other.path} both say what the files beside them are; leave one.")
     for table in tables:
         rows = _read_metadata(table)
         columns, inside = {}, [True] * len(rows)
@@ -235,6 +241,10 @@ def _of_metadata(
             outside = [str(number) for number, kept in enumerate(inside) if not kept]
             left.unread[f"rows of {table.place} whose files lie outside its folder"] = outside
         parts.append(pa.table(columns).filter(pa.array(inside, type=pa.bool_())))
+    if again := [path for path, count in named.items() if path and count > 1]:
+        warn_once(
+            f"{_places(tables)}: {len(again)} files are named by several rows ({shown(again)}): each row is a clip"
+        )
     if unnamed := [clip.place for clip in clips if not clip.is_metadata and clip.path not in named]:
         left.unread[f"of no row in {_places(tables)}"] = unnamed
     try:

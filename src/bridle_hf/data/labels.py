@@ -4,6 +4,7 @@ import ast
 import logging
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from ..files import at_home
 from .arguments import DataArguments
 from .columns import without_media
-from .fields import field_of, is_missing, say_what_excludes_nothing, select, type_of
+from .fields import field_of, is_blank, is_missing, say_what_excludes_nothing, select, type_of, warn_once
 from .listing import name_some
 from .media import UnusableDataError
 from .source import Source, open_source
@@ -88,8 +89,19 @@ def read_labels(
             rows, missing = _labelled(rows, data.label_column, source.dataset.features or {}, source.description)
             if missing:
                 exclude = exclude | {data.label_column: [*exclude.get(data.label_column, ()), *missing]}
+        if source.of_files:
+            _say_what_is_repeated([row["clip_name"] for row in rows], source.description)
         read.append(SplitRows(split, rows, source.dataset.features or {}))
     return encode(data, read) if whole else None, exclude
+
+
+def _say_what_is_repeated(paths: list[str], description: str) -> None:
+    """Warn of files of several rows."""
+    if repeated := [path for path, count in Counter(paths).items() if count > 1]:
+        warn_once(
+            f"{description} names {len(repeated)} files in several rows ({name_some(repeated, 3)}): each row is a "
+            "clip, and the same file may be in training and in the test"
+        )
 
 
 def _without_media(source: Source, data: DataArguments, part) -> datasets.Dataset | datasets.IterableDataset | None:
@@ -205,7 +217,7 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
             if not all(isinstance(label, int) and 0 <= label < feature.num_classes for label in value):
                 refuse(row, f"; its classes are 0 to {feature.num_classes - 1}")
         index, classes = {number: number for number in range(feature.num_classes)}, list(feature.names)
-        _say_what_is_alike(column, classes)
+        _say_what_is_alike(f"data.label_column: classes of {column!r}", classes)
     elif several and _are_flags(lists):
         labels = np.array(lists, dtype=np.int8)
         logger.info("data.label_column: the lists of %r are read as one flag (0 or 1) a class", column)
@@ -215,10 +227,12 @@ def encode_labels(values: list, feature, column: str, names: list[str]) -> tuple
             refuse(row, "; -1 and empty text stand for no class")
         found = {label for value in lists for label in value}
         if len({isinstance(label, str) for label in found}) > 1:
-            row = next(row for row, value in enumerate(lists) if any(isinstance(label, str) for label in value))
+            texts = [(row, x) for row, value in enumerate(lists) for x in value if isinstance(x, str)]
+            # pandas types 10,000 rows at a time: beside one that is no number there are numbers as text
+            row = next((row for row, text in texts if not text.strip().lstrip("-").isdigit()), texts[0][0])
             refuse(row, " and integers for others; it takes one of both for all")
         classes = sorted(found)
-        _say_what_is_alike(column, classes)
+        _say_what_is_alike(f"data.label_column: classes of {column!r}", classes)
         index, classes = {label: number for number, label in enumerate(classes)}, [str(label) for label in classes]
     if not several:
         return np.array([index[label] for (label,) in lists], dtype=np.int64), classes
@@ -249,18 +263,15 @@ def _is_list_as_text(label: int | str) -> bool:
         return False
 
 
-def _say_what_is_alike(column: str, classes: list) -> None:
-    """Warn of classes whose names differ in spaces, capitals or the form of letters alone, as accents of macOS do: most
-    often they are one."""
+def _say_what_is_alike(what: str, values: list) -> None:
+    """Warn of classes or folds whose names differ in spaces, capitals or the form of letters alone, as accents of macOS
+    do: most often they are one."""
     alike = {}
-    for label in classes:
+    for label in values:
         plain = unicodedata.normalize("NFKC", str(label))
         alike.setdefault("".join(plain.split()).casefold(), []).append(label)
     if several := [" and ".join(map(shown_apart, names)) for names in alike.values() if len(names) > 1]:
-        said = "; ".join(several)
-        logger.warning(
-            "data.label_column: classes of %r differ in spaces, capitals or the form of letters alone: %s", column, said
-        )
+        logger.warning("%s differ in spaces, capitals or the form of letters alone: %s", what, "; ".join(several))
 
 
 def shown_apart(label) -> str:
@@ -281,15 +292,17 @@ def encode_folds(values: list, column: str, names: list[str]) -> np.ndarray:
         LabelError: a clip has none, or several.
     """
     values = [_plain(value) for value in values]
-    missing = [name for name, value in zip(names, values, strict=True) if value is None or value != value]
+    missing = [name for name, value in zip(names, values, strict=True) if is_blank(value) or value != value]
     if missing:
+        blank = "[null]" if None in values or not any(map(is_blank, values)) else "['']"
         raise LabelError(
             f"data.fold_column: {column!r} says nothing of {len(missing)} of the {len(values)} clips: "
-            f"{name_some(missing)}; give each a fold, or leave them out by data.exclude='{{{column}: [null]}}'."
+            f"{name_some(missing)}; give each a fold, or leave them out by data.exclude='{{{column}: {blank}}}'."
         )
     for name, value in zip(names, values, strict=True):
         if isinstance(value, list | dict | bytes):
             raise LabelError(f"data.fold_column: {column!r} is {value!r} for {name}; it takes one value a clip.")
+    _say_what_is_alike(f"data.fold_column: folds of {column!r}", list(dict.fromkeys(values)))
     return np.array([value if isinstance(value, int | float | str) else str(value) for value in values])
 
 

@@ -107,11 +107,15 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         tables = {name: table_kind(name) for name in names if os.path.basename(name) in METADATA}
     if tables:
         return _open_tables(data, modality, listing, names, tables)
+    builder = None
     try:
         builder = _load_builder(path, data, modality)
         if isinstance(builder, Text) and data.input_column is None:
             raise EmptyDatasetError("lines of text are no names of files unless a column is named")
+        opened = _open_builder(builder, data, modality)
     except Exception as error:  # nothing that the library reads, or an archive that it cannot look into
+        if builder is not None and not isinstance(error, EmptyDatasetError | ImportError):
+            raise  # a format may need a package more; what else is wrong says itself
         there = listing.said([name for name in names if name not in set().union(*listing.left.values())])
         raise ValueError(
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "
@@ -119,7 +123,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         ) from error
     if left := listing.said([]):
         _say(logging.WARNING, f"{data.dataset}: left out: {left}")
-    return _open_builder(builder, data, modality)
+    return opened
 
 
 def _load_builder(path: str, data: DataArguments, modality: Modality) -> datasets.DatasetBuilder:

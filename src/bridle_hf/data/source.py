@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
-from .columns import check_columns, choose_column, undecoded, with_labels_of_paths
+from .columns import check_columns, choose_column, number_type, of_type, undecoded, with_labels_of_paths
 from .fields import excluded_by, names_of_classes, say_what_excludes_nothing, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
@@ -284,7 +284,8 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
     description = f"{os.path.basename(os.path.normpath(data.dataset))} ({data.split})"
     dataset, types = with_labels_of_paths(dataset, types, data)
     column = choose_column(types, data, processor, description, opened.why_no_label, opened.others)
-    featurize = partial(decode_column, column=column, data=data, processor=processor)
+    numbers = number_type(types[column])
+    featurize = partial(decode_column, column=column, data=data, processor=processor, numbers=numbers)
     of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
     return Source(
         dataset,
@@ -309,17 +310,25 @@ def _open_given(dataset, data: DataArguments, processor) -> Source:
         raise ValueError(f"data.dataset is {data.dataset!r} and a dataset was given, too; leave one of them out.")
     given, description = take_in_hand(dataset, data.split), "the given dataset"
     dataset, rows, column = given.dataset, None, NUMBER
+    types = dict.fromkeys([NUMBER])
     if given.arrays is not None:
         check_columns({}, data, description)
     elif isinstance(dataset, datasets.IterableDataset):
         dataset, types = undecoded(dataset)
         column = choose_column(types, data, processor, description)
     else:
-        column = choose_column(dataset.features, data, processor, description)
+        types, column = dataset.features, choose_column(dataset.features, data, processor, description)
         dataset = with_arrays(dataset, column)
     if isinstance(dataset, datasets.Dataset):
         rows = dataset
-    featurize = partial(decode_column, column=column, data=data, processor=processor, arrays=given.arrays)
+    featurize = partial(
+        decode_column,
+        column=column,
+        data=data,
+        processor=processor,
+        arrays=given.arrays,
+        numbers=number_type(types[column]),
+    )
     return Source(
         dataset,
         featurize,
@@ -343,11 +352,14 @@ def decode_column(
     data,
     processor,
     arrays: list | None = None,
+    numbers: str | None = None,
 ) -> np.ndarray:
     """The array of a raw example, see `Modality.decode`. A module's function, since spawned workers get it pickled."""
     if column not in example:  # of a table without it, beside others
         raise BadClipError(f"has no column {column!r}")
     raw = example[column] if arrays is None else arrays[example[column]]
+    if numbers is not None:
+        raw = of_type(raw, numbers)
     modality = modality_of(processor)
     if stream and modality.stream is not None:
         return modality.stream(raw, data, processor)

@@ -43,8 +43,10 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         likeliest first. No labels and NaN for a clip whose logits are not finite.
 
     Raises:
-        ValueError: `per_window` of what has no windows of fixed seconds.
+        ValueError: `per_window` of what has no windows of fixed seconds, or a model of regression.
     """
+    if model.config.problem_type == "regression":
+        raise ValueError("the model is one of regression, and gives no classes; take its logits.")
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; it takes a probability, from 0 to 1.")
     config, several = model.eval().config, takes_several_labels(model.config)

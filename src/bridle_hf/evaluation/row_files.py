@@ -65,7 +65,10 @@ class Types:
         try:
             return pa.array(values, type=kind)
         except NOT_OF_THIS_TYPE:
+            values = [_as_number(value, kind) for value in values]
             fits = [_fits(value, kind) for value in values]
+            if all(fits):
+                return pa.array(values, type=kind)
             other = [row.get("clip_name") for row, good in zip(rows, fits, strict=True) if not good]
             logger.warning("column %r is left empty for %s: not of the type %s", name, name_some(other), kind)
             return pa.array([value if good else None for value, good in zip(values, fits, strict=True)], type=kind)
@@ -184,6 +187,15 @@ def _array(values: list) -> pa.Array | None:
 def _holds_empty_struct(kind: pa.DataType) -> bool:
     inner = [kind.field(number).type for number in range(kind.num_fields)]
     return pa.types.is_struct(kind) and not inner or any(map(_holds_empty_struct, inner))
+
+
+def _as_number(value, kind: pa.DataType):
+    """A number that is text, as pandas reads some rows of a csv file, as the number; anything else as it is."""
+    try:
+        numeric = isinstance(value, str) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+        return pa.scalar(value).cast(kind).as_py() if numeric else value
+    except NOT_OF_THIS_TYPE:
+        return value
 
 
 def _fits(value, kind: pa.DataType) -> bool:

@@ -1,5 +1,6 @@
 """Starting a run from the weights of a saved model: a converted checkpoint, or the `final/` of another run."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_bridle import BridleConfig
 from ..hub_connection import check_connection
 from ..modeling_bridle import BridleForPreTraining, BridleModel
+
+logger = logging.getLogger(__name__)
 
 
 def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
@@ -53,6 +56,8 @@ def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> Bridl
         raise ValueError(f"`start_from` is {start_from!r}, where weights are missing: {missing}.")
     if tokenizer:
         return saved
+    if dropped := sorted({key.split(".")[0] for key in info["unexpected_keys"]}):
+        logger.info("of %s the encoder is taken; left behind: %s", start_from, ", ".join(dropped))
     model = BridleForPreTraining(config)
     model.bridle.load_state_dict(saved.state_dict())
     return model
