@@ -166,6 +166,12 @@ def test_auto_map_holds_names_not_pairs_and_every_class():
 
 
 WRONG = [
+    ({"id2label": {0: "dog", 1: "dog"}}, "`id2label` is {0: 'dog', 1: 'dog'}; it takes a name of its own for each"),
+    ({"id2label": {"0": "dog", "2": "rain"}}, "`id2label` is {0: 'dog', 2: 'rain'}; it takes a name of its own for"),
+    ({"hidden_act": "foo"}, "`hidden_act` is 'foo'; it takes one of transformers', such as 'gelu'"),
+    ({"layer_norm_eps": -1.0}, "`layer_norm_eps` is -1.0; it takes a positive number"),
+    ({"layer_norm_eps": 0.0}, "`layer_norm_eps` is 0.0; it takes a positive number"),
+    ({"initializer_range": float("inf")}, "`initializer_range` is inf; it takes a number from 0 on"),
     ({"id2label": ["dog", "cat"]}, r"`id2label` is \['dog', 'cat'\]; it takes a dict"),
     ({"dtype": "float33"}, "`dtype` is 'float33'; it takes the name of one of torch's"),
     ({"modality": "text"}, "`modality` is 'text'; it takes one of 'audio', 'image', 'video'"),

@@ -1,5 +1,6 @@
 """Padding and truncation of log-mel features: to whole patches, at once or while collating."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import DataCollatorWithPadding
@@ -75,3 +76,19 @@ def test_samples_given_for_frames_are_warned_of(extractor, monkeypatch):
     assert extractor(noise(16000), max_length=16000, truncation=True, **options).input_values.shape[1] == 16000
     (warning,) = warnings
     assert "max_length=16000 counts frames of 10 ms, not samples" in warning and "own is 128" in warning
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rows_that_are_not_of_one_clip_each_are_refused(channels):
+    extractor = BridleFeatureExtractor(num_mel_bins=16, max_length=64, num_channels=channels)
+    sound = noise(16000) if channels == 1 else torch.stack([noise(16000)] * 2)
+    whole = extractor(sound, sampling_rate=16000)
+    takes = "it takes \\(frames, 16\\)" if channels == 1 else "it takes \\(frames, 2, 16\\)"
+    with pytest.raises(ValueError, match=takes + " of each; take \\[0\\] of what the extractor gives of one clip"):
+        extractor.pad([dict(whole), dict(whole)])
+    assert extractor.pad([{"input_values": whole["input_values"][0]}] * 2)["input_values"].shape[0] == 2
+    for shape in ((98,), (98, 8)):
+        with pytest.raises(ValueError, match="processed_features has input_values of shape"):
+            extractor.pad([{"input_values": np.zeros(shape)}])
+    with pytest.raises(ValueError, match="processed_features is empty"):
+        extractor.pad([])

@@ -6,7 +6,7 @@ import torch
 from PIL import ExifTags, Image
 from transformers import AutoImageProcessor, ViTImageProcessor
 
-from bridle_hf import BridleConfig, BridleImageProcessor, BridleModel
+from bridle_hf import BridleConfig, BridleImageProcessor, BridleModel, BridleVideoProcessor, checks_bridle
 from bridle_hf.data import build_processor, decode_image
 
 
@@ -84,12 +84,28 @@ def test_images_of_several_sizes_make_one_batch(picture):
         (Image.fromarray(np.zeros((20, 20), np.uint16)), "images has a Image of I;16; pixels take 0 to 255"),
         (Image.fromarray(np.zeros((20, 20), np.float32)), "images has a Image of F; pixels take 0 to 255"),
         (torch.full((3, 20, 20), 256).to(torch.uint16), "images has a Tensor .* of uint16; .*divide 16 bits by 257"),
+        (np.ones((20, 20, 3), bool), "images has a ndarray .* of bool; .*multiply booleans by 255"),
         (Image.fromarray(np.zeros((20, 20), np.int32)), "images has a Image of I; pixels take 0 to 255"),
     ],
 )
 def test_bad_images_are_named(image, message):
     with pytest.raises(ValueError, match=message):
         BridleImageProcessor()(image)
+
+
+def test_floats_up_to_1_are_warned_of(picture, monkeypatch):
+    said = []
+    monkeypatch.setattr(checks_bridle.logger, "warning_once", said.append)
+    processor = BridleImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    expected = processor(picture, return_tensors="pt")["pixel_values"]
+    processor(picture.astype(np.float32), return_tensors="pt")
+    scaled = processor(picture / 255.0, do_rescale=False, return_tensors="pt")["pixel_values"]
+    assert not said
+    assert (scaled - expected).abs().mean() < 0.01
+    processor(torch.tensor(picture).permute(2, 0, 1) / 255, return_tensors="pt")
+    assert "images has floats no larger than 1" in said.pop()
+    BridleVideoProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})(picture[None] / 255.0)
+    assert "videos has floats no larger than 1" in said.pop()
 
 
 def test_integers_of_8_bits_are_pixels_however_they_are_kept(picture):

@@ -130,6 +130,9 @@ def test_codes_are_decoded_window_by_window(run, clips):
     for bad in (codes[:0], codes[:, : bands // 2], codes[0]):
         with pytest.raises(ValueError, match=r"^codes is \(.*; the model takes \(\*grid, codebooks\), its grid being"):
             loaded.decode(bad)
+    for bad in (codes + 0.7, codes > 3, codes.astype(str), np.full(codes.shape, np.nan)):
+        with pytest.raises(ValueError, match="^codes is an array of .*; it takes integers"):
+            loaded.decode(bad)
     (again,) = loaded.decode([torch.tensor(codes)])
     np.testing.assert_array_equal(again, found)
     coarse = loaded.decode(codes[..., :1])

@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     (folder / "clips" / "notes.txt").write_text("no sound")
     (folder / "clips" / "damaged.wav").write_text("no sound")
     soundfile.write(folder / "clips" / "LOUD.FLAC", 3 * tone(930), 16000)
+    soundfile.write(folder / "clips" / ".hidden.wav", tone(930), 16000)
     soundfile.write(folder / "question.wav", tone(930), 16000)
     soundfile.write(folder / "short.wav", tone(930, 0.01), 16000)
     return folder

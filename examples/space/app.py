@@ -21,6 +21,7 @@ from bridle_hf.cli.checks import setting_up
 from bridle_hf.data import MODALITIES, BadClipError, decode_audio
 from bridle_hf.data.audio import channels_of
 from bridle_hf.data.extensions import sound_extensions
+from bridle_hf.data.listing import list_folder
 from bridle_hf.evaluation import plots
 from bridle_hf.evaluation.features import patch_validity
 from bridle_hf.loading import open_model
@@ -54,8 +55,10 @@ def open_for_sounds(cls, source, argument):
 
 
 def find_sounds(folder):
-    """The sounds below a folder, in the order of their names."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in sound_extensions() and p.is_file())
+    """The sounds below a folder, in the order of their names, as `data.dataset` finds them: links are followed, what is
+    hidden is left out."""
+    names = list_folder(str(folder)).names
+    return [Path(folder) / name for name in names if Path(name).suffix.lower() in sound_extensions()]
 
 
 def window_of(extractor):

@@ -1,7 +1,7 @@
 """Audio front-end of BRIDLE: Kaldi log-mel filter banks of clips, padded, masked and normalised."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -285,11 +285,13 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         if pad_to_multiple_of is None:
             pad_to_multiple_of = self.pad_to_multiple_of
         settings = padding, max_length, truncation, pad_to_multiple_of
+        name = self.model_input_names[0]
+        if isinstance(processed_features, list | tuple):
+            self._check_rows(processed_features, name)
         if self.num_channels == 1:
             return super().pad(processed_features, *settings, **options)
         if isinstance(processed_features, list | tuple):
             processed_features = {key: [row[key] for row in processed_features] for key in processed_features[0]}
-        name = self.model_input_names[0]
         arrays = [x if hasattr(x, "reshape") else np.asarray(x) for x in processed_features[name]]
         flat = {name: [x.reshape(len(x), -1) for x in arrays]}  # the library pads two axes and no more
         padded = super().pad(processed_features | flat, *settings, **options)
@@ -297,6 +299,17 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         rows = [x.reshape(*x.shape[:-1], self.num_channels, -1) for x in ([padded[name]] if whole else padded[name])]
         padded[name] = rows[0] if whole else rows
         return padded
+
+    def _check_rows(self, rows: Sequence[Mapping], name: str) -> None:
+        """Raise a `ValueError` for features of which none is that of one clip, or others are not."""
+        if not rows:
+            raise ValueError("processed_features is empty; it takes the features of one clip or more.")
+        channels = () if self.num_channels == 1 else (self.num_channels,)
+        for shape in (np.shape(row[name]) for row in rows):
+            if shape[1:] != (*channels, self.num_mel_bins):
+                takes = ", ".join(map(str, ("frames", *channels, self.num_mel_bins)))
+                first = "; take [0] of what the extractor gives of one clip" if shape[:1] == (1,) else ""
+                raise ValueError(f"processed_features has {name} of shape {shape}; it takes ({takes}) of each{first}.")
 
     def _log_mel(self, raw_clip: Any, name: str, max_frames: int | None) -> torch.Tensor:
         """Log-mel values (frames, mel) or (frames, channels, mel) of one clip, before normalisation."""

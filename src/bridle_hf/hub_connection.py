@@ -1,10 +1,10 @@
-"""A quick check that the Hub can be reached."""
+"""Quick checks: whether the Hub can be reached, and what a repository can be called."""
 
 from functools import cache
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx, validate_repo_id
 
 TIMEOUT = 10.0  # seconds
 LOADED_FIRST = {"model": "config.json", "dataset": "README.md"}
@@ -29,3 +29,14 @@ def check_connection(repo_id: str, repo_type: str = "model") -> None:
         raise ConnectionError(f"the Hub cannot be reached: {error}") from error
     except (HTTPError, HFValidationError, OfflineModeIsEnabled):
         return  # an answer or a slow one, no possible id, or nothing is asked of the Hub
+
+
+def check_repo_id(repo_id: str, argument: str = "--repo-id") -> None:
+    """Raise a `ValueError` for a name that no repository of the Hub can have."""
+    try:
+        validate_repo_id(repo_id)
+        fits = "/" in repo_id
+    except HFValidationError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{argument} is {repo_id!r}; it takes ORG/NAME, of letters, digits, '-', '_' and '.'.")

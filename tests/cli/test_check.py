@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import zipfile
 
 import datasets
 import numpy as np
@@ -171,6 +172,19 @@ def test_what_is_no_dataset_is_one_line(checked, tmp_path):
         lines, status, err = checked(*words)
         assert status == 2 and not lines
         assert err.splitlines()[-1].startswith("bridle check: error: ")
+
+
+def test_copies_in_archives_and_under_names_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in.flac", flac(clip(0)))
+    (tmp_path / "b.flac").write_bytes(flac(clip(0)))
+    found = Duplicates()
+    found.add("zipped", {"bytes": None, "path": f"zip://in.flac::{tmp_path}/a.zip"})
+    found.add("again", {"bytes": None, "path": f"zip://in.flac::{tmp_path}/a.zip"})
+    found.add("from home", "~/b.flac")
+    found.add("whole", str(tmp_path / "b.flac"))
+    assert found.groups() == [["zipped", "again", "from home", "whole"]]
 
 
 def test_copies_and_a_table_of_all_clips(checked, tmp_path, caplog):

@@ -55,3 +55,10 @@ def test_class_folders_are_excluded_by_name_and_what_excludes_nothing_is_said(ca
     ]
     unlabelled = open_source(DataArguments(folder, exclude={"label": ["bird"]}), extractor)
     assert len([*unlabelled.decode_all(0, 0)]) == 4
+
+
+def test_columns_that_are_called_like_numbers_are_excluded(tmp_path, extractor):
+    for number in range(2):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    (tmp_path / "metadata.csv").write_text("file_name,2024\n0.flac,a\n1.flac,b\n")
+    assert len(load_examples(DataArguments(str(tmp_path), exclude={2024: ["a"]}), extractor)) == 1

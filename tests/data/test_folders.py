@@ -1,6 +1,7 @@
 """Folders as people have them: what is read, what is left out, and that it is said."""
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -327,3 +328,10 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, extractor, capl
     monkeypatch.setattr(os, "scandir", refuse)
     assert [name for name, _ in names_in(tmp_path, extractor)] == CLASSES[:2]
     assert "1 cannot be read (Permission denied) (rain/)" in caplog.text
+
+
+def test_a_folder_of_a_format_that_needs_another_package_holds_no_sound(tmp_path, extractor, monkeypatch):
+    (tmp_path / "t.h5").write_bytes(b"none")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ValueError, match="a folder that holds no audio file.*; it holds 1 .h5"):
+        open_source(DataArguments(str(tmp_path)), extractor)

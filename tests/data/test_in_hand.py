@@ -336,3 +336,25 @@ def test_one_bad_entry_of_a_list_costs_itself(extractor, image_processor, video_
     ):
         examples = load_examples(DataArguments(max_bad_share=0.5), processor, [good, bad, good])
         assert examples.clip_names == ["row 0", "row 2"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_columns_of_16_bits_are_sounds(stream, waveforms, extractor):
+    sounds = [np.round(each * 32767).astype(np.int16) for each in waveforms]
+    types = datasets.Features({"audio": datasets.List(datasets.Value("int16"))})
+    given = datasets.Dataset.from_dict({"audio": sounds}, features=types)
+    given = given.to_iterable_dataset() if stream else given
+    found = load_examples(DataArguments(), extractor, given).batch(range(len(sounds)))["input_values"]
+    expected = load_examples(DataArguments(), extractor, sounds).batch(range(len(sounds)))["input_values"]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("form", [int, np.int64, torch.tensor, np.array])
+def test_labels_of_a_stream_may_be_of_any_type(form, waveforms, extractor):
+    def generate():
+        for number, sound in enumerate(waveforms):
+            yield {"audio": sound, "label": form(number % 2)}
+
+    given = datasets.IterableDataset.from_generator(generate)
+    found = load_examples(DataArguments(label_column="label"), extractor, given)
+    assert found.labels.tolist() == [number % 2 for number in range(len(waveforms))]

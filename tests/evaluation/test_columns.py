@@ -1,8 +1,10 @@
 """The dataset's own columns in files of features and codes: all of them, none overwritten."""
 
+import json
 import logging
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -92,3 +94,35 @@ def test_lists_of_classes_and_missing_ones_are_written_by_name(sounds, pretraine
     ):
         assert [row["one"] for row in rows] == ["sea", None, None]
         assert [row["several"] for row in rows] == [["dog", "sea"], [], ["sea"]]
+
+
+def test_classes_are_written_by_name_where_they_have_one(sounds, pretrained, tmp_path):
+    label = datasets.ClassLabel(names=["x", "y"])
+    of_files = pa.array([(sounds / f"{i}.wav").read_bytes() for i in range(3)], type=pa.binary())
+    types = {"audio": datasets.Value("binary"), "labels": datasets.List(label), "label": label}
+    table = pa.table({"audio": of_files, "labels": [[0], [-1, None], [1, 2]], "label": [1, -1, 2]})
+    (tmp_path / "table").mkdir()
+    table = table.replace_schema_metadata(datasets.Features(types).arrow_schema.metadata)
+    pq.write_table(table, tmp_path / "table" / "t.parquet")
+    for rows in written(DataArguments(str(tmp_path / "table")), pretrained, tmp_path):
+        assert [row["labels"] for row in rows] == [["x"], [None, None], ["y", "2"]]
+        assert [row["label"] for row in rows] == ["y", None, "2"]
+
+
+def test_values_of_mixed_types_are_written_as_they_are_said(sounds, pretrained, tmp_path):
+    lines = [
+        json.dumps({"audio": f"{i}.wav", "note": ["a", 1, None][i], "in": {"x": [0, "b", 2][i]}}) for i in range(3)
+    ]
+    (sounds / "list.jsonl").write_text("\n".join(lines))
+    for rows in written(DataArguments(str(sounds), files="*.jsonl"), pretrained, tmp_path):
+        assert [row["note"] for row in rows] == ["a", "1", None]
+        assert [json.loads(row["in"])["x"] for row in rows] == [0, "b", 2]
+
+
+def test_numbers_as_text_are_numbers_in_a_column_of_numbers(tmp_path, monkeypatch, caplog):
+    """As pandas reads a long csv file, 10,000 rows at a time."""
+    monkeypatch.setattr("bridle_hf.evaluation.row_files.SECONDS_PER_PART", 0.0)
+    rows = [{"clip_name": str(i), "fold": value} for i, value in enumerate([1, 2, "3", "zz", "4"])]
+    Parts(tmp_path / "rows.parquet", "").write(rows)
+    assert pq.read_table(tmp_path / "rows.parquet")["fold"].to_pylist() == [1, 2, 3, None, 4]
+    assert "column 'fold' is left empty for 3: not of the type int64" in caplog.text

@@ -12,6 +12,7 @@ from hub_server import serve
 from huggingface_hub.errors import HTTPError
 from runs import differing, weights
 
+from bridle_hf.files import WriteError
 from bridle_hf.training import hub_copy, load_recipe, pretrain
 
 
@@ -46,7 +47,7 @@ def test_the_newest_checkpoint_is_there_and_is_gone_on_from(tiny_recipe, tmp_pat
 
 def test_what_cannot_be_pushed_to_is_said_before_the_run(tiny_recipe, tmp_path):
     overrides = [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id='no name'"]
-    with pytest.raises(ValueError, match="`hub_repo_id` is 'no name', which cannot be pushed to"):
+    with pytest.raises(ValueError, match="training.hub_repo_id is 'no name'; it takes ORG/NAME"):
         pretrain(load_recipe(tiny_recipe, overrides))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -57,7 +58,7 @@ def test_a_hub_that_cannot_be_reached_is_said_before_the_run(tiny_recipe, tmp_pa
             raise HTTPError("Connection refused")
 
     monkeypatch.setattr(hub_copy, "HfApi", Unreachable)
-    with pytest.raises(ValueError, match="which cannot be pushed to: Connection refused"):
+    with pytest.raises(WriteError, match="which cannot be pushed to: Connection refused"):
         pretrain(load_recipe(tiny_recipe, [f"output_dir={tmp_path / 'run'}", "training.hub_repo_id=me/owls"]))
 
 

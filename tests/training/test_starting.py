@@ -5,7 +5,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from bridle_hf import BridleForPreTraining, BridleModel
+from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
 from bridle_hf.hub.convert import convert
 from bridle_hf.training import RecipeError, load_recipe, pretrain
 
@@ -41,6 +41,14 @@ def test_the_encoder_is_the_saved_one_and_what_the_recipe_does_not_say_is_as_the
     begun, ended = BridleModel.from_pretrained(saved), BridleModel.from_pretrained(tmp_path / "run" / "final")
     for (name, before), after in zip(begun.state_dict().items(), ended.state_dict().values(), strict=True):
         assert torch.equal(before, after), name
+
+
+def test_what_is_left_behind_of_a_classifier_is_said(recipe, saved, tmp_path, caplog):
+    caplog.set_level("INFO")
+    BridleForAudioClassification.from_pretrained(saved).save_pretrained(tmp_path / "classifier")
+    made = recipe(f"start_from={tmp_path / 'classifier'}", "model.hidden_size=24", "phases=[{kind: encoder}]")
+    pretrain(made)
+    assert f"of {tmp_path / 'classifier'} the encoder is taken; left behind: classifier" in caplog.text
 
 
 def test_the_tokenizer_goes_along_where_it_is_asked_for(recipe, tmp_path):

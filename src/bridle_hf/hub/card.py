@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES
+from ..hub_connection import check_repo_id
 from ..markdown import card_environment
 from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
@@ -77,17 +78,6 @@ def render_card(template, model, processor, repo_id, run=None, results=(), finet
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], list(results)
     return str(card)
-
-
-def check_repo_id(repo_id):
-    """Raise a `ValueError` for a name that no repository of the Hub can have."""
-    try:
-        validate_repo_id(repo_id)
-        fits = "/" in repo_id
-    except HFValidationError:
-        fits = False
-    if not fits:
-        raise ValueError(f"--repo-id is {repo_id!r}; it takes ORG/NAME, of letters, digits, '-', '_' and '.'.")
 
 
 def is_public(name, *places):

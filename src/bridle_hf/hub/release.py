@@ -26,9 +26,10 @@ from .. import modeling_bridle, pipeline_bridle
 from ..configuration_bridle import AUTO_MAP
 from ..data.modalities import MODALITIES, load_processor
 from ..files import end_with, final_of, share_files
+from ..hub_connection import check_repo_id
 from ..loading import open_model, saved_class
 from . import reload
-from .card import CARDS, check_repo_id, find_run, read_finetuning, read_results, render_card
+from .card import CARDS, find_run, read_finetuning, read_results, render_card
 from .licenses import check_license
 
 OURS = (".py", ".json", ".safetensors")  # what an earlier release may have left behind

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..hub_connection import check_repo_id
 from .tracking import check_tracker
 
 
@@ -76,6 +77,8 @@ class OptimizationArguments:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"`betas` is {list(self.betas)}; it takes two numbers of at least 0, below 1.")
         check_optimizer(self, "weight_decay", "max_grad_norm")
+        if self.hub_repo_id is not None:
+            check_repo_id(self.hub_repo_id, "training.hub_repo_id")
         check_tracker(self.tracker)
 
 
@@ -85,6 +88,8 @@ def check_optimizer(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"`{name}` is {value}; it takes a number of at least 0.")
+        if name == "max_grad_norm" and value == 0:
+            raise ValueError(f"`{name}` is {value}; it takes a number above 0, or null not to clip gradients.")
 
 
 def _at_least_one(key: str, value: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from ..files import remove
+from ..files import WriteError, remove
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class HubCopy:
         folder: of the run.
 
     Raises:
-        ValueError: the repository can be neither found nor made.
+        WriteError: the repository can be neither found nor made.
     """
 
     def __init__(self, repo_id: str, private: bool, folder: Path):
@@ -39,7 +39,7 @@ class HubCopy:
         try:
             self.api.create_repo(repo_id, private=private, exist_ok=True)
         except (HTTPError, HFValidationError, OSError) as error:
-            raise ValueError(f"`hub_repo_id` is {repo_id!r}, which cannot be pushed to: {error}") from error
+            raise WriteError(f"training.hub_repo_id is {repo_id!r}, which cannot be pushed to: {error}") from error
 
     def push(self, checkpoint: Path) -> None:
         """Begin to push what there is now, unless a push is under way."""

@@ -77,6 +77,12 @@ class Phase(Task):
         if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"`epochs` is {self.epochs}; it takes a number above 0.")
 
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"`min_learning_rate` is {self.min_learning_rate}; it takes no more than `learning_rate`, "
+                f"{self.learning_rate}."
+            )
+
     def check_range(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if value is not None and not least <= value < float("inf"):
