@@ -56,8 +56,9 @@ def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> Bridl
         raise ValueError(f"`start_from` is {start_from!r}, where weights are missing: {missing}.")
     if tokenizer:
         return saved
-    if dropped := sorted({key.split(".")[0] for key in info["unexpected_keys"]}):
-        logger.info("of %s the encoder is taken; left behind: %s", start_from, ", ".join(dropped))
+    whole = (BridleConfig.from_pretrained(start_from).architectures or [BridleModel.__name__])[0]
+    if whole != BridleModel.__name__:
+        logger.info("of %s, a %s, the encoder is taken and nothing else", start_from, whole)
     model = BridleForPreTraining(config)
     model.bridle.load_state_dict(saved.state_dict())
     return model
