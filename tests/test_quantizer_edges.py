@@ -10,7 +10,14 @@ from test_quantizer_contract import KINDS, built
 from torch import nn
 from torch.nn import functional as F
 
-from bridle_hf import GradientQuantizer, ProductQuantizer, ResidualQuantizer, SmoothedQuantizer, VectorQuantizer
+from bridle_hf import (
+    FSQQuantizer,
+    GradientQuantizer,
+    ProductQuantizer,
+    ResidualQuantizer,
+    SmoothedQuantizer,
+    VectorQuantizer,
+)
 from bridle_hf.codebook_bridle import centred, nearest_codes
 from bridle_hf.learned_quantization_bridle import nearest_directions
 
@@ -249,3 +256,21 @@ def test_the_first_codes_of_quantizers_side_by_side_are_no_coarser_vector():
         quantizer.decode(torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="last dimension 2.$"):
         quantizer.decode(torch.zeros(3, 3, dtype=torch.long))
+
+
+def test_what_is_no_tensor_or_size_is_named():
+    quantizer, z = ResidualQuantizer(8, 3, 16), np.zeros((4, 8), np.float32)
+    for call in (quantizer, quantizer.encode, quantizer.initialize_):
+        with pytest.raises(TypeError, match="`z` is a ndarray; it takes a tensor"):
+            call(z)
+    for codes in (np.zeros((4, 3), int), [[0, 1, 2]]):
+        with pytest.raises(TypeError, match="`codes` is a .*; it takes a tensor"):
+            quantizer.decode(codes)
+    for build, message in (
+        (lambda: ResidualQuantizer(0, 3, 16), "`dim` is 0; it takes 1 to"),
+        (lambda: ResidualQuantizer(8, 3.0, 16), "`num_codebooks` is 3.0; it takes a whole number from 1 on"),
+        (lambda: FSQQuantizer(8, "8"), "`levels` is '8'; it takes whole numbers from 3"),
+        (lambda: FSQQuantizer(8, (4.0, 3)), r"`levels` is \(4.0, 3\); it takes whole numbers from 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()

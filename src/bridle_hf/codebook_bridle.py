@@ -91,6 +91,7 @@ def gather_rows(rows):
 # --- Checks and precision ---------------------------------------------------------------------------------------------
 def float32_island(z):
     """Context without autocast on the device of `z`."""
+    check_tensor("z", z)
     return torch.autocast(device_type=z.device.type, enabled=False)
 
 
@@ -111,8 +112,15 @@ def check_range(name, value, low, high, meaning=""):
         raise ValueError(f"`{name}` is {value}; it takes {low} to {high}{meaning and f', {meaning}'}.")
 
 
+def check_tensor(name, value):
+    """Raise a `TypeError` for an array or a list."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; it takes a tensor, such as torch.as_tensor({name}).")
+
+
 def check_vectors(z, dim):
     """Raise a `ValueError` unless z is floating point (..., dim)."""
+    check_tensor("z", z)
     if z.ndim < 1 or z.shape[-1] != dim or not z.is_floating_point():
         raise ValueError(f"`z` is {tuple(z.shape)} {z.dtype}; it takes floating point with last dimension {dim}.")
 
@@ -131,7 +139,7 @@ def sizes_of(codebook_size, num_codebooks):
     Raises:
         ValueError: another number of sizes, or no codebook.
     """
-    if num_codebooks < 1:
+    if not isinstance(num_codebooks, Integral) or num_codebooks < 1:
         raise ValueError(f"`num_codebooks` is {num_codebooks}; it takes a whole number from 1 on.")
     sizes = (codebook_size,) * num_codebooks if isinstance(codebook_size, Integral) else tuple(codebook_size)
     if len(sizes) != num_codebooks:
@@ -151,6 +159,7 @@ def check_codes(codes, sizes, fewer=False):
     Raises:
         ValueError: they are no integers (..., M), those of codebook m in [0, sizes[m]).
     """
+    check_tensor("codes", codes)
     num_codebooks = len(sizes)
     fits = codes.ndim >= 1 and (1 if fewer else num_codebooks) <= codes.shape[-1] <= num_codebooks
     if not fits or codes.is_floating_point() or codes.dtype == torch.bool:

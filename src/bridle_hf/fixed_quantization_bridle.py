@@ -94,8 +94,10 @@ class RandomProjectionQuantizer(Quantizer):
 # --- Finite scalar quantization ---------------------------------------------------------------------------------------
 def check_levels(levels):
     """Raise a `ValueError` for levels that `FSQQuantizer` does not take."""
-    if not levels or min(levels) < 3 or max(levels) > 1000:
-        raise ValueError(f"`levels` is {tuple(levels)}; it takes whole numbers from 3 to 1000, one per dimension.")
+    whole = isinstance(levels, list | tuple) and all(isinstance(level, int) for level in levels)
+    if not whole or not levels or min(levels) < 3 or max(levels) > 1000:
+        got = tuple(levels) if isinstance(levels, list) else levels
+        raise ValueError(f"`levels` is {got!r}; it takes whole numbers from 3 to 1000, one per dimension.")
 
 
 @register("fsq")

@@ -92,9 +92,9 @@ class Quantizer(nn.Module):
         super().__init__()
         self.codebook_sizes = sizes_of(codebook_size, num_codebooks)
         check_range("codebook_size", min(self.codebook_sizes), 1, MOST_CODES)
+        check_range("dim", dim, 1, MOST_CODES)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, max(self.codebook_sizes)
-        self.codebooks = ()  # of the instance: an attribute of the class would hide a ModuleList of that name
-        self.init_sample_size = 0
+        self.codebooks, self.init_sample_size = (), 0  # of the instance: of the class they would hide a ModuleList
 
     def assign(self, z):
         """Codes (..., M) int64 of finite z (..., d): `encode` without its checks, which make the host wait."""

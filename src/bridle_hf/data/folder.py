@@ -24,6 +24,7 @@ from .media import open_file
 
 logger = logging.getLogger(__name__)
 
+OF_ARCHIVES = "of other types in archives"  # a reason why files are left out
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
@@ -171,7 +172,7 @@ def _members(name: str, path: str, extensions: frozenset[str], listing: Listing)
     for member in members:
         place = member.replace("\\", "/")
         if os.path.splitext(place)[1].lower() not in extensions and os.path.basename(place) not in METADATA:
-            left.setdefault("of other types in archives", []).append(f"{name}/{place}")
+            left.setdefault(OF_ARCHIVES, []).append(f"{name}/{place}")
         elif is_hidden(place):
             left.setdefault("hidden in archives", []).append(f"{name}/{place}")
         else:

@@ -26,7 +26,7 @@ from ..files import at_home
 from ..hub_connection import check_connection
 from .arguments import DataArguments
 from .columns import media_columns
-from .folder import counted, find_clips, group
+from .folder import OF_ARCHIVES, counted, find_clips, group
 from .listing import (
     CARDS,
     METADATA,
@@ -121,6 +121,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "
             f"be read" + (f"; it holds {there}." if there else ".")
         ) from error
+    listing.left.pop(OF_ARCHIVES, None)  # the builder reads them
     if left := listing.said([]):
         _say(logging.WARNING, f"{data.dataset}: left out: {left}")
     return opened
