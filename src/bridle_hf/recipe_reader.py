@@ -20,6 +20,24 @@ class RecipeError(ValueError):
     """A recipe that cannot be read: names the key, what it got, what it takes and where it was written."""
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, as YAML 1.2 has it; YAML 1.1 takes it for text without a point."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts text into quotes that `Loader` would take for a number."""
+
+
+for each in (Loader, Dumper):
+    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+    each.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text. `yaml.YAMLError` where it is none."""
+    return yaml.load(text, Loader)  # noqa: S506 (a loader of plain values alone)
+
+
 Find = Callable[[str | Path, Path], Path]  # what a recipe calls another, the folder it is in -> the file
 Overrides = Sequence[str] | Mapping[str, Any]
 
@@ -57,7 +75,7 @@ def read_recipe(cls: type, path: str | Path, overrides: Overrides = (), find: Fi
 
 def recipe_to_yaml(recipe: Any) -> str:
     """The recipe as YAML that `read_recipe` reads back: defaults and overrides included, nothing left to look up."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False)
+    return yaml.dump(_plain(dataclasses.asdict(recipe)), Dumper=Dumper, sort_keys=False)
 
 
 def config_keys(cls: type) -> dict:
@@ -77,6 +95,14 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     return [found for key in keys for found in changed_keys(before.get(key), now.get(key), f"{prefix}{key}.")]
 
 
+def value_at(recipe: Any, key: str, most: int = 60) -> str:
+    """The value at a dotted key of a recipe as a plain mapping, as text of so many letters at most."""
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    text = str(recipe)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _read(path: Path, children: tuple[Path, ...], find: Find) -> tuple[dict, dict]:
     """Values of a file laid over its base, and for every dotted key the file that said it."""
     path = path.resolve()
@@ -85,7 +111,7 @@ def _read(path: Path, children: tuple[Path, ...], find: Find) -> tuple[dict, dic
     if not path.is_file():
         raise RecipeError(f"no recipe file at {path}" + (f" (base of {children[-1]})" if children else ""))
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = read_yaml(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -126,7 +152,7 @@ def _override(cls: type, values: dict, origins: dict, override: str) -> None:
         value = text
     else:
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"the value of override {override!r} is not YAML: {error}") from error
     _set(values, origins, key, value, override)
@@ -265,7 +291,9 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
             except RecipeError:
                 if option is options[-1] and len(options) == 1:
                     raise
-        raise RecipeError(_mismatch(key, value, " or ".join(_name(a) for a in args), origin(key)))
+        lists = any(typing.get_origin(option) is list for option in options) and not isinstance(value, list | dict)
+        wanted = f"a list, such as [{value}], or null" if lists else " or ".join(_name(a) for a in args)
+        raise RecipeError(_mismatch(key, value, wanted, origin(key)))
     if kind is Literal:
         # YAML reads the bare word `no` as false.
         value = "no" if value is False and "no" in args else value
@@ -288,13 +316,14 @@ def _convert(hint: Any, value: Any, key: str, origin: Origins) -> Any:
         return value
     if hint is float and not isinstance(value, bool):
         try:
-            # A string, because YAML 1.1 reads 1e-3 (no point) as one.
             return float(value)
         except (TypeError, ValueError):
             pass
     if hint is str and isinstance(value, str):
         return at_home(value)  # of a path
     wanted = "str, which YAML wants in quotes here" if hint is str else _name(hint)
+    if kind is list and not isinstance(value, list | dict):
+        wanted = f"a list, such as [{value}]"
     raise RecipeError(_mismatch(key, value, wanted, origin(key)))
 
 
@@ -327,7 +356,7 @@ def _unknown(dotted: str, key: str, known: Iterable[str], origin: Origins) -> st
     every = {each.split(".")[-1] for each in origin.keys}
     found = (
         elsewhere([key])
-        or difflib.get_close_matches(key, list(known))
+        or [dotted.removesuffix(key) + each for each in difflib.get_close_matches(key, list(known))]
         or elsewhere(difflib.get_close_matches(key, every, n=1, cutoff=0.8))
     )
     hint = f"did you mean {' or '.join(found)}?" if found else f"known keys here: {', '.join(sorted(known))}."

@@ -68,7 +68,8 @@ def test_other_errors_keep_their_traceback():
             ["data.dataset=empty"],
             "^data.dataset is 'empty', a folder that holds no audio file, archive or",
         ),
-        (["data.dataset=a.txt"], "^data.dataset is 'a.txt', a file; it takes a folder or the id"),
+        (["data.dataset=a.txt"], "^data.dataset is '.', a folder that holds no audio file, archive or table"),
+        (["data.dataset=a.txt", "data.files=*.wav"], "^data.dataset is 'a.txt', a file, with data.files beside it"),
         (["data.dataset="], "^data.dataset is empty"),
         (
             ["data.split=test"],

@@ -330,3 +330,13 @@ def test_samples_that_are_kept_as_files_are_those_in_memory(kind, tmp_path, extr
             load_examples(data, extractor)
         data.cache = True
     assert abs(load_examples(data, extractor).batch(range(6))["input_values"] - expected).max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["file_name", "filename", "file", "filepath", "path"])
+def test_a_table_with_a_column_of_paths_may_be_named_alone(name, tmp_path, extractor, caplog):
+    for number in range(3):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    write_paths(tmp_path / "labels.csv", [f"{number}.flac" for number in range(3)], name)
+    data = DataArguments(str(tmp_path / "labels.csv"), label_column="label")
+    assert len(load_examples(data, extractor)) == 3
+    assert f"the paths in column {name!r} are read (data.input_column)" in caplog.text

@@ -140,6 +140,15 @@ def test_a_cold_model_has_one_column_and_needs_no_labels(pretrained, examples, t
     parse(tmp_path / "cold.html")
 
 
+def test_codes_that_the_decoder_never_saw_have_no_accuracy(model, examples, tmp_path):
+    for last, said in (("tokenizer-iter2", False), ("encoder-iter2", True)):
+        records = [{"phase": last, "total_step": 1, "step": 1, "loss": 1.0, "losses": {}}]
+        codebook_report(tmp_path / "page.html", model, examples, name="x", records=records)
+        page = (tmp_path / "page.html").read_text()
+        assert (report.NOT_LEARNED in html.unescape(page)) != said
+        assert (report.PREDICTED in html.unescape(page)) == said
+
+
 def test_a_code_plays_the_second_around_its_nearest_patch(page, examples, tones_data, pretrained):
     sounds = [base64.b64decode(found) for found in re.findall(r"data:audio/wav;base64,([^\"]+)", page[0].read_text())]
     assert len(sounds) >= 3

@@ -271,3 +271,11 @@ def test_it_runs_as_a_module():
     words = [sys.executable, "-W", "error::RuntimeWarning", "-m", command.__name__, "--help"]
     finished = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "CHECKPOINT OUT_DIR" in finished.stdout and not finished.stderr
+
+
+def test_folders_and_names_of_the_hub(golden, tmp_path):
+    with pytest.raises(ValueError, match="no file org/model; if it is a model of the Hub, fetch it by `hf download"):
+        convert("org/model", tmp_path / "out", source="bridle")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="folder is a folder without a model.safetensors or pytorch_model.bin"):
+        convert(tmp_path / "folder", tmp_path / "out", source="bridle")

@@ -50,7 +50,7 @@ def test_runs_of_one_process_have_each_its_own_precision(tiny_recipe, waveforms,
 
 
 def test_what_it_does_not_take_is_named(tiny_recipe, waveforms, tmp_path):
-    with pytest.raises(RecipeError, match="unknown key `training.batchsize`.*did you mean batch_size"):
+    with pytest.raises(RecipeError, match="unknown key `training.batchsize`.*did you mean training.batch_size"):
         pretrain(tiny_recipe, waveforms, output_dir="x", training={"batchsize": 2})
     with pytest.raises(
         RecipeError, match="`training.batch_size` is 'two' .*override 'training.batch_size='two''|override"

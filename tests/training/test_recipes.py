@@ -82,6 +82,16 @@ def test_nothing_where_text_or_nothing_is_taken(tmp_path):
         assert load_recipe(path, [f"name={text}", f"other={text}"], cls=Outer) == Outer(said, other=said)
 
 
+def test_numbers_may_have_an_exponent_and_no_point(tmp_path):
+    path = write(tmp_path / "r.yaml", {"name": "a"})
+    (tmp_path / "r.yaml").write_text("name: a\ninner: {rate: 1e-5}\n")
+    assert load_recipe(path, cls=Outer).inner.rate == 1e-5
+    made = load_recipe("audio/demo", ["model.layer_norm_eps=1e-12", "model.quantizer_config.ema_epsilon=2E-5"])
+    assert made.config().layer_norm_eps == 1e-12 and made.config().quantizer_config.ema_epsilon == 2e-5
+    (tmp_path / "again.yaml").write_text(recipe_to_yaml(made))
+    assert load_recipe(tmp_path / "again.yaml") == made
+
+
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path / "r.yaml", {"name": "~/runs/a", "other": "a/~/b"})
@@ -101,13 +111,14 @@ def test_a_file_has_to_quote_what_yaml_takes_for_a_number(tmp_path):
     ("override", "words"),
     [
         ("nam=b", ["unknown key `nam`", "did you mean name", "override 'nam=b'"]),
-        ("inner.raet=1", ["unknown key `inner.raet`", "did you mean rate"]),
+        ("inner.raet=1", ["unknown key `inner.raet`", "did you mean inner.rate"]),
         ("inner.zzz=1", ["unknown key `inner.zzz`", "limit, pair, rate"]),
         ("inner.limit=1.5", ["`inner.limit` is 1.5 (float)", "int"]),
         ("inner.limit=true", ["`inner.limit` is True (bool)", "int"]),
         ("inner.rate=fast", ["`inner.rate` is 'fast' (str)", "float"]),
         ("inner.pair=[1]", ["`inner.pair` is [1] (list)", "tuple[float, float]"]),
         ("inner=3", ["`inner` is 3 (int)", "mapping"]),
+        ("parts=3", ["`parts` is 3 (int)", "it takes a list, such as [3]"]),
         ("name=", ["`name` is None (NoneType)", "str"]),
         ("flag=1", ["`flag` is 1 (int)", "bool"]),
         ("parts.1.rate=1", ["'1' is no place in a list of 0 entries"]),
@@ -125,7 +136,7 @@ def test_bad_overrides_are_named(tmp_path, override, words):
 def test_bad_files_are_named(tmp_path):
     write(tmp_path / "base.yaml", {"name": "a", "inner": {"rat": 1}})
     top = write(tmp_path / "top.yaml", {"base": "base.yaml"})
-    with pytest.raises(RecipeError, match=r"`inner.rat` \(.*base.yaml\); did you mean rate"):
+    with pytest.raises(RecipeError, match=r"`inner.rat` \(.*base.yaml\); did you mean inner.rate"):
         load_recipe(top, cls=Outer)
     with pytest.raises(RecipeError, match="`name` is missing.*empty.yaml"):
         load_recipe(write(tmp_path / "empty.yaml", ""), cls=Outer)
@@ -144,13 +155,14 @@ def test_bad_files_are_named(tmp_path):
     ("override", "message"),
     [
         ("model.modality=sound", "`modality` is 'sound'; it takes one of 'audio', 'image', 'video'"),
-        ("model.hiden_size=8", "unknown key `model.hiden_size`.*did you mean hidden_size"),
+        ("model.hiden_size=8", "unknown key `model.hiden_size`.*did you mean model.hidden_size"),
         ("model.quantizer_config.codebok_size=8", "unknown key `model.quantizer_config.codebok_size`.*codebook_size"),
         ("processor.men=0", "unknown key `processor.men`.*mean"),
-        ("data.datset=x", "unknown key `data.datset`.*did you mean dataset"),
-        ("training.batchsize=8", "unknown key `training.batchsize`.*did you mean batch_size"),
-        ("phases.0.stepps=8", "unknown key `phases.0.stepps`.*did you mean steps"),
+        ("data.datset=x", "unknown key `data.datset`.*did you mean data.dataset"),
+        ("training.batchsize=8", "unknown key `training.batchsize`.*did you mean training.batch_size"),
+        ("phases.0.stepps=8", "unknown key `phases.0.stepps`.*did you mean phases.0.steps"),
         ("batch_size=8", "did you mean training.batch_size"),
+        ("training.max_steps=8", "did you mean training.max_steps_per_phase"),
         ("batchsize=8", "did you mean training.batch_size"),
         ("training.learning_rate=1", "did you mean encoder.learning_rate or tokenizer.learning_rate"),
         ("hidden_size=8", "did you mean model.hidden_size"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import ViTMAEConfig
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
 from bridle_hf.hub.convert import convert
@@ -68,7 +69,11 @@ def test_the_tokenizer_goes_along_where_it_is_asked_for(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["start_from={tmp}/none"], "`start_from` is '.*none', which cannot be read"),
+        (["start_from={tmp}/none"], "`start_from` is '.*none', no folder here, and not to be had from the Hub: "),
+        (
+            ["start_from={tmp}/vit"],
+            "`start_from` is '.*vit', a model of type 'vit_mae'; `bridle convert` makes one of it",
+        ),
         (["start_from={tmp}"], "`start_from` is '.*', a folder without a config.json; it takes that of a model"),
         (
             ["start_from={tmp}/saved", "start_tokenizer=true"],
@@ -79,14 +84,15 @@ def test_the_tokenizer_goes_along_where_it_is_asked_for(recipe, tmp_path):
     ],
 )
 def test_what_cannot_be_begun_from_is_refused(recipe, saved, tmp_path, overrides, message):
+    ViTMAEConfig().save_pretrained(tmp_path / "vit")
     with pytest.raises(RecipeError, match=message):
         recipe(*(each.format(tmp=tmp_path) for each in overrides))
 
 
 def test_weights_of_other_sizes_are_refused(recipe, saved):
-    made = recipe(f"start_from={saved}", "model.hidden_size=32")
-    with pytest.raises(ValueError, match=r"`start_from` is .*, whose weights do not fit `model`"):
-        pretrain(made)
+    said = r"`start_from` is .*, whose weights do not fit `model`: it has hidden_size 24"
+    with pytest.raises(RecipeError, match=said):
+        recipe(f"start_from={saved}", "model.hidden_size=32")
 
 
 def test_a_converted_encoder_is_trained_further(golden_dir, tiny_recipe, tmp_path):

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
 from bridle_hf.codebook_metrics import usage
-from bridle_hf.training import load_recipe, pretrain
+from bridle_hf.training import load_recipe, pretrain, trainer_callback
 from bridle_hf.training.trainer_callback import BridleTrainerCallback
 
 SETTINGS = {
@@ -153,6 +153,19 @@ def test_phases_are_begun_by_name(model, examples):
     head = model.decoder.head.weight.clone()
     model.start_encoder_phase()
     assert set(model(**batch).losses) == {"encoder"} and not torch.equal(head, model.decoder.head.weight)
+
+
+def test_codebooks_that_use_few_codes_are_said_at_the_end(model, examples, tmp_path, monkeypatch):
+    said, callback = [], BridleTrainerCallback()
+    monkeypatch.setattr(trainer_callback.logger, "warning", lambda text, *given: said.append(text % given))
+    train(model, examples, tmp_path, 1, 1e-3, callback)
+    assert not said and callback.codes is not None
+    callback.codes.zero_()
+    trainer_callback.HOOKS[model] = model.register_forward_hook(lambda *_: None)
+    callback.on_train_end(None, None, None, model=model)
+    assert (
+        "codebook 1 of" in said[0] and "as if they were 1.0 (perplexity)" in said[0] and "'ema_decay': 0.9" in said[0]
+    )
 
 
 def test_evaluate_gives_the_loss_of_the_phase(model, examples, tmp_path):

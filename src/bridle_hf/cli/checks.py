@@ -200,7 +200,7 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
     name = data.dataset
     path = Path(at_home(name))
     if name and path.is_file():
-        raise ValueError(f"{argument} is {name!r}, a file; it takes a folder or the id of a dataset on the Hub.")
+        raise ValueError(f"{argument} is {name!r}, a file, with data.files beside it; it takes one of both.")
     try:
         for split in filter(None, (data.split, data.test_split)):
             open_source(replace(data, split=split, test_split=None), processor)

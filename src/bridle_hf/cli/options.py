@@ -6,8 +6,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from glob import escape
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +14,7 @@ from ..clip_features_bridle import choose_layers
 from ..configuration_bridle import BridleConfig
 from ..data.arguments import DataArguments
 from ..data.modalities import MODALITIES
-from ..files import at_home
+from ..recipe_reader import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +40,10 @@ def parse_recipe_options(parser: argparse.ArgumentParser, arguments: Sequence[st
     Returns:
         What `argparse` found, with `recipe` (`str`) and `overrides` (list of `key=value`).
     """
-    given = parser.parse_intermixed_args(arguments)
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        keys = "; settings are key=value: data.dataset=DIR output_dir=DIR, see docs/recipes.md"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{keys}")
     if given.recipe is None:
         words = [word for word in given.overrides if not OVERRIDE.match(word)]
         if not words:
@@ -172,7 +173,7 @@ def padded_short(given: Any, model: BridleConfig | str) -> dict[str, bool]:
 def mapping(text: str) -> dict:
     """The `type` of an option that takes a mapping of columns to values, in YAML."""
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):
@@ -188,9 +189,6 @@ def given_data(given: Any, **more) -> DataArguments:
         more: further fields.
     """
     named = {field.name: getattr(given, field.name) for field in fields(DataArguments) if hasattr(given, field.name)}
-    file = Path(at_home(given.dataset))
-    if file.is_file() and not given.files:  # alone in its folder
-        named |= {"dataset": str(file.parent), "files": escape(file.name)}
     if getattr(given, "pad_short", False):
         named["min_seconds"] = 0.0
     return DataArguments(**named, **more)

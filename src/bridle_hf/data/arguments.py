@@ -2,7 +2,10 @@
 
 import os
 from dataclasses import dataclass, field
+from glob import escape
 from typing import Literal
+
+from ..files import at_home
 
 AUTO = "auto"  # for what a run finds out itself
 MOST_WORKERS = 512  # processes: a slip of the finger takes the machine down
@@ -13,14 +16,15 @@ class DataArguments:
     """Where the samples come from, how they are read and how they are augmented.
 
     Args:
-        dataset: folder or Hub id of a dataset with a column of audio, images or videos. Empty where the caller hands
-            over a dataset of their own.
+        dataset: folder or Hub id of a dataset with a column of audio, images or videos, or one file, such as a table.
+            Empty where the caller hands over a dataset of their own.
         name: configuration of the dataset, where it has several.
         files: one pattern of the files to read, such as `**/*.flac`, all as split `train`; by default every file,
             in the split that its name speaks of (`test/1.wav`, `dev-1.wav`).
         split: split to read.
         test_split: split to test on; probes and fine-tuning then train on `split` and draw no folds.
-        input_column: column to decode; by default the first of the model's modality.
+        input_column: column to decode; by default the first of the model's modality, or else one of paths that is
+            called `file_name`, `filename`, `file`, `filepath` or `path`.
         label_column: column of the class (integer or string), for probing and fine-tuning; or, for fine-tuning, of a
             list of classes per sample, or of one flag (0 or 1) a class. `json.label` is a field of column `json`.
             Samples without a label (None, or -1 among integers) are left out.
@@ -96,6 +100,9 @@ class DataArguments:
     test_views: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
+        if self.dataset and self.files is None and os.path.isfile(at_home(self.dataset)):  # alone in its folder
+            folder, name = os.path.split(self.dataset)
+            self.dataset, self.files = folder or ".", escape(name)
         for key, least in (("shuffle_buffer", 1), ("max_frames", 1), ("min_seconds", 0)):
             value = getattr(self, key)
             if value is not None and value < least:

@@ -13,6 +13,8 @@ from .listing import name_some
 from .media import is_array
 from .modalities import modality_of
 
+PATHS = ("file_name", "filename", "file", "filepath", "path")  # columns that hold paths where there are no media
+
 
 class Raw:
     """A column that is passed on unchanged; those of the library need torchcodec even to pass on a path."""
@@ -252,6 +254,10 @@ def find_column(types: dict, modality, description: str, others: str = "") -> st
         ValueError: there is none.
     """
     if found := media_columns(types, modality):
+        return found[0]
+    text = (datasets.Value("string"), datasets.Value("large_string"))
+    if found := [column for column in PATHS if types.get(column) in text]:
+        warn_once(f"{description}: the paths in column {found[0]!r} are read (data.input_column)")
         return found[0]
     raise ValueError(
         f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "

@@ -15,6 +15,12 @@ from .quality import code_norms, initialize_codebooks_, predictor_quality, token
 
 logger = logging.getLogger(__name__)
 
+PREDICTED = "By the decoder, from the visible patches."
+NOT_LEARNED = (
+    "By the decoder, which was trained on the codes before: the run ended with a phase of the tokenizer. A further "
+    "phase of the encoder would learn to predict these; in the run's curves are the codes that it did learn."
+)
+
 USAGE_COLUMNS = {
     "cur": "CUR",
     "entropy": "entropy, bits",
@@ -83,6 +89,8 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         for key, tokenizer in tokenizers.items()
     }
     predictor = predictor_quality(model, examples, batch_size)
+    phases = [record["phase"] for record in records if "phase" in record]
+    learned = not phases or not phases[-1].startswith("tokenizer")  # whether the decoder was trained on these codes
     last = list(tokenizers)[-1]
     codes, valid = tokens[last]
     quality, quantizer = qualities[last], config.quantizer_config
@@ -92,11 +100,13 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     parts = [
         tiles(
             {
-                "bag-of-codes accuracy": _percent(quality["bag_of_codes"]),
+                "bag-of-codes accuracy" + (", of labels" if examples.labels is None else ""): _percent(
+                    quality["bag_of_codes"]
+                ),
                 "mean ECU": float(np.mean(quality["ecu"])),
                 "energy left at the end": _percent((quality["residual_energy"] or [None])[-1]),
                 "position in the first code": f"{quality['position_information'][0]:.2f} bits",
-                "codes predicted right": _percent(float(np.mean(predictor["accuracy"]))),
+                "codes predicted right": _percent(float(np.mean(predictor["accuracy"]))) if learned else None,
             }
         )
     ]
@@ -150,7 +160,7 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
         for stage in range(quantizer.num_codebooks)
     ]
     parts += [
-        heading("Prediction of masked codes", "By the decoder, from the visible patches."),
+        heading("Prediction of masked codes", PREDICTED if learned else NOT_LEARNED),
         table(["", "entropy, bits", "cross-entropy, bits", "accuracy", "share explained"], rows),
         heading("Codes over clips"),
     ]

@@ -22,6 +22,7 @@ from ..data.modalities import MODALITIES, build_processor, processor_keys
 from ..files import check_writable, end_with, share_files, whole_file
 from ..loading import open_model, saved_class
 from ..modeling_bridle import BridleForPreTraining, BridleModel
+from ..recipe_reader import read_yaml
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
 from .official import OF_COLD_START, OF_TRAINED, ConversionReport, load_official, our_names, our_values, read_checkpoint
@@ -147,7 +148,7 @@ def _assignment(text: str) -> tuple[str, object]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value, such as num_attention_heads=12")
     try:
-        return key, yaml.safe_load(value)
+        return key, read_yaml(value)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise argparse.ArgumentTypeError(f"{text!r}: the value is no YAML: {reason}") from error

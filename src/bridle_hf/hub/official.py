@@ -158,6 +158,16 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
 
 
 def _load_file(path) -> Mapping:
+    if os.path.isdir(path):
+        inside = (os.path.join(path, name) for name in ("model.safetensors", "pytorch_model.bin"))
+        if (found := next(filter(os.path.isfile, inside), None)) is None:
+            raise ValueError(f"{path} is a folder without a model.safetensors or pytorch_model.bin; name the file.")
+        path = found
+    elif not os.path.exists(path):
+        raise ValueError(
+            f"there is no file {path}; if it is a model of the Hub, fetch it by `hf download {path} --local-dir DIR` "
+            "and give DIR."
+        )
     # the reference saves its parsed command line beside the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:

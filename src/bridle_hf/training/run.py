@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from ..data.listing import name_some
 from ..files import FolderLock, WriteError, set_aside, write_whole
-from ..recipe_reader import changed_keys, recipe_to_yaml
+from ..recipe_reader import changed_keys, recipe_to_yaml, value_at
 from .arguments import OptimizationArguments
 from .checkpoints import (
     Checkpoint,
@@ -206,8 +206,11 @@ class Run:
                 f"the recipe's phases are {names}. Give resume=never or another output_dir."
             )
         written = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
-        changed = changed_keys(written, yaml.safe_load(recipe_to_yaml(self.recipe)))
-        changed = ", ".join(key for key in changed if key not in ("output_dir", "resume"))
+        now = yaml.safe_load(recipe_to_yaml(self.recipe))
+        keys = [key for key in changed_keys(written, now) if key not in ("output_dir", "resume")]
+        if {phase["kind"] for phase in now.get("phases", ())} & {key.split(".")[0] for key in keys}:
+            keys = [key for key in keys if key != "phases"]  # which are laid over those sections
+        changed = ", ".join(f"{key}: {value_at(written, key)} -> {value_at(now, key)}" for key in keys)
         steps, processes = self.tasks[checkpoint.task].steps, self.accelerator.num_processes
         if not changed and steps != before["phase_steps"]:
             raise CheckpointError(
@@ -222,7 +225,7 @@ class Run:
                 "Give another output_dir, or resume=never to train again."
             )
         if changed:
-            logger.warning("the recipe has changed since %s: %s", checkpoint.path, changed)
+            logger.warning("the recipe has changed since %s, and goes on as it is now: %s", checkpoint.path, changed)
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
         last = self.tasks[-1]

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from ..configuration_bridle import BridleConfig
 from ..hub_connection import check_connection
 from ..modeling_bridle import BridleForPreTraining, BridleModel
 
 logger = logging.getLogger(__name__)
+
+OF_WEIGHTS = ("modality", "hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels")
 
 
 def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
@@ -30,12 +33,29 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
     try:
         if not folder.is_dir():
             check_connection(start_from)
+        kind = PreTrainedConfig.get_config_dict(start_from)[0].get("model_type")
+        if kind not in (None, BridleConfig.model_type):
+            raise ValueError(
+                f"`start_from` is {start_from!r}, a model of type {kind!r}; `bridle convert` makes one of it."
+            )
         config = BridleConfig.from_pretrained(start_from)
     except (OSError, StrictDataclassError) as error:
-        raise ValueError(f"`start_from` is {start_from!r}, which cannot be read: {error}") from error
+        there = "which cannot be read" if folder.is_dir() else "no folder here, and not to be had from the Hub"
+        raise ValueError(f"`start_from` is {start_from!r}, {there}: {error}") from error
     if tokenizer and (config.cold_start or BridleForPreTraining.__name__ not in (config.architectures or ())):
         raise ValueError(f"`start_tokenizer` is true; {start_from} holds no trained tokenizer.")
     return config.to_dict() | {"cold_start": not tokenizer}
+
+
+def check_sizes(config: BridleConfig, start_from: str) -> None:
+    """Raise a `ValueError` where the weights of a saved model do not fit a config."""
+    saved = BridleConfig.from_pretrained(start_from)
+    if other := [name for name in OF_WEIGHTS if getattr(saved, name) != getattr(config, name)]:
+        there, here = (", ".join(f"{name} {getattr(each, name)}" for name in other) for each in (saved, config))
+        raise ValueError(
+            f"`start_from` is {start_from!r}, whose weights do not fit `model`: it has {there}, and the recipe {here}; "
+            "take those sizes, or a recipe that has them."
+        )
 
 
 def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> BridleForPreTraining:

@@ -6,12 +6,20 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
 from ..codebook_bridle import this_process
-from ..codebook_training_bridle import reset_dead_codes_
+from ..codebook_metrics import code_counts, few_codes, usage
+from ..codebook_training_bridle import real_patches, reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
 from .seeds import seed_from
 
+logger = logging.get_logger(__name__)
+
+REMEDY = (
+    "Codes that say little make an easy task, and low losses with it: give the tokenizer more steps, and in a phase of "
+    "a few hundred let its codes follow faster, quantizer_config={'ema_decay': 0.9, 'reset_interval': 10}"
+)
 HOOKS = WeakKeyDictionary()  # model -> handle of its hook, to remove the hook of an interrupted training
 
 
@@ -21,9 +29,10 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
 
     It sets codebooks that were never set from the first batches of the training set, before the first step. Where
     `model.phase` trains the tokenizer, it moves the codebooks by the statistics of each step (eq. 9-13), and replaces
-    dead codes as `quantizer_config.reset` says. A `Trainer` trains one phase: for the next one begin it by
-    `model.start_tokenizer_phase()` or `model.start_encoder_phase()`, and make a new `Trainer`. Set the
-    phase also before resuming from a checkpoint, because the model's weights do not contain it.
+    dead codes as `quantizer_config.reset` says. At the end it warns of codebooks that use few of their codes. A
+    `Trainer` trains one phase: for the next one begin it by `model.start_tokenizer_phase()` or
+    `model.start_encoder_phase()`, and make a new `Trainer`. Set the phase also before resuming from a checkpoint,
+    because the model's weights do not contain it.
 
     Raises (when training begins):
         TypeError: another model.
@@ -32,7 +41,7 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self):
-        self.inputs, self.statistics, self.phase = [], None, None
+        self.inputs, self.statistics, self.phase, self.codes, self.valid = [], None, None, None, None
 
     def state(self):
         """The state that `Trainer` saves in trainer_state.json."""
@@ -67,6 +76,8 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
     def note(self, model, args, inputs, output):
         """Keep the inputs and the statistics of a forward pass in training for the end of its step."""
         found = output.quantizer_stats
+        if model.training:
+            self.codes, self.valid = output.codes, inputs.get("valid")
         if model.training and found is not None:
             self.inputs.append({name: inputs.get(name) for name in (model.main_input_name, "attention_mask", "valid")})
             before = self.statistics
@@ -86,6 +97,12 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         HOOKS.pop(model).remove()
+        if self.codes is not None:
+            sizes = model.tokenizer.quantizer.codebook_sizes
+            counts = code_counts(real_patches(self.codes, self.valid).cpu(), sizes)
+            few = few_codes(usage(counts, sizes)["perplexity"], sizes, int(counts[0].sum()))
+            if few:
+                logger.warning("%s. %s", "; ".join(few), REMEDY)
 
 
 def first_batches(loader: DataLoader, batch_size: int, seed: int) -> DataLoader:
