@@ -1,5 +1,6 @@
 import base64
 import copy
+import html
 import io
 import re
 from dataclasses import replace
@@ -15,7 +16,7 @@ from bridle_hf.cli.main import main
 from bridle_hf.codebook_metrics import norm_histogram
 from bridle_hf.data import DataArguments, load_examples
 from bridle_hf.data.source import sound_reader
-from bridle_hf.evaluation import plots
+from bridle_hf.evaluation import plots, report
 from bridle_hf.evaluation.listening import code_distances, excerpt, nearest_patches
 from bridle_hf.evaluation.quality import code_norms, tokenize
 from bridle_hf.evaluation.report import codebook_report, table, write_page
