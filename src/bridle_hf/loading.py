@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from . import modeling_bridle
 from .clip_features_bridle import FRAME_POOLINGS, check_poolings, choose_layers, window_starts
@@ -25,7 +24,7 @@ from .evaluation.features import STREAMED_POOLINGS, feature_rows
 from .evaluation.tokens import code_rows
 from .files import at_home
 from .modeling_bridle import BridleForClassification, BridleForPreTraining, BridleModel, BridleTokenizer
-from .saved_models import PRETRAINED, check_model
+from .saved_models import PRETRAINED, check_model, without_load_reports
 from .training.parameters import check_finite
 
 CLASSIFIER = "a fine-tuned one such as runs/mine_classes/fold-1"
@@ -298,15 +297,12 @@ def open_model(cls: type[PreTrainedModel], source: str, argument: str = "--model
         ValueError: there is no such model, or it is damaged, or a part of it has no weights.
     """
     check_model(source, argument)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a table of all names
     try:
-        model, report = cls.from_pretrained(source, output_loading_info=True)
+        with without_load_reports():
+            model, report = cls.from_pretrained(source, output_loading_info=True)
     except (RuntimeError, OSError) as error:
         reason = "some have other sizes" if "mismatched_sizes" in str(error) else error
         raise ValueError(f"{argument} is {str(source)!r}; its weights are not those of its config: {reason}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     if missing := report["missing_keys"]:
         part, takes = _part(cls, missing)
         raise ValueError(f"{argument} is {str(source)!r}, which holds no {part}; it takes {takes}.")

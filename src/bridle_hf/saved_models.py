@@ -2,10 +2,13 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from .configuration_bridle import BridleConfig
 from .data.modalities import load_processor
@@ -68,3 +71,14 @@ def _check_headers(folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt"):
             pass
+
+
+@contextmanager
+def without_load_reports() -> Iterator[None]:
+    """Loads without transformers' table of all names that are missing or left over; whoever loads looks at them."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -287,3 +287,10 @@ def test_what_no_user_did_ends_with_one_line_and_code_1(error, capsys):
         raise error
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"\nbridle pretrain: error: {' '.join(str(error).split())}\n"
+
+
+def test_an_output_called_like_another_kind_of_file_is_refused(tmp_path):
+    for name in ("a.parquet", "a", "a.v1", "a.PARQUET"):
+        check_output(str(tmp_path / name), ending=".parquet")
+    with pytest.raises(ValueError, match="--output is '.*a.csv'; it takes the name of a .parquet file, such as a.parq"):
+        check_output(str(tmp_path / "a.csv"), ending=".parquet")

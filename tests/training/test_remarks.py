@@ -54,5 +54,7 @@ def test_a_warning_is_said_once_a_phase_and_not_at_its_start(tiny_recipe, tmp_pa
 
 def test_the_section_that_a_warning_names_is_there(repository):
     (remark,) = codebook_remarks({"codebooks": {"perplexity": [2.0]}}, [256], 10_000).values()
+    of_the_cold_start = {"phase": "encoder-iter1", "codebooks": {"perplexity": [2.0]}}
+    assert "tokenizer.steps" not in codebook_remarks(of_the_cold_start, [256], 10_000)["codebooks"]
     page, section = re.search(r"(docs/\w+\.md), (.*)$", remark).groups()
     assert f"\n## {section}\n" in (repository / page).read_text()

@@ -48,7 +48,7 @@ def main(arguments=None, prog=None):
     log_progress()
     with setting_up(parser):
         if given.output:
-            check_output(given.output, given.dataset)
+            check_output(given.output, given.dataset, ".csv")
         words = [f"data.dataset={given.dataset}", *given.overrides]
         name = given.recipe or f"{modality_of_files(given.dataset)}/own_small"
         recipe = load_recipe(name, words)

@@ -34,6 +34,7 @@ from ..video_processing_bridle import BridleVideoProcessor
 
 logger = logging.get_logger(__name__)
 
+OF_FILES = {".parquet", ".csv", ".tsv", ".json", ".jsonl", ".html", ".npy", ".npz", ".txt", ".onnx"}
 OF_PRETRAINING = ("checkpoints", "encoder-iter*", "final", "best", "failure", "synthetic", "tensorboard")
 
 
@@ -68,8 +69,9 @@ def reading(parser) -> Iterator[None]:
         parser.error(as_options(" ".join(str(error).split())))
 
 
-def check_output(path: str, dataset: str = "") -> None:
-    """Check that `--output` names a file that can be written, and none that is there as a part of the dataset.
+def check_output(path: str, dataset: str = "", ending: str = "") -> None:
+    """Check that `--output` names a file that can be written, and none that is there as a part of the dataset. The
+    `ending` is that of what is written; a name may have it, or one that is of no other kind of file.
 
     Raises:
         ValueError, FolderError: it does not.
@@ -78,6 +80,8 @@ def check_output(path: str, dataset: str = "") -> None:
     what = "a folder" if file.is_dir() else "a device or pipe" if file.exists() and not file.is_file() else ""
     if not path or what:
         raise ValueError(f"--output is {path!r}, {what if path else 'nothing'}; it takes the name of a file.")
+    if ending and file.suffix.lower() in OF_FILES - {ending}:
+        raise ValueError(f"--output is {path!r}; it takes the name of a {ending} file, such as {file.stem}{ending}.")
     check_writable(file.parent, "the folder of --output")
     folder = Path(at_home(dataset))
     if dataset and folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):

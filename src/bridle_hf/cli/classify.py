@@ -27,7 +27,7 @@ def main(arguments=None, prog=None):
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a fine-tuned model")
     add_data_options(parser)
-    parser.add_argument("--output", default="predictions.csv")
+    parser.add_argument("--output", default="predictions.csv", help="csv file of one row a clip, or a window")
     parser.add_argument(
         "--threshold",
         type=number(float, 0, 1),
@@ -41,7 +41,7 @@ def main(arguments=None, prog=None):
     log_progress()
 
     with setting_up(parser):
-        check_output(given.output, given.dataset)
+        check_output(given.output, given.dataset, ".csv")
         source = str(model_folder(given.model, "--model"))
         check_model(source)
         config = BridleConfig.from_pretrained(source)

@@ -46,7 +46,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--model", required=True, type=final_of, help="run, folder or Hub id of a pretrained model")
     add_data_options(parser)
     add_max_bad_share(parser)
-    parser.add_argument("--output", default="features.parquet")
+    parser.add_argument("--output", default="features.parquet", help="parquet file of one row a clip, or a window")
     add_layers(parser, ("mean",), "without it a column each")
     parser.add_argument("--pooling", choices=STREAMED_POOLINGS, default="mean")
     parser.add_argument(
@@ -68,7 +68,7 @@ def main(arguments=None, prog=None):
 
     with setting_up(parser):
         check_mix(given)
-        check_output(given.output, given.dataset)
+        check_output(given.output, given.dataset, ".parquet")
         model = open_model(BridleModel, given.model)
         layers = given_layers(given, model.config)
         processor = load_processor(given.model, **padded_short(given, model.config))

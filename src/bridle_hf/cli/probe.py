@@ -239,7 +239,7 @@ def main(arguments=None, prog=None):
     log_progress()
     with setting_up(parser):
         if given.output:
-            check_output(given.output, given.dataset)
+            check_output(given.output, given.dataset, ".csv")
         data = given_data(given)
     # One model for all test folds, or one for each of them.
     sources = {given.model: given.folds}

@@ -48,7 +48,7 @@ def main(arguments=None, prog=None):
     parser.add_argument("--model", required=True, help="folder of a run, or folder or Hub id of a pretrained model")
     add_data_options(parser, "folder or Hub id of clips, best unseen in pretraining")
     add_max_bad_share(parser)
-    parser.add_argument("--output", default="report.html")
+    parser.add_argument("--output", default="report.html", help="the page")
     parser.add_argument("--label-column")
     parser.add_argument("--fold-column")
     parser.add_argument("--results", help="JSON file: a list of objects with the same keys, the rows of a table")
@@ -62,7 +62,7 @@ def main(arguments=None, prog=None):
     elif run.name == "final":
         run = run.parent
     with setting_up(parser):
-        check_output(given.output, given.dataset)
+        check_output(given.output, given.dataset, ".html")
         model = open_model(BridleForPreTraining, source)
         # only the first window of longer clips is measured; with this setting a warning says so
         data, processor = given_data(given, test_windows="first"), load_processor(source)

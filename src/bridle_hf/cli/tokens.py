@@ -33,14 +33,14 @@ def main(arguments=None, prog=None):
     parser.add_argument("--model", required=True, type=final_of, help="run, folder or Hub id, with a tokenizer")
     add_data_options(parser)
     add_max_bad_share(parser)
-    parser.add_argument("--output", default="codes.parquet")
+    parser.add_argument("--output", default="codes.parquet", help="parquet file of one row a clip")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--num-workers", type=number(int, 0), default=2, help="threads that decode")
     given = parser.parse_args(arguments)
     log_progress()
 
     with setting_up(parser):
-        check_output(given.output, given.dataset)
+        check_output(given.output, given.dataset, ".parquet")
         tokenizer = open_model(BridleTokenizer, given.model)
         data, processor = given_data(given), load_processor(given.model)
         check_data(data, processor, "--dataset")

@@ -16,12 +16,10 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import WeightedRandomSampler
 from transformers import set_seed
 
-from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.examples import balanced_weights, load_examples
 from ..data.labels import LabelError
-from ..data.listing import name_some
-from ..data.modalities import MODALITIES, load_processor
+from ..data.modalities import load_processor
 from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
@@ -29,6 +27,7 @@ from ..recipe_reader import recipe_to_yaml
 from ..training.auto import settle
 from ..training.locking import sole_writer
 from ..training.parameters import check_finite, parameter_groups
+from .classifier import build_classifier
 from .folds import (
     CHECKPOINTS,
     KeptFold,
@@ -330,33 +329,6 @@ def score_sound(what, logits, examples, rows, loss=None):
     return scores
 
 
-def build_classifier(recipe, source, label_names):
-    """A classifier over the encoder of `source`, or over random weights of its architecture.
-
-    A `source` that is a classifier itself keeps its head where the classes are the same; otherwise a new one is drawn.
-    """
-    config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
-    classifier = getattr(modeling_bridle, MODALITIES[config.modality].classifier)
-    before = list(config.id2label.values()) if classifier.__name__ in (config.architectures or ()) else None
-    single = recipe.training.loss == "cross_entropy"
-    config.problem_type = "single_label_classification" if single else "multi_label_classification"
-    names = {"id2label": dict(enumerate(label_names)), "label2id": {n: label for label, n in enumerate(label_names)}}
-    if recipe.from_scratch or before in (None, label_names):
-        if before and not recipe.from_scratch:
-            logger.info("model %s is a classifier of these classes; its head is kept", source)
-        config.update(names)
-        return classifier(config) if recipe.from_scratch else classifier.from_pretrained(source, config=config)
-    logger.warning(
-        "model %s is a classifier of other classes (%s); the head for these is drawn anew", source, name_some(before)
-    )
-    model = classifier.from_pretrained(source, config=config)
-    model.config.update(names)
-    model.num_labels = len(label_names)
-    model.classifier = torch.nn.Linear(config.hidden_size, model.num_labels)
-    model._init_weights(model.classifier)
-    return model
-
-
 def score(logits, labels):
     """Measures of logits (n, classes), the main one first.
 
@@ -364,8 +336,8 @@ def score(logits, labels):
     on all of them or on none.
 
     Args:
-        labels: (n,) classes, for accuracy, top-5 accuracy and mean average precision; or multi-hot (n, classes), for
-            mean average precision, the mean area under the ROC curve and d-prime.
+        labels: (n,) classes, for accuracy, top-5 accuracy of more than five, and mean average precision; or multi-hot
+            (n, classes), for mean average precision, the mean area under the ROC curve and d-prime.
     """
     given = {"predictions": logits, "references": labels}
     if labels.ndim > 1:
@@ -378,11 +350,10 @@ def score(logits, labels):
         return {name: measures[name] for name in ("mean_average_precision", "auc", "d_prime")}
     precision = load_metric("mean_average_precision").compute(**given)["mean_average_precision"]
     top = load_metric("top_k_accuracy").compute(**given, k=min(5, logits.shape[1]))
-    return {
-        "accuracy": top["accuracy"],
-        "top_5_accuracy": top["top_k_accuracy"],
-        "mean_average_precision": precision,
-    }
+    measures = {"accuracy": top["accuracy"]}
+    if logits.shape[1] > 5:
+        measures["top_5_accuracy"] = top["top_k_accuracy"]
+    return measures | {"mean_average_precision": precision}
 
 
 def _is_main_process():

@@ -7,6 +7,14 @@ from typing import Any
 from ..codebook_metrics import few_codes
 
 NO_BETTER_THAN_CHANCE = 0.98  # of log K
+OF_THE_TOKENIZER = (
+    "Codes that say little make an easy task, and low losses with it. A longer tokenizer phase helps, "
+    "tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
+)
+OF_THE_CLIPS = (
+    "These are codes of a random projection, so that the patches are much alike: is there much silence or padding, and "
+    "are processor.mean and std those of the clips? (bridle check, bridle measure)"
+)
 
 
 def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: int) -> dict[str, str]:
@@ -21,10 +29,7 @@ def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: i
         Subject -> warning, empty where there is nothing to warn of; the same holds for the functions below.
     """
     few = few_codes(record["codebooks"]["perplexity"], sizes, vectors)
-    remedy = (
-        "Codes that say little make an easy task, and low losses with it. A longer tokenizer phase helps, "
-        "tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
-    )
+    remedy = OF_THE_CLIPS if record.get("phase") == "encoder-iter1" else OF_THE_TOKENIZER
     return {"codebooks": f"{'; '.join(few)}. {remedy}"} if few else {}
 
 

@@ -82,6 +82,7 @@ class Forecast:
         seconds = (seconds - self.begun) / (SETTLED - 1) * (self.task.steps - done)
         end = datetime.now() + timedelta(seconds=seconds)
         left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+        left = f"{seconds:.0f} seconds" if seconds < 90 else left
         then = ", ".join(f"{task.name} ({task.steps} steps)" for task in self.tasks[self.task.index + 1 :])
         logger.info(
             "%s ends in about %s, %s%s", self.task.name, left, f"{end:%Y-%m-%d %H:%M}", f"; then {then}" if then else ""
