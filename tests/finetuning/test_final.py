@@ -100,3 +100,15 @@ def test_where_there_is_none_it_is_said(recipe):
         replace(made, data=replace(made.data, test_split="test", fold_column=None))
     with pytest.raises(ValueError, match="`final` is true; with a test_dataset"):
         finetune(made, [], [])
+
+
+def test_it_can_be_trained_alone(recipe, drawn, tmp_path):
+    made = recipe("alone")
+    made.folds = []
+    results = finetune(made)
+    assert len(drawn) == 3 * 6 and results["folds"] == [] and results["final_epochs"] == 3 and "per_fold" not in results
+    assert sorted(path.name for path in Path(made.output_dir).iterdir() if path.is_dir()) == ["final"]
+    drawn.clear()
+    assert finetune(made) == results and not drawn
+    with pytest.raises(ValueError, match="`folds` is \\[\\]; it takes at least one fold"):
+        replace(made, final=False)

@@ -85,10 +85,11 @@ def finetune(recipe, dataset=None, test_dataset=None):
     if recipe.final and test_dataset is not None:
         raise ValueError("`final` is true; with a test_dataset it takes false, since its fold has all training clips.")
     examples = load_examples(recipe.data, processor, dataset, test_dataset, partial(check_labels, recipe))
-    folds = outer_folds(examples.labels, examples.folds, recipe.seed)
+    alone = recipe.folds == []  # final/ alone
+    folds = np.ones(len(examples), int) if alone else outer_folds(examples.labels, examples.folds, recipe.seed)
     names, read = folder_names(np.unique(folds).tolist()), describe_data(examples, folds)
     scores, epochs = {}, {}
-    for fold in choose_folds(recipe.folds, folds, examples.test_folds):
+    for fold in [] if alone else choose_folds(recipe.folds, folds, examples.test_folds):
         folder = Path(recipe.output_dir) / names[fold]
         kept = KeptFold(folder, fold, recipe, _model_of(recipe, fold), read, examples.fingerprint)
         if (before := kept.scores()) is not None:
@@ -102,15 +103,15 @@ def finetune(recipe, dataset=None, test_dataset=None):
         with sole_writer(kept.lock, _is_main_process()):
             scores[fold], epochs[fold] = finetune_fold(recipe, fold, examples, folds == fold, processor, kept)
         logger.info("fold %s: %s", fold, scores[fold])
-    final_epochs = finetune_final(recipe, examples, processor, read, list(epochs.values())) if recipe.final else None
-    measures = list(next(iter(scores.values())))
+    if recipe.final:
+        taken = list(epochs.values()) or [recipe.training.epochs]
+        final_epochs = finetune_final(recipe, examples, processor, read, taken)
+    measures = list(next(iter(scores.values()), ()))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
-    main, *others = measures
     results = {
         **{name: finite(mean_over_folds([score[name] for score in scores.values()])) for name in measures},
         "folds": list(scores),
-        "per_fold": per_fold[main],
-        **{f"per_fold_{name}": per_fold[name] for name in others},
+        **{f"per_fold_{name}" if number else "per_fold": per_fold[name] for number, name in enumerate(measures)},
         **({"epochs": list(epochs.values())} if recipe.training.validation_share else {}),
         **({"final_epochs": final_epochs} if recipe.final else {}),
         "from_scratch": recipe.from_scratch,
@@ -121,7 +122,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         tested = {fold: (folder / names[fold], np.flatnonzero(folds == fold)) for fold in scores}
-        write_tables(folder, tested, examples, results)
+        if tested:
+            write_tables(folder, tested, examples, results)
     return results
 
 
@@ -130,7 +132,7 @@ def check_labels(recipe, found):
     if found.labels.ndim > 1:
         if recipe.training.loss == "cross_entropy":
             raise LabelError("`training.loss` is 'cross_entropy'; clips with several labels take binary_cross_entropy.")
-        if found.folds is None:
+        if found.folds is None and recipe.folds != []:
             raise LabelError("`data.test_split` is missing; clips with several labels take it, or `data.fold_column`.")
     elif joined := joined_label(found.label_names):
         parts = f"data.label_column: the parts of {joined!r} are labels of other clips"
@@ -140,6 +142,8 @@ def check_labels(recipe, found):
                 "takes no comma, semicolon or bar."
             )
         logger.warning("%s; it is taken for a class of its own", parts)
+    if recipe.folds == []:
+        return
     check_folds(found, recipe.seed, recipe.folds)
     if share := recipe.training.validation_share:
         folds = outer_folds(found.labels, found.folds, recipe.seed)

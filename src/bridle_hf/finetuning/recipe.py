@@ -137,9 +137,9 @@ class FinetuneRecipe:
             as the split is; without that and without `fold_column`, five folds are drawn.
         from_scratch: draw random weights of the same architecture, the control without pretraining. It is a fair one
             with `training.layer_decay` null: random weights have no layers that should change slowly.
-        folds: test folds to run; null is all of them.
+        folds: test folds to run; null is all of them, and [] none, for `final` alone.
         final: train another classifier on all labelled clips after the folds, in final/, the one to use. It takes the
-            epochs whose weights the folds kept, on average.
+            epochs whose weights the folds kept, on average; without folds all epochs.
         seed: of weights, order, augmentation and drawn folds.
         config: what to change in the model's config, such as `drop_path_rate` or `classifier_mask_ratio`.
         processor: what to change in the settings of its processor, such as `mean` or `frame_stride`.
@@ -157,8 +157,8 @@ class FinetuneRecipe:
     training: FinetuneTraining = field(default_factory=FinetuneTraining)
 
     def __post_init__(self):
-        if self.folds is not None and not self.folds:
-            raise ValueError("`folds` is []; it takes at least one fold, or null for all of them.")
+        if self.folds == [] and not self.final:
+            raise ValueError("`folds` is []; it takes at least one fold, null for all of them, or `final` true.")
         self.model = final_of(self.model)
         if "{fold}" in self.model and not self.folds:
             raise ValueError("`folds` is missing; with {fold} in `model` it takes the list of test folds.")
