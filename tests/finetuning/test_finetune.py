@@ -355,6 +355,8 @@ def test_the_last_line_names_the_tables_and_what_classifies(final, there, named,
     for name in there:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    say_what_is_there(SimpleNamespace(output_dir=str(tmp_path), final=final))
+    say_what_is_there(SimpleNamespace(output_dir=str(tmp_path), final=final, folds=None))
     (said,) = caplog.messages
     assert str(tmp_path / "results.md") in said and named in said
+    say_what_is_there(SimpleNamespace(output_dir=str(tmp_path), final=True, folds=[]))
+    assert caplog.messages[-1].startswith(f"finished: {tmp_path}") and "results.md" not in caplog.messages[-1]

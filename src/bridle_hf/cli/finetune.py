@@ -36,8 +36,8 @@ def say_what_is_there(recipe: FinetuneRecipe) -> None:
     use = [path for path in kept if (path / "config.json").is_file()]
     said = f"; new clips are classified by `bridle classify --model {use[0]} --dataset ...`" if use else ""
     more = "" if recipe.final else "; final=true trains one on all clips"
-    tables = "" if recipe.folds == [] else f"; {folder / 'results.md'} has the tables"
-    logger.info("finished%s%s%s", tables, said, more)
+    tables = folder if recipe.folds == [] else f"{folder / 'results.md'} has the tables"
+    logger.info("finished: %s%s%s", tables, said, more)
 
 
 def main(arguments=None, prog=None):
