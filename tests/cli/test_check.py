@@ -75,7 +75,7 @@ def test_a_folder_of_sounds(checked, sounds, caplog):
     assert short.startswith("1, too short: ") and short.endswith("dog/short.wav")
     assert broken.startswith("1, cannot be decoded") and broken.endswith("sea/broken.mp3")
     assert lines["verdict"] == ["the recipe can train on it"]
-    assert [line[:4] for line in lines["remark"]] == ["belo", "50 %", "50 %"]
+    assert [line[:4] for line in lines["remark"]] == ["4300", "belo", "50 %", "50 %"]
     assert any("left out" in line and "notes.txt" in line for line in caplog.messages)  # what the folder holds besides
     recipe = load_recipe("audio/own_small", [f"data.dataset={sounds}", "data.cache=false"])
     loader = build_loader(recipe.data, recipe.build_processor(), batch_size=42, seed=0)
@@ -156,7 +156,7 @@ def test_pictures_and_videos(checked, tmp_path):
     lines, status, err = checked(pictures)
     assert status == 0, err
     height, width = np.asarray(picture(0)).shape[:2]
-    assert lines["sizes"] == [f"{width} x {height} (3)"] and lines["windows"] == ["3, side by side"]
+    assert lines["sizes"] == [f"{width} x {height} (3)"] and lines["windows"] == ["3"]
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(2):

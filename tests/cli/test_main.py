@@ -74,6 +74,8 @@ def test_a_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("bridle_hf.cli.probe.main", interrupt)
     assert said(lambda: main(["probe"]), capsys, 130).err == "\nbridle probe: stopped\n"
+    monkeypatch.setitem(COMMANDS, "features", COMMANDS["probe"])
+    assert "stopped; the same command goes on" in said(lambda: main(["features"]), capsys, 130).err
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from ..training import PretrainRecipe, load_recipe
 from .checks import check_data, check_output, modalities_of_files, setting_up
 from .process import log_progress
 
-BAR, ROWS, FEW = 40, 12, 200  # width and number of bars; windows below which little can be learned
+BAR, ROWS, FEW, OFTEN = 40, 12, 200, 500  # width and number of bars; windows, and draws, that are few or many
 EDGES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)  # seconds, of the bars
 FACTS = ("seconds", "rate", "channels", "height", "width")  # of the table
 COLUMN = 14  # width of the names of lines
@@ -191,10 +191,13 @@ def seen_by(found: Survey, recipe: PretrainRecipe, processor) -> list[str]:
         size = f" of {window * modality.hop_seconds(processor):.2f} s"
     # training draws one window of a clip at a time
     passes = f"{steps} steps of {step} draw each clip {steps * step / len(found.facts):.1f} times"
-    lines = [_line("windows", f"{windows}{size}, side by side"), _line("the recipe", passes)]
+    beside = ", side by side" if window is not None or windows > len(found.facts) else ""
+    lines = [_line("windows", f"{windows}{size}{beside}"), _line("the recipe", passes)]
     remarks = []
     if len(found.facts) < step:
         remarks.append(f"a step draws {step} clips, more than there are: some come twice into it")
+    if (times := steps * step / len(found.facts)) > OFTEN:
+        remarks.append(f"{times:.0f} draws of a clip are many; a section evaluate shows when features stop to gain")
     if windows < FEW:
         remarks.append("below some hundred windows little is learned; begin with weights that there are (start_from)")
     if window is not None and (share := np.mean(found.of("frames") < window / 2)):

@@ -214,7 +214,8 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         if isinstance(error, NOTHING_TO_READ):
             raise ValueError(f"{argument} is {name!r}, which holds no file that datasets can read.") from error
         hub = "the Hub cannot be reached" if isinstance(error, ConnectionError) else "no such dataset on the Hub"
-        raise ValueError(f"{argument} is {name!r}; there is no such folder here and {hub}.") from error
+        yours = f" Give yours: {argument}=DIR." if name.startswith("my_") else ""  # of a recipe that says so
+        raise ValueError(f"{argument} is {name!r}; there is no such folder here and {hub}.{yours}") from error
     except ValueError as error:
         message = str(error)
         # what the package says names its key; what the library says does not
