@@ -28,9 +28,9 @@ class Dumper(yaml.SafeDumper):
     """Puts text into quotes that `Loader` would take for a number."""
 
 
-for each in (Loader, Dumper):
-    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
-    each.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+Loader.add_implicit_resolver(*WITHOUT_POINT)
+Dumper.add_implicit_resolver(*WITHOUT_POINT)
 
 
 def read_yaml(text: str) -> Any:

@@ -93,6 +93,8 @@ def test_weights_of_other_sizes_are_refused(recipe, saved):
     said = r"`start_from` is .*, whose weights do not fit `model`: it has hidden_size 24"
     with pytest.raises(RecipeError, match=said):
         recipe(f"start_from={saved}", "model.hidden_size=32")
+    size = BridleModel.from_pretrained(saved).config.patch_size
+    recipe(f"start_from={saved}", "model.hidden_size=24", f"model.patch_size={list(size)}")
 
 
 def test_a_converted_encoder_is_trained_further(golden_dir, tiny_recipe, tmp_path):

@@ -49,9 +49,10 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
 
 def check_sizes(config: BridleConfig, start_from: str) -> None:
     """Raise a `ValueError` where the weights of a saved model do not fit a config."""
-    saved = BridleConfig.from_pretrained(start_from)
-    if other := [name for name in OF_WEIGHTS if getattr(saved, name) != getattr(config, name)]:
-        there, here = (", ".join(f"{name} {getattr(each, name)}" for name in other) for each in (saved, config))
+    saved, made = BridleConfig.from_pretrained(start_from).to_dict(), config.to_dict()
+    saved["patch_size"], made["patch_size"] = list(saved["patch_size"]), list(made["patch_size"])
+    if other := [name for name in OF_WEIGHTS if saved[name] != made[name]]:
+        there, here = (", ".join(f"{name} {each[name]}" for name in other) for each in (saved, made))
         raise ValueError(
             f"`start_from` is {start_from!r}, whose weights do not fit `model`: it has {there}, and the recipe {here}; "
             "take those sizes, or a recipe that has them."
