@@ -335,3 +335,12 @@ def test_a_folder_of_a_format_that_needs_another_package_holds_no_sound(tmp_path
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match="a folder that holds no audio file.*; it holds 1 .h5"):
         open_source(DataArguments(str(tmp_path)), extractor)
+
+
+def test_archives_have_metadata_files_of_their_own(tmp_path, extractor, caplog):
+    for name in ("a", "b"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr(f"{name}.wav", SOUND)
+            archive.writestr("metadata.csv", f"file_name,other_file_name,kind\n{name}.wav,{name}.wav,{name}\n")
+    found = load_examples(DataArguments(str(tmp_path), label_column="kind"), extractor)
+    assert found.label_names == ["a", "b"] and "several rows" not in caplog.text  # a file in two columns is one row

@@ -46,6 +46,11 @@ class Clip:
     is_metadata: bool = field(init=False)
     folders: list[str] = field(init=False)
 
+    @property
+    def archive(self) -> str:
+        """The archive that it is in; empty for a file of its own."""
+        return "" if self.name == self.place else self.name
+
     def __post_init__(self):  # once: a folder may have 100,000
         *self.folders, last = self.place.split("/")
         self.is_metadata = last in METADATA
@@ -210,9 +215,9 @@ def _of_metadata(
 ) -> tuple[datasets.Dataset, int]:
     """The rows of metadata files, whose columns `file_name` and `NAME_file_name` become columns of media; and how many
     clips they do not name."""
-    parts, features, named = [], {}, Counter()
+    parts, features, named, rows_of = [], {}, set(), Counter()
     for one, other in combinations(tables, 2):
-        if os.path.dirname(one.path) == os.path.dirname(other.path):
+        if one.place.rpartition("/")[0] == other.place.rpartition("/")[0] and one.archive == other.archive:
             raise ValueError(f"{one.path} and {other.path} both say what the files beside them are; leave one.")
     for table in tables:
         rows = _read_metadata(table)
@@ -231,6 +236,7 @@ def _of_metadata(
             values = [_beside(table, value) for value in rows[key].to_pylist()]
             inside = [kept and value is not False for kept, value in zip(inside, values, strict=True)]
             named.update(values)
+            rows_of.update((name, value) for value in values if value)
             columns[name] = pa.array([{"path": value or None} for value in values], type=FILE)
             features[name] = feature
         if not any(features[name] is feature for name in columns):
@@ -242,7 +248,7 @@ def _of_metadata(
             outside = [str(number) for number, kept in enumerate(inside) if not kept]
             left.unread[f"rows of {table.place} whose files lie outside its folder"] = outside
         parts.append(pa.table(columns).filter(pa.array(inside, type=pa.bool_())))
-    if again := [path for path, count in named.items() if path and count > 1]:
+    if again := [path for (_, path), count in rows_of.items() if count > 1]:
         warn_once(
             f"{_places(tables)}: {len(again)} files are named by several rows ({shown(again)}): each row is a clip"
         )
