@@ -46,7 +46,6 @@ from .checks import check_data, check_recipe, has_column, setting_up
 from .options import OVERRIDE, add_recipe_options, number, parse_recipe_options
 from .process import log_progress
 
-MEASURES = ("accuracy", "top_5_accuracy", "mean_average_precision")  # of fine-tuning; the second of many classes
 FOLD = "fold"  # the column that is taken for folds where it is there
 
 
@@ -222,7 +221,7 @@ def finetune_rows(given, recipe):
         run_all(1, [["finetune", "--recipe", given.finetune, *overrides]], [target])  # what is done it passes over
         results = json.loads((target / "results.json").read_text())
         per_fold = dict(zip(map(str, results["folds"]), results["per_fold"], strict=True))
-        scores = {score: results[score] for score in MEASURES if score in results}
+        scores = {score: results[score] for score in ("accuracy", "top_5_accuracy", "mean_average_precision")}
         rows.append({"encoder": name, "pooling": "", "seed": seed, **scores, "per_fold": per_fold})
     return rows
 

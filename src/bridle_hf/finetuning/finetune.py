@@ -340,8 +340,8 @@ def score(logits, labels):
     on all of them or on none.
 
     Args:
-        labels: (n,) classes, for accuracy, top-5 accuracy of more than five, and mean average precision; or multi-hot
-            (n, classes), for mean average precision, the mean area under the ROC curve and d-prime.
+        labels: (n,) classes, for accuracy, top-5 accuracy and mean average precision; or multi-hot (n, classes), for
+            mean average precision, the mean area under the ROC curve and d-prime.
     """
     given = {"predictions": logits, "references": labels}
     if labels.ndim > 1:
@@ -354,10 +354,11 @@ def score(logits, labels):
         return {name: measures[name] for name in ("mean_average_precision", "auc", "d_prime")}
     precision = load_metric("mean_average_precision").compute(**given)["mean_average_precision"]
     top = load_metric("top_k_accuracy").compute(**given, k=min(5, logits.shape[1]))
-    measures = {"accuracy": top["accuracy"]}
-    if logits.shape[1] > 5:
-        measures["top_5_accuracy"] = top["top_k_accuracy"]
-    return measures | {"mean_average_precision": precision}
+    return {
+        "accuracy": top["accuracy"],
+        "top_5_accuracy": top["top_k_accuracy"],
+        "mean_average_precision": precision,
+    }
 
 
 def _is_main_process():
