@@ -334,6 +334,7 @@ def test_samples_that_are_kept_as_files_are_those_in_memory(kind, tmp_path, extr
 
 @pytest.mark.parametrize("name", ["file_name", "filename", "file", "filepath", "path"])
 def test_a_table_with_a_column_of_paths_may_be_named_alone(name, tmp_path, extractor, caplog):
+    caplog.set_level("INFO")
     for number in range(3):
         (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
     write_paths(tmp_path / "labels.csv", [f"{number}.flac" for number in range(3)], name)

@@ -1,7 +1,9 @@
 """Columns of a dataset: which one holds the media, and how it is passed on undecoded."""
 
 import json
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import datasets
@@ -12,6 +14,8 @@ from .fields import type_of, warn_once
 from .listing import name_some
 from .media import is_array
 from .modalities import modality_of
+
+logger = logging.getLogger(__name__)
 
 PATHS = ("file_name", "filename", "file", "filepath", "path")  # columns that hold paths where there are no media
 
@@ -41,7 +45,7 @@ def undecoded(
 ) -> tuple[datasets.IterableDataset, dict]:
     """A stream whose audio, images and videos are not decoded, and the types of its columns. `files` are its shards."""
     if dataset.features is None:  # of tables of text, such as csv files, whose paths are read as they are
-        return dataset, {key: _type_of(value) for key, value in _first_example(dataset, files).items()}
+        return dataset, {key: _type_of(value) for key, value in first_example(dataset, files).items()}
     types, dataset = dict(dataset.features), without_media(dataset)
     for column, feature in types.items():
         if type(feature) in RAW:
@@ -82,7 +86,7 @@ def as_json(value, feature):
     return value
 
 
-def _first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:
+def first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:
     """The first example of the first shard that can be read and has one; damage is told when the shards are read.
 
     Raises:
@@ -118,7 +122,7 @@ def with_labels_of_paths(
     """The column `label` of a tar file of class folders, unless `data` asks for another: the folder of each key."""
     if data.label_column not in (None, "label") or "label" in types or "__key__" not in types:
         return dataset, types
-    if not _class_of_key(_first_example(dataset))["label"]:
+    if not _class_of_key(first_example(dataset))["label"]:
         return dataset, types
     types = types | {"label": datasets.Value("string")}
     features = dataset.features | {"label": types["label"]}
@@ -154,15 +158,21 @@ def check_columns(types: dict, data: DataArguments, description: str, why_no_lab
 
 
 def choose_column(
-    types: dict, data: DataArguments, processor, description: str, why_no_label: str = "", others: str = ""
+    types: dict,
+    data: DataArguments,
+    processor,
+    description: str,
+    why_no_label: str = "",
+    others: str = "",
+    first: Callable[[], dict] = dict,
 ) -> str:
-    """The column of a dataset to decode; arguments as of `check_columns`.
+    """The column of a dataset to decode; arguments as of `check_columns` and `find_column`.
 
     Raises:
         ValueError: there is none, `data` names a column that there is not, or its type is none of media.
     """
     check_columns(types, data, description, why_no_label, others)
-    column = data.input_column or find_column(types, modality_of(processor), description, others)
+    column = data.input_column or find_column(types, modality_of(processor), description, others, first)
     if not data.input_column:
         _say_what_else_there_is(column, types, modality_of(processor), description)
     if not may_hold_media(types[column]):
@@ -247,17 +257,19 @@ def is_file(feature) -> bool:
     return isinstance(feature, datasets.Audio | datasets.Video) or feature == datasets.Value("binary")
 
 
-def find_column(types: dict, modality, description: str, others: str = "") -> str:
-    """The first of `media_columns`.
+def find_column(types: dict, modality, description: str, others: str = "", first: Callable[[], dict] = dict) -> str:
+    """The first of `media_columns`; where there is none, a column of `PATHS` that names a file of the modality in the
+    example that `first` gives.
 
     Raises:
         ValueError: there is none.
     """
     if found := media_columns(types, modality):
         return found[0]
-    text = (datasets.Value("string"), datasets.Value("large_string"))
-    if found := [column for column in PATHS if types.get(column) in text]:
-        warn_once(f"{description}: the paths in column {found[0]!r} are read (data.input_column)")
+    example = {column: str(value) for column, value in first().items()}
+    ends = {column: os.path.splitext(example.get(column, ""))[1].lower() for column in PATHS}
+    if found := [column for column in PATHS if ends[column] in modality.extensions()]:
+        logger.info("%s: the paths in column %r are read (data.input_column)", description, found[0])
         return found[0]
     raise ValueError(
         f"data.input_column: {description} has no column of type {modality.column_type.__name__}; name the one that "

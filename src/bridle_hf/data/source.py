@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
-from .columns import check_columns, choose_column, number_type, of_type, undecoded, with_labels_of_paths
+from .columns import check_columns, choose_column, first_example, number_type, of_type, undecoded, with_labels_of_paths
 from .fields import excluded_by, names_of_classes, say_what_excludes_nothing, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
@@ -283,7 +283,8 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
     dataset, types = undecoded(opened.stream, opened.files)
     description = f"{os.path.basename(os.path.abspath(data.dataset))} ({data.split})"
     dataset, types = with_labels_of_paths(dataset, types, data)
-    column = choose_column(types, data, processor, description, opened.why_no_label, opened.others)
+    first = partial(first_example, dataset, opened.files)
+    column = choose_column(types, data, processor, description, opened.why_no_label, opened.others, first)
     numbers = number_type(types[column])
     featurize = partial(decode_column, column=column, data=data, processor=processor, numbers=numbers)
     of_paths = types[column] in (datasets.Value("string"), datasets.Value("large_string"))
