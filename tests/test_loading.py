@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -160,6 +161,8 @@ def test_arrays_are_their_files_and_a_folder_is_all_of_them(run, clips):
 
 
 def test_what_cannot_be_used_is_named(run, clips, tmp_path):
+    with pytest.raises(TypeError, match="source is None; it takes a folder or the id of a model"):
+        bridle_hf.load(None)
     loaded = bridle_hf.load(run[0])
     (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
     for name, message in (("bad.wav", "cannot be decoded"), ("none.wav", "No such file")):
@@ -296,3 +299,20 @@ for name in ("load", "pretrain"):
     assert done.returncode == 0, done.stderr
     for line, name in zip(done.stdout.splitlines(), ("load", "pretrain"), strict=True):
         assert f'is not installed; bridle_hf.{name} needs it: pip install "bridle-hf[train]"' in line
+
+
+def test_clips_of_one_name_are_told_apart(classifiers, clips, tmp_path):
+    sounds = [{"bytes": (clips[0] / name).read_bytes(), "path": "audio.wav"} for name in ("a.wav", "test_b.flac")] * 2
+    found = bridle_hf.load(classifiers["single"][0]).classify(sounds)
+    assert [each["name"] for each in found] == ["audio.wav", *(f"audio.wav (row {row})" for row in (1, 2, 3))]
+
+
+def test_a_model_of_regression_gives_no_classes(classifiers, clips, tmp_path, capsys):
+    folder = shutil.copytree(classifiers["single"][0], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"problem_type": "regression"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the model is one of regression"):
+        bridle_hf.load(folder).classify(clips[0] / "a.wav")
+    with pytest.raises(SystemExit, match="2"):
+        bridle(["classify", "--model", str(folder), "--dataset", str(clips[0])])
+    assert "the model is one of regression" in capsys.readouterr().err

@@ -47,8 +47,11 @@ def load(source: str | Path, device: torch.device | str | None = None, **setting
         settings: what is to change in the processor, such as `pad_short=True`.
 
     Raises:
+        TypeError: `source` is neither text nor a path.
         ValueError: there is no such model, it is damaged or has parts without weights; or several are there.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source is {source!r}; it takes a folder or the id of a model on the Hub.")
     source = str(model_folder(source))
     model = open_model(saved_class(source, "source"), source, "source")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """`bridle check`: what a dataset holds, what a recipe would make of it, and when it could not train."""
 
 import csv
+import json
 import re
 import shutil
 import zipfile
@@ -217,3 +218,15 @@ def test_copies_in_tables_and_arrays():
     for name, raw in (rows | arrays).items():
         found.add(name, raw)
     assert found.groups() == [["a", "c"], ["d", "f"]]
+
+
+def test_labels_that_fine_tuning_refuses_are_said(checked, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    rows = [{"file_name": f"{number}.flac", "label": {"name": "dog"}} for number in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lines, status, err = checked(tmp_path)
+    assert status == 0, err
+    assert any(
+        "fine-tuning refuses it: data.label_column: 'label' must hold one integer" in each for each in lines["label"]
+    )

@@ -145,6 +145,7 @@ def described(found: Survey) -> list[str]:
     for column, counts in found.columns.items():
         each = name_some([f"{value} ({count})" for value, count in counts.most_common()], ROWS)
         lines.append(_line(column, f"{len(counts)} values: {each}"))
+    lines += [_line(column, f"fine-tuning refuses it: {why}") for column, why in found.refused.items()]
     if found.why_no_label and "label" not in found.columns:
         lines.append(_line("label", f"none: {found.why_no_label}"))
     if found.duplicates:

@@ -15,7 +15,7 @@ import sys
 from .. import modeling_bridle
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES, load_processor
-from ..evaluation.classifying import write_predictions
+from ..evaluation.classifying import takes_several_labels, write_predictions
 from ..loading import model_folder, open_model
 from ..saved_models import check_model
 from .checks import check_data, check_output, setting_up
@@ -45,6 +45,7 @@ def main(arguments=None, prog=None):
         source = str(model_folder(given.model, "--model"))
         check_model(source)
         config = BridleConfig.from_pretrained(source)
+        takes_several_labels(config)
         model = open_model(getattr(modeling_bridle, MODALITIES[config.modality].classifier), source)
         # a file that cannot be used is a row of its own, however many there are
         per_window = given.windows == "each"

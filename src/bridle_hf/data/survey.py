@@ -13,11 +13,13 @@ from .arguments import DataArguments
 from .bad_share import is_short
 from .duplicates import Duplicates
 from .fields import class_names, class_of, field_of, is_missing, type_of
+from .labels import LabelError, encode_labels
 from .modalities import modality_of
 from .source import Source, is_shard, open_source
 
 # Names of columns that hold a class or a fold where a dataset does not say so by their type.
-USUAL = ("label", "labels", "class", "category", "target", "fold")
+FOLD = "fold"
+USUAL = ("label", "labels", "class", "category", "target", FOLD)
 MOST_VALUES = 1000  # of a column that is counted: more are no classes
 
 
@@ -33,6 +35,7 @@ class Survey:
         read: clips that were read, usable or not; `excluded` are those besides that `data.exclude` leaves out.
         shards: into which the dataset is divided.
         columns: column of classes or folds -> how many clips have each value.
+        refused: column of classes -> why fine-tuning would refuse it.
         why_no_label: why a folder gives no classes.
         hint: what messages about many unusable clips say.
     """
@@ -45,6 +48,7 @@ class Survey:
     excluded: int = 0
     shards: int = 1
     columns: dict[str, Counter] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     why_no_label: str = ""
     hint: str = ""
 
@@ -74,7 +78,7 @@ def survey(data: DataArguments, processor) -> Survey:
         why_no_label=source.why_no_label,
     )
     columns, duplicates = _columns(source, data), Duplicates()
-    found.columns = {column: Counter() for column in columns}
+    found.columns, held = {column: Counter() for column in columns}, {column: [] for column in columns}
     source.featurize = partial(_look, source.featurize, partial(_facts, source, data, processor))
     kept = source.keeps
 
@@ -89,7 +93,16 @@ def survey(data: DataArguments, processor) -> Survey:
         found.facts.append({"name": str(example["clip_name"])} | facts)
         duplicates.add(str(example["clip_name"]), source.raw(example))
         for column, names in columns.items():
-            _count(found.columns, column, names, field_of(example, column))
+            held[column].append(field_of(example, column))
+            _count(found.columns, column, names, held[column][-1])
+    for column in found.columns.keys() - {data.fold_column, FOLD}:
+        labelled = [row for row, value in enumerate(held[column]) if not is_missing(value)]
+        values, names = ([each[row] for row in labelled] for each in (held[column], found.of("name")))
+        try:
+            if values:
+                encode_labels(values, type_of(source.dataset.features or {}, column), column, names)
+        except LabelError as error:
+            found.refused[column] = str(error)
     found.read, found.duplicates = source.behind, duplicates.groups()
     return found
 

@@ -16,7 +16,13 @@ HALF = 0.5
 
 
 def takes_several_labels(config) -> bool:
-    """Whether a classifier of this config was trained to give a clip several labels, or none."""
+    """Whether a classifier of this config was trained to give a clip several labels, or none.
+
+    Raises:
+        ValueError: it was trained to give numbers.
+    """
+    if config.problem_type == "regression":
+        raise ValueError("the model is one of regression, and gives no classes; take its logits.")
     return config.problem_type == "multi_label_classification"
 
 
@@ -39,14 +45,13 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         per_window (`bool`): classify the windows of sounds one by one; each then has its `start` and `end` in seconds.
 
     Yields:
-        dict: `name` of the clip; its `labels`, the likeliest first; `scores`, label -> probability of all labels, the
-        likeliest first. No labels and NaN for a clip whose logits are not finite.
+        dict: `name` of the clip, with its place in the dataset where another before it has that name; its `labels`, the
+        likeliest first; `scores`, label -> probability of all labels, the likeliest first. No labels and NaN for a clip
+        whose logits are not finite.
 
     Raises:
         ValueError: `per_window` of what has no windows of fixed seconds, or a model of regression.
     """
-    if model.config.problem_type == "regression":
-        raise ValueError("the model is one of regression, and gives no classes; take its logits.")
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; it takes a probability, from 0 to 1.")
     config, several = model.eval().config, takes_several_labels(model.config)
@@ -71,10 +76,13 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         }
 
     unit, device = config.patch_size[0], model.device
-    parts = run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, skipped=skipped)
-    for example, windows in parts:
+    how = {"ours": ("mark",), "mark": "mark", "skipped": skipped}
+    seen = set()
+    for example, windows in run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, **how):
+        name = example["mark"] if example["clip_name"] in seen else example["clip_name"]
+        seen.add(name)
         for place, found in _places(windows, patch if per_window else None):
-            yield {"name": example["clip_name"], **place, **said(found)}
+            yield {"name": name, **place, **said(found)}
 
 
 def _places(windows, patch):
