@@ -226,10 +226,10 @@ def check_video(video) -> None:
     if isinstance(video, str | list):
         return
     shape = tuple(getattr(video, "shape", ()))
-    if len(shape) != 4 or 0 in shape or {1, 3}.isdisjoint((shape[1], shape[3])):
+    if len(shape) != 4 or 0 in shape or {1, 3, 4}.isdisjoint((shape[1], shape[3])):
         raise ValueError(
             f"videos has {described(video)}; a video takes (frames, channels, height, width) or (frames, height, "
-            "width, channels) with 1 or 3 channels, and no dimension of 0."
+            "width, channels) with 1, 3 or 4 channels, and no dimension of 0."
         )
     check_depth(video, "videos")
 
