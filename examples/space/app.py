@@ -55,8 +55,8 @@ def open_for_sounds(cls, source, argument):
 
 
 def find_sounds(folder):
-    """The sounds below a folder, in the order of their names, as `data.dataset` finds them: links are followed, what is
-    hidden is left out."""
+    """Sound files in a folder and its subfolders, sorted by name. Links are followed and hidden files ignored, as for
+    `data.dataset`."""
     names = list_folder(str(folder)).names
     return [Path(folder) / name for name in names if Path(name).suffix.lower() in sound_extensions()]
 

@@ -94,7 +94,7 @@ def checked_pixels(pixels: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def warn_of_small_pixels(pictures: Iterable[torch.Tensor], name: str, do_rescale: bool) -> None:
-    """Warn once of pictures of floats up to 1 that are going to be divided by 255 and would all be black."""
+    """Warn once if float pixels are at most 1 and will still be divided by 255, which makes the picture black."""
     if do_rescale and any(each.is_floating_point() and 0 < each.abs().max() <= 1 for each in pictures):
         logger.warning_once(
             f"{name} has floats no larger than 1; pixels are taken to be in [0, 255]: multiply them by 255, or pass "

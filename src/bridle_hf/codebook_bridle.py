@@ -113,7 +113,7 @@ def check_range(name, value, low, high, meaning=""):
 
 
 def check_tensor(name, value):
-    """Raise a `TypeError` for an array or a list."""
+    """Raise a `TypeError` if `value` is not a tensor."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"`{name}` is a {type(value).__name__}; it takes a tensor, such as torch.as_tensor({name}).")
 

@@ -301,7 +301,7 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         return padded
 
     def _check_rows(self, rows: Sequence[Mapping], name: str) -> None:
-        """Raise a `ValueError` for features of which none is that of one clip, or others are not."""
+        """Raise a `ValueError` if there are no rows, or a row does not have the shape of the features of one clip."""
         if not rows:
             raise ValueError("processed_features is empty; it takes the features of one clip or more.")
         channels = () if self.num_channels == 1 else (self.num_channels,)

@@ -198,15 +198,19 @@ def check_writable(
     there = Path(folder).resolve()
     while not there.exists():
         there = there.parent
-    reason = "" if there.is_dir() else "is no folder"
-    try:
-        with TemporaryFile(dir=there):  # rights alone do not tell: there are file systems that take no files
-            pass
-    except OSError as error:
-        if not is_of_a_full_disk(error):
-            reason = reason or "may not be written to"
-    if reason:
+    if not there.is_dir() or not _takes_files(there):
+        reason = "may not be written to" if there.is_dir() else "is no folder"
         raise FolderError(f"{argument} is {str(folder)!r}, and {there} {reason}; it takes a folder to write to.")
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be created in a folder, apart from a full disk. Permissions do not tell for all file systems,
+    such as /proc."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return is_of_a_full_disk(error)
 
 
 class WriteError(OSError):

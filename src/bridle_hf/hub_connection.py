@@ -33,10 +33,14 @@ def check_connection(repo_id: str, repo_type: str = "model") -> None:
 
 def check_repo_id(repo_id: str, argument: str = "--repo-id") -> None:
     """Raise a `ValueError` for a name that no repository of the Hub can have."""
-    try:
-        validate_repo_id(repo_id)
-        fits = "/" in repo_id
-    except HFValidationError:
-        fits = False
-    if not fits:
+    if not is_repo_id(repo_id) or "/" not in repo_id:
         raise ValueError(f"{argument} is {repo_id!r}; it takes ORG/NAME, of letters, digits, '-', '_' and '.'.")
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether a repository of the Hub can have this name."""
+    try:
+        validate_repo_id(text)
+        return True
+    except HFValidationError:
+        return False

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -21,11 +22,11 @@ class RecipeError(ValueError):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number, as YAML 1.2 has it; YAML 1.1 takes it for text without a point."""
+    """A YAML loader that reads `1e-5` as a number, as in YAML 1.2. In YAML 1.1 it is text, because it has no point."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Puts text into quotes that `Loader` would take for a number."""
+    """A YAML dumper that quotes text which `Loader` would read as a number."""
 
 
 WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
@@ -70,7 +71,7 @@ def read_recipe(cls: type, path: str | Path, overrides: Overrides = (), find: Fi
     else:
         for override in overrides:
             _override(cls, values, origins, override)
-    return _build(cls, values, "", Origins(origins, str(path), list(_keys_below(cls, values))))
+    return _build(cls, values, "", Origins(origins, str(path), partial(_keys_below, cls, values)))
 
 
 def recipe_to_yaml(recipe: Any) -> str:
@@ -96,7 +97,7 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 
 def value_at(recipe: Any, key: str, most: int = 60) -> str:
-    """The value at a dotted key of a recipe as a plain mapping, as text of so many letters at most."""
+    """The value at a dotted key of a recipe (a plain mapping) as text, cut to at most `most` characters."""
     for part in key.split("."):
         recipe = recipe.get(part) if isinstance(recipe, dict) else None
     text = str(recipe)
@@ -193,7 +194,7 @@ def _section(hint: Any) -> Any:
 
 
 def _keys_below(cls: type, values: Mapping, prefix: str = "") -> Iterator[str]:
-    """The dotted keys that a recipe takes, lists apart."""
+    """All dotted keys that a recipe may have, except those of list entries."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
         key = f"{prefix}{f.name}"
@@ -219,9 +220,9 @@ def _index(target: list, text: str, override: str) -> int:
 
 class Origins:
     """Where the keys of a recipe were written: dotted key -> file or override; `path` for what none of them says.
-    `keys` are all that it may have."""
+    `keys` returns all keys that the recipe may have, for suggestions."""
 
-    def __init__(self, origins: dict[str, str], path: str, keys: list[str]):
+    def __init__(self, origins: dict[str, str], path: str, keys: Callable[[], Iterable[str]]):
         self.origins, self.path, self.keys = origins, path, keys
 
     def __call__(self, key: str) -> str:
@@ -348,12 +349,13 @@ def _mismatch(key: str, value: Any, wanted: str, origin: str) -> str:
 
 
 def _unknown(dotted: str, key: str, known: Iterable[str], origin: Origins) -> str:
-    """The message about an unknown key, with those of its section that are spelt like it, or of other sections."""
+    """The error message for an unknown key. It suggests the same key in another section, or keys with similar names."""
+    keys = list(origin.keys())
+    every = {each.split(".")[-1] for each in keys}
 
     def elsewhere(names: list[str]) -> list[str]:
-        return [each for each in origin.keys if each.split(".")[-1] in names]
+        return [each for each in keys if each.split(".")[-1] in names]
 
-    every = {each.split(".")[-1] for each in origin.keys}
     found = (
         elsewhere([key])
         or [dotted.removesuffix(key) + each for each in difflib.get_close_matches(key, list(known))]

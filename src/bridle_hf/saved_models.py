@@ -1,4 +1,4 @@
-"""What the folder of a saved model holds, before the model is loaded."""
+"""Checks of a saved model before its weights are loaded."""
 
 import json
 import logging
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 PRETRAINED = "a pretraining model such as runs/mine/final"
 WEIGHTS = "model.safetensors"
-PARTS = "model.safetensors.index.json"  # names the files of weights that are in several
+PARTS = "model.safetensors.index.json"  # lists the files of sharded weights
 
 
 def check_model(source: str, argument: str = "--model") -> None:
-    """Load the config of a saved model from a folder or the Hub, and of a folder the headers of its weights.
+    """Load the config of a saved model from a folder or the Hub; for a folder, read the headers of its weights, too.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no such model, or it is damaged.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -46,8 +46,8 @@ def check_model(source: str, argument: str = "--model") -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder that a run wrote holds config, processor and weights as they can be loaded; a warning says what
-    is damaged or gone. The weights themselves are not read."""
+    """Whether the config, processor and weight files of a run's model are complete. Otherwise a warning says what is
+    damaged or missing. Only the headers of the weights are read."""
     try:
         load_processor(str(folder))  # with the config
         for name in _files_of_weights(folder):
@@ -67,7 +67,7 @@ def _files_of_weights(folder: Path) -> set[str]:
 
 
 def _check_headers(folder: Path) -> None:
-    """Raise an error for a file of weights that is not as long as its header says."""
+    """Raise an error if a weight file is shorter or longer than its header says."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt"):
             pass
@@ -75,7 +75,7 @@ def _check_headers(folder: Path) -> None:
 
 @contextmanager
 def without_load_reports() -> Iterator[None]:
-    """Loads without transformers' table of all names that are missing or left over; whoever loads looks at them."""
+    """Silence transformers' load report while loading; the caller checks the missing keys itself."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -190,14 +190,14 @@ def seen_by(found: Survey, recipe: PretrainRecipe, processor) -> list[str]:
         frames = found.of("frames").tolist()
         windows = sum(len(window_starts(length, window, 0.0, config.patch_size[0])) for length in frames)
         size = f" of {window * modality.hop_seconds(processor):.2f} s"
-    # training draws one window of a clip at a time
-    passes = f"{steps} steps of {step} draw each clip {steps * step / len(found.facts):.1f} times"
+    times = steps * step / len(found.facts)  # training draws one window of a clip at a time
+    passes = f"{steps} steps of {step} draw each clip {times:.1f} times"
     beside = ", side by side" if window is not None or windows > len(found.facts) else ""
     lines = [_line("windows", f"{windows}{size}{beside}"), _line("the recipe", passes)]
     remarks = []
     if len(found.facts) < step:
         remarks.append(f"a step draws {step} clips, more than there are: some come twice into it")
-    if (times := steps * step / len(found.facts)) > OFTEN:
+    if times > OFTEN:
         remarks.append(f"{times:.0f} draws of a clip are many; a section evaluate shows when features stop to gain")
     if windows < FEW:
         remarks.append("below some hundred windows little is learned; begin with weights that there are (start_from)")

@@ -70,8 +70,8 @@ def reading(parser) -> Iterator[None]:
 
 
 def check_output(path: str, dataset: str = "", ending: str = "") -> None:
-    """Check that `--output` names a file that can be written, and none that is there as a part of the dataset. The
-    `ending` is that of what is written; a name may have it, or one that is of no other kind of file.
+    """Check that `--output` can be written and is no existing file of the dataset. With `ending`, such as `.csv`, the
+    ending of another file format is refused; unknown endings are allowed.
 
     Raises:
         ValueError, FolderError: it does not.
@@ -139,7 +139,7 @@ def check_finetuning(recipe: Any) -> None:
     check_model(source, "model")
     check_config(source, recipe.config, recipe.from_scratch)
     processor = _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor))
-    recipe.check_model(BridleConfig.from_pretrained(source, **recipe.config))
+    recipe.check_against(BridleConfig.from_pretrained(source, **recipe.config))
     check_data(recipe.data, processor)
 
 
@@ -222,14 +222,14 @@ def check_data(data: DataArguments, processor, argument: str = "data.dataset") -
         if not message.startswith("data."):
             by_name = "Bad split: train" in message and data.files is None and path.is_dir()
             hint = "; data.files='**' reads all files as split train" if by_name else ""
-            given = {f"data.{key}": getattr(data, key) for key in ("split", "test_split", "name")}
-            at_fault = (f"Bad split: {data.split}.", f"Bad split: {data.test_split}.", f"BuilderConfig {data.name!r}")
-            named = [
-                f" and {key} {value!r}"
-                for (key, value), text in zip(given.items(), at_fault, strict=True)
-                if text in message
-            ]
-            message = f"{argument} is {name!r}{''.join(named[:1])}: {message}{hint}"
+            signs = {
+                "split": f"Bad split: {data.split}.",
+                "test_split": f"Bad split: {data.test_split}.",
+                "name": f"BuilderConfig {data.name!r}",
+            }
+            key = next((key for key, sign in signs.items() if sign in message), None)
+            at_fault = f" and data.{key} {getattr(data, key)!r}" if key else ""
+            message = f"{argument} is {name!r}{at_fault}: {message}{hint}"
         raise ValueError(as_options(message) if argument.startswith("-") else message) from error
 
 

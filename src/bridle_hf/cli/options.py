@@ -171,7 +171,7 @@ def padded_short(given: Any, model: BridleConfig | str) -> dict[str, bool]:
 
 
 def mapping(text: str) -> dict:
-    """The `type` of an option that takes a mapping of columns to values, in YAML."""
+    """Parse a YAML mapping of columns to values; for the `type` of an argparse option."""
     try:
         value = read_yaml(text)
     except yaml.YAMLError:

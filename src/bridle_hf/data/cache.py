@@ -28,7 +28,7 @@ from filelock import FileLock
 from ..files import at_home, partial_of, sha256, whole_folder, write_whole
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
-from .columns import as_json, json_as
+from .columns import encode_json, replace_json
 from .fields import field_of, select
 from .media import is_url
 from .modalities import modality_of
@@ -313,7 +313,7 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
         named = {"clip_name": datasets.Value("string")}
         schema = datasets.Features(named | dict(source.dataset.features) | media)
     rows = (
-        {key: as_json(value, types.get(key)) for key, value in example.items() if key not in (MARK, column)}
+        {key: encode_json(value, types.get(key)) for key, value in example.items() if key not in (MARK, column)}
         | {column: pack(clip) if decoded else pack_file(source.raw(example), column) | {"shape": list(clip.shape)}}
         for example, clip in source.decode_all(data.workers, data.max_bad_share, done["examples"])
     )
@@ -338,10 +338,11 @@ def _write_files(source: Source, data: DataArguments, folder: Path, decoded: boo
 
 
 def _table(rows: list[dict], schema: datasets.Features | None) -> pa.Table:
-    """Rows as a table, values of mixed types as JSON."""
+    """Build a table of rows; values of `datasets.Json` columns are JSON text already."""
     if schema is None:
         return pa.Table.from_pylist(rows)
-    stored = datasets.Features(json_as(datasets.Value("string"), dict(schema)))  # pyarrow makes no JSON of text itself
+    # pyarrow cannot build JSON columns directly
+    stored = datasets.Features(replace_json(dict(schema), datasets.Value("string")))
     return pa.Table.from_pylist(rows, schema=stored.arrow_schema).cast(schema.arrow_schema)
 
 

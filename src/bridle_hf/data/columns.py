@@ -17,7 +17,7 @@ from .modalities import modality_of
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("file_name", "filename", "file", "filepath", "path")  # columns that hold paths where there are no media
+PATHS = ("file_name", "filename", "file", "filepath", "path")  # usual names of columns of paths
 
 
 class Raw:
@@ -54,35 +54,35 @@ def undecoded(
 
 
 def without_media(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
-    """A stream that decodes no media; only values of mixed types, which `datasets` keeps as JSON, are what they say."""
+    """Turn off decoding, except for columns of mixed types, whose values `datasets` stores as JSON text."""
     dataset = dataset.decode(False)
     for column, feature in dataset.features.items():
-        if (decoded := json_as(datasets.Json(), feature)) != feature:
+        if (decoded := replace_json(feature, datasets.Json())) != feature:
             dataset = dataset.cast_column(column, decoded)
     return dataset
 
 
-def json_as(other, feature):
-    """A type with `other` in the place of those of mixed values."""
+def replace_json(feature, other):
+    """Replace `datasets.Json` by another type, also in nested types."""
     if isinstance(feature, datasets.Json):
         return other
     if isinstance(feature, dict):
-        return {key: json_as(other, each) for key, each in feature.items()}
+        return {key: replace_json(each, other) for key, each in feature.items()}
     if isinstance(feature, datasets.List | datasets.LargeList):
-        return replace(feature, feature=json_as(other, feature.feature))
+        return replace(feature, feature=replace_json(feature.feature, other))
     return feature
 
 
-def as_json(value, feature):
-    """A value of `without_media` as `datasets` keeps it: text where its type is mixed."""
+def encode_json(value, feature):
+    """Encode the parts of a value whose type is `datasets.Json` as JSON text, the way `datasets` stores them."""
     if value is None:
         return None
     if isinstance(feature, datasets.Json):
         return json.dumps(value, default=str)
     if isinstance(feature, dict) and isinstance(value, dict):
-        return {key: as_json(each, feature[key]) if key in feature else each for key, each in value.items()}
+        return {key: encode_json(each, feature[key]) if key in feature else each for key, each in value.items()}
     if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
-        return [as_json(each, feature.feature) for each in value]
+        return [encode_json(each, feature.feature) for each in value]
     return value
 
 
@@ -214,7 +214,7 @@ def may_hold_media(feature) -> bool:
 
 
 def number_type(feature) -> str | None:
-    """The type of the integers of a column of arrays, which `datasets` gives as int64; None of other columns."""
+    """Integer dtype of a column of arrays, since `datasets` returns all integers as int64; None for other columns."""
     if isinstance(feature, dict):
         return number_type(feature.get("array"))
     while isinstance(feature, datasets.List | datasets.LargeList):
@@ -225,12 +225,12 @@ def number_type(feature) -> str | None:
 
 
 def of_type(raw, numbers: str):
-    """An array, or the one in a dict, as numbers of a type; what is none stays as it is."""
+    """Convert an array, or the array of a dict, to a dtype. Other values are returned unchanged."""
     if isinstance(raw, dict):
         return raw if raw.get("array") is None else raw | {"array": of_type(raw["array"], numbers)}
     try:
         return np.asarray(raw, dtype=numbers) if is_array(raw) else raw
-    except (TypeError, ValueError):  # with gaps
+    except (TypeError, ValueError):  # ragged, or with None in it
         return raw
 
 
@@ -258,8 +258,8 @@ def is_file(feature) -> bool:
 
 
 def find_column(types: dict, modality, description: str, others: str = "", first: Callable[[], dict] = dict) -> str:
-    """The first of `media_columns`; where there is none, a column of `PATHS` that names a file of the modality in the
-    example that `first` gives.
+    """The first of `media_columns`. If there is none, the first column of `PATHS` that holds the name of a file of the
+    modality in the first example, which `first` returns.
 
     Raises:
         ValueError: there is none.

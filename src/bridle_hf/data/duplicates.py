@@ -19,8 +19,8 @@ class Duplicates:
         self.digests: dict[str, list[str]] = {}  # content -> names
 
     def add(self, name: str, raw: Any) -> None:
-        """Look at the undecoded value of a sample: bytes, a path, also in a zip archive, both, or an array. Addresses
-        are passed over."""
+        """Add an undecoded sample: bytes, a path (files in zip archives included), a dict with both, or an array. URLs
+        are ignored."""
         path = raw.get("path") if isinstance(raw, dict) else raw
         content = raw.get("bytes") if isinstance(raw, dict) else raw
         if is_array(raw):

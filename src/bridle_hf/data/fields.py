@@ -39,14 +39,15 @@ def class_names(feature: Any) -> list[str] | None:
 
 
 def class_of(number: int | None, names: list[str]) -> str | None:
-    """The name of a class; None for -1, which stands for no label, and the number as text where it has no name."""
+    """The name of a class number: None for None and -1, which mean no label; the number as text if it has no name."""
     if number is None or number == -1:
         return None
     return names[number] if 0 <= number < len(names) else str(number)
 
 
 def field_of(example: dict, column: str) -> Any:
-    """The value of a column or field, without types of numpy and torch; None of a field that an example lacks."""
+    """The value of a column or nested field; None if the example lacks the field. NumPy arrays and torch tensors are
+    converted to Python numbers or lists."""
     outer, *keys = [column] if column in example else column.split(".")
     found = example.get(outer)
     for key in keys:
@@ -62,13 +63,13 @@ def select(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterab
 
 
 def is_missing(value) -> bool:
-    """Whether a label stands for none."""
+    """Whether a value means that there is no label: None, blank text, NaN or -1."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_blank(value) or (number and (value == -1 or value != value))
 
 
 def is_blank(value) -> bool:
-    """Whether a value is None or text without a letter."""
+    """Whether a value is None, empty text, or text of spaces only."""
     return value is None or isinstance(value, str) and not value.strip()
 
 

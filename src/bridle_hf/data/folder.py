@@ -48,13 +48,13 @@ class Clip:
 
     @property
     def archive(self) -> str:
-        """The archive that it is in; empty for a file of its own."""
+        """Name of the archive that contains it; empty if it is in none."""
         return "" if self.name == self.place else self.name
 
     def __post_init__(self):  # once: a folder may have 100,000
         *self.folders, last = self.place.split("/")
         self.is_metadata = last in METADATA
-        if not self.folders and self.name != self.place:
+        if not self.folders and self.archive:
             self.folders = [os.path.splitext(os.path.basename(self.name))[0]]
 
 
@@ -102,7 +102,7 @@ class MediaFolder:
         return found[-1] if found else None
 
     def _class_folders(self, clip: Clip, split: str) -> list[str]:
-        if not self.in_folders or clip.name != clip.place:
+        if not self.in_folders or clip.archive:
             return clip.folders
         return [folder for folder in clip.folders if not folder_word(split)(folder)]
 

@@ -96,7 +96,7 @@ def read_labels(
 
 
 def _say_what_is_repeated(paths: list[str], description: str) -> None:
-    """Warn of files of several rows."""
+    """Warn about files that occur in more than one row."""
     if repeated := [path for path, count in Counter(paths).items() if count > 1]:
         warn_once(
             f"{description} names {len(repeated)} files in several rows ({name_some(repeated, 3)}): each row is a "
@@ -264,8 +264,8 @@ def _is_list_as_text(label: int | str) -> bool:
 
 
 def _say_what_is_alike(what: str, values: list) -> None:
-    """Warn of classes or folds whose names differ in spaces, capitals or the form of letters alone, as accents of macOS
-    do: most often they are one."""
+    """Warn about classes or folds whose names differ only in spaces, capitals or Unicode form (such as accents from
+    macOS), because they are usually the same one."""
     alike = {}
     for label in values:
         plain = unicodedata.normalize("NFKC", str(label))

@@ -70,7 +70,7 @@ def check_channels(config: BridleConfig) -> None:
 
 
 def check_window(data: DataArguments, config: BridleConfig) -> None:
-    """Raise a `ValueError` for a window, `data.max_frames`, that holds no patch of a model or too many."""
+    """Raise a `ValueError` if the window, `data.max_frames`, is shorter than one patch or has too many patches."""
     patch, most = config.patch_size[0], MOST_PATCHES // config.grid[-1] * config.patch_size[0]
     if data.max_frames is not None and not patch <= data.max_frames <= most:
         raise ValueError(

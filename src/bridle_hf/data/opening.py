@@ -115,7 +115,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         opened = _open_builder(builder, data, modality)
     except Exception as error:  # nothing that the library reads, or an archive that it cannot look into
         if builder is not None and not isinstance(error, EmptyDatasetError | ImportError):
-            raise  # a format may need a package more; what else is wrong says itself
+            raise  # an error about the data; an ImportError means that a format needs another package
         there = listing.said([name for name in names if name not in set().union(*listing.left.values())])
         raise ValueError(
             f"data.dataset is {data.dataset!r}, a folder that holds no {modality.name} file, archive or table that can "

@@ -1,4 +1,4 @@
-"""Samples as the columns of a cache: decoded, or the undecoded file."""
+"""How a cache stores a sample in its columns: as decoded arrays, or as an undecoded file."""
 
 import datasets
 import numpy as np
@@ -47,10 +47,10 @@ def unpack_clip(
 
 
 def pack_file(raw: dict | bytes | str, column: str) -> dict:
-    """The columns that hold a file.
+    """The columns for an undecoded file.
 
     Raises:
-        UnusableDataError: it is an array and no file.
+        UnusableDataError: the value is an array, not a file.
     """
     if isinstance(raw, bytes):
         return {"bytes": raw, "path": None}

@@ -95,16 +95,23 @@ def survey(data: DataArguments, processor) -> Survey:
         for column, names in columns.items():
             held[column].append(field_of(example, column))
             _count(found.columns, column, names, held[column][-1])
+    names, types = [fact["name"] for fact in found.facts], source.dataset.features or {}
     for column in found.columns.keys() - {data.fold_column, FOLD}:
-        labelled = [row for row, value in enumerate(held[column]) if not is_missing(value)]
-        values, names = ([each[row] for row in labelled] for each in (held[column], found.of("name")))
-        try:
-            if values:
-                encode_labels(values, type_of(source.dataset.features or {}, column), column, names)
-        except LabelError as error:
-            found.refused[column] = str(error)
+        if why := _why_refused(held[column], type_of(types, column), column, names):
+            found.refused[column] = why
     found.read, found.duplicates = source.behind, duplicates.groups()
     return found
+
+
+def _why_refused(values: list, feature, column: str, names: list[str]) -> str:
+    """The error that fine-tuning would raise about these labels; empty if there is none. Missing labels are ignored."""
+    rows = [row for row, value in enumerate(values) if not is_missing(value)]
+    try:
+        if rows:
+            encode_labels([values[row] for row in rows], feature, column, [names[row] for row in rows])
+    except LabelError as error:
+        return str(error)
+    return ""
 
 
 def _look(featurize, facts, example: dict) -> dict[str, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..data.modalities import MODALITIES
+from ..data.source import MARK
 from .classes import csv_text, write_text
 from .windows import mean_of_windows, run_windows
 
@@ -19,7 +20,7 @@ def takes_several_labels(config) -> bool:
     """Whether a classifier of this config was trained to give a clip several labels, or none.
 
     Raises:
-        ValueError: it was trained to give numbers.
+        ValueError: it is a regression model.
     """
     if config.problem_type == "regression":
         raise ValueError("the model is one of regression, and gives no classes; take its logits.")
@@ -45,12 +46,12 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         per_window (`bool`): classify the windows of sounds one by one; each then has its `start` and `end` in seconds.
 
     Yields:
-        dict: `name` of the clip, with its place in the dataset where another before it has that name; its `labels`, the
-        likeliest first; `scores`, label -> probability of all labels, the likeliest first. No labels and NaN for a clip
-        whose logits are not finite.
+        dict: `name` of the clip (if an earlier clip has the same name, its position in the dataset is added); its
+        `labels`, the likeliest first; `scores`, label -> probability of all labels, the likeliest first. No labels and
+        NaN for a clip whose logits are not finite.
 
     Raises:
-        ValueError: `per_window` of what has no windows of fixed seconds, or a model of regression.
+        ValueError: `per_window` for a modality without windows of fixed seconds, or a regression model.
     """
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; it takes a probability, from 0 to 1.")
@@ -76,10 +77,10 @@ def classified(model, data, processor, threshold=None, batch_size=32, dataset=No
         }
 
     unit, device = config.patch_size[0], model.device
-    how = {"ours": ("mark",), "mark": "mark", "skipped": skipped}
+    how = {"batch_size": batch_size, "device": device, "dataset": dataset, "skipped": skipped, "marked": True}
     seen = set()
-    for example, windows in run_windows(data, processor, unit, run, 0.0, batch_size, device, dataset, **how):
-        name = example["mark"] if example["clip_name"] in seen else example["clip_name"]
+    for example, windows in run_windows(data, processor, unit, run, **how):
+        name = example[MARK] if example["clip_name"] in seen else example["clip_name"]
         seen.add(name)
         for place, found in _places(windows, patch if per_window else None):
             yield {"name": name, **place, **said(found)}

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 PREDICTED = "By the decoder, from the visible patches."
 NOT_LEARNED = (
-    "By the decoder, which was trained on the codes before: the run ended with a phase of the tokenizer. A further "
-    "phase of the encoder would learn to predict these; in the run's curves are the codes that it did learn."
+    "By the decoder, which has not been trained on these codes: the run ended with a tokenizer phase. A further "
+    "encoder phase would train it on them. The curves of the run show how well it predicted the earlier codes."
 )
 
 USAGE_COLUMNS = {
@@ -97,12 +97,11 @@ def codebook_report(path, model, examples, *, name, records=(), results=(), clip
     sizes = quantizer.codebook_sizes
     held = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
 
+    bag_of_codes = "bag-of-codes accuracy" if examples.labels is not None else "bag-of-codes accuracy (needs labels)"
     parts = [
         tiles(
             {
-                "bag-of-codes accuracy" + (", of labels" if examples.labels is None else ""): _percent(
-                    quality["bag_of_codes"]
-                ),
+                bag_of_codes: _percent(quality["bag_of_codes"]),
                 "mean ECU": float(np.mean(quality["ecu"])),
                 "energy left at the end": _percent((quality["residual_energy"] or [None])[-1]),
                 "position in the first code": f"{quality['position_information'][0]:.2f} bits",

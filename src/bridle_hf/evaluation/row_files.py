@@ -190,7 +190,8 @@ def _holds_empty_struct(kind: pa.DataType) -> bool:
 
 
 def _as_number(value, kind: pa.DataType):
-    """A number that is text, as pandas reads some rows of a csv file, as the number; anything else as it is."""
+    """Convert text to a number if the column is numeric, because pandas reads some rows of a csv column as text. Other
+    values are returned unchanged."""
     try:
         numeric = isinstance(value, str) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
         return pa.scalar(value).cast(kind).as_py() if numeric else value

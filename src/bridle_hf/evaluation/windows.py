@@ -32,7 +32,7 @@ def run_windows(
     ours=(),
     skipped=None,
     parts: Parts | None = None,
-    mark: str | None = None,
+    marked: bool = False,
 ):
     """Run `run` on every clip that `data` names, with a progress bar; bad clips are skipped as in training.
 
@@ -49,7 +49,7 @@ def run_windows(
         dataset: a dataset in hand instead of `data.dataset`, see `open_source`.
         ours: names of the columns that the caller adds to a row.
         skipped (`dict`): receives the name of each clip that cannot be used, and the reason.
-        mark: name of a column that tells a clip from others of its name.
+        marked (`bool`): keep the `MARK` of each row, which distinguishes clips of the same name.
         parts: where the rows are written, which tells what was done before and what this process reads.
 
     Yields:
@@ -70,8 +70,8 @@ def run_windows(
         start, shard = (parts.begin(source), parts.shard) if parts else (0, (0, 1))
         for example, clip in source.decode_all(data.workers, data.max_bad_share, start, shard):
             number, row = source.behind, columns.of(example)
-            if mark is not None:
-                row[mark] = example[MARK]
+            if marked:
+                row[MARK] = example[MARK]
             if size is None:
                 yield number, row, 0, None, clip
                 continue

@@ -1,4 +1,4 @@
-"""The classifier that is fine-tuned, over a saved encoder or over random weights."""
+"""Building the classifier to fine-tune, from a saved encoder or from random weights."""
 
 import logging
 
@@ -41,10 +41,10 @@ def build_classifier(recipe, source, label_names):
 
 
 def load_classifier(cls, source, config):
-    """A classifier with the weights of a saved model, the head apart, which may be drawn anew.
+    """Load a classifier. Its head may be missing from the saved model and is then initialised at random.
 
     Raises:
-        ValueError: another weight is missing.
+        ValueError: other weights are missing.
     """
     with without_load_reports():
         model, report = cls.from_pretrained(source, config=config, output_loading_info=True)

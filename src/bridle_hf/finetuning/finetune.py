@@ -79,7 +79,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
     recipe = replace(recipe, training=settle(recipe.training, begun_with(Path(recipe.output_dir))))
     source = _model_of(recipe, (recipe.folds or [None])[0])
     processor = load_processor(source, recipe.config, **recipe.processor)
-    recipe.check_model(BridleConfig.from_pretrained(source, **recipe.config))
+    recipe.check_against(BridleConfig.from_pretrained(source, **recipe.config))
     if recipe.training.lora_rank:
         require_peft()
     if recipe.final and test_dataset is not None:

@@ -79,7 +79,7 @@ class KeptFold:
         self.recipe = describe(recipe, model) | {"data_read": data} | ({"given_dataset": dataset} if dataset else {})
 
     def scores(self) -> dict[str, float] | None:
-        """The scores of a fold that was completed with this recipe and whose model is whole; otherwise None."""
+        """The scores of the fold if it was completed with this recipe and its model is intact; otherwise None."""
         record = self._read()
         if record.get("recipe") != self.recipe or "scores" not in record or not is_whole(self.folder):
             return None
@@ -172,7 +172,7 @@ def begun_with(output_dir: Path) -> dict:
 
 
 def is_checkpoint(checkpoint: Path) -> bool:
-    """Whether a folder is a checkpoint whose files are those of its manifest."""
+    """Whether a folder is a checkpoint whose files match its manifest."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         return TRAINER_STATE_NAME in manifest and all(sha256(checkpoint / n) == there for n, there in manifest.items())

@@ -175,9 +175,9 @@ class FinetuneRecipe:
         if not self.data.label_column:
             raise ValueError("`data.label_column` is missing; it takes the name of the column with the classes.")
 
-    def check_model(self, config: BridleConfig) -> None:
-        """Raise a `ValueError` for an option that the modality of the model does not have, or a window that it does not
-        take."""
+    def check_against(self, config: BridleConfig) -> None:
+        """Raise a `ValueError` if the model does not support an option of the recipe: one of another modality, or a
+        window that is too short or too long."""
         modality = MODALITIES[config.modality]
         if self.training.cutmix and not modality.has_boxes:
             raise RecipeError(f"`training.cutmix` is {self.training.cutmix}; {modality.name} takes 0, it has no boxes.")

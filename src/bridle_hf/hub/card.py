@@ -6,12 +6,11 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from markupsafe import Markup
 
 from ..configuration_bridle import BridleConfig
 from ..data.modalities import MODALITIES
-from ..hub_connection import check_repo_id
+from ..hub_connection import check_repo_id, is_repo_id
 from ..markdown import card_environment
 from ..modeling_bridle import BridleForClassification
 from ..training.metrics import read_metrics
@@ -86,9 +85,7 @@ def is_public(name, *places):
     Args:
         places: folders of the runs that it is of; paths may have been relative to a folder above them.
     """
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
+    if not is_repo_id(name or ""):
         return False
     above = (folder for place in places for folder in Path(place).resolve().parents)
     return not any((folder / name).exists() for folder in (Path(), *above))

@@ -7,13 +7,13 @@ from typing import Any
 from ..codebook_metrics import few_codes
 
 NO_BETTER_THAN_CHANCE = 0.98  # of log K
+EASY = "Codes that say little make an easy task, and low losses with it"
 OF_THE_TOKENIZER = (
-    "Codes that say little make an easy task, and low losses with it. A longer tokenizer phase helps, "
-    "tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
+    f"{EASY}. A longer tokenizer phase helps, tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
 )
 OF_THE_CLIPS = (
-    "These are codes of a random projection, so that the patches are much alike: is there much silence or padding, and "
-    "are processor.mean and std those of the clips? (bridle check, bridle measure)"
+    "The codes of this phase come from a random projection, so the patches themselves are similar. Check for silence "
+    "and padding (bridle check), and whether processor.mean and std fit the clips (bridle measure)"
 )
 
 

@@ -48,7 +48,7 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
 
 
 def check_sizes(config: BridleConfig, start_from: str) -> None:
-    """Raise a `ValueError` where the weights of a saved model do not fit a config."""
+    """Raise a `ValueError` if the sizes in `config` differ from those of the saved encoder."""
     saved, made = BridleConfig.from_pretrained(start_from).to_dict(), config.to_dict()
     saved["patch_size"], made["patch_size"] = list(saved["patch_size"]), list(made["patch_size"])
     if other := [name for name in OF_WEIGHTS if saved[name] != made[name]]:
@@ -77,7 +77,7 @@ def start_model(config: BridleConfig, start_from: str, tokenizer: bool) -> Bridl
         raise ValueError(f"`start_from` is {start_from!r}, where weights are missing: {missing}.")
     if tokenizer:
         return saved
-    whole = (BridleConfig.from_pretrained(start_from).architectures or [BridleModel.__name__])[0]
+    whole = (config.architectures or [BridleModel.__name__])[0]  # `config_of` keeps those of the saved model
     if whole != BridleModel.__name__:
         logger.info("of %s, a %s, the encoder is taken and nothing else", start_from, whole)
     model = BridleForPreTraining(config)

@@ -12,12 +12,13 @@ from ..codebook_bridle import this_process
 from ..codebook_metrics import code_counts, few_codes, usage
 from ..codebook_training_bridle import real_patches, reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
+from .remarks import EASY
 from .seeds import seed_from
 
 logger = logging.get_logger(__name__)
 
 REMEDY = (
-    "Codes that say little make an easy task, and low losses with it: give the tokenizer more steps, and in a phase of "
+    f"{EASY}: give the tokenizer more steps, and in a phase of "
     "a few hundred let its codes follow faster, quantizer_config={'ema_decay': 0.9, 'reset_interval': 10}"
 )
 HOOKS = WeakKeyDictionary()  # model -> handle of its hook, to remove the hook of an interrupted training
@@ -75,10 +76,10 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
 
     def note(self, model, args, inputs, output):
         """Keep the inputs and the statistics of a forward pass in training for the end of its step."""
-        found = output.quantizer_stats
-        if model.training:
-            self.codes, self.valid = output.codes, inputs.get("valid")
-        if model.training and found is not None:
+        if not model.training:
+            return
+        self.codes, self.valid = output.codes, inputs.get("valid")
+        if (found := output.quantizer_stats) is not None:
             self.inputs.append({name: inputs.get(name) for name in (model.main_input_name, "attention_mask", "valid")})
             before = self.statistics
             self.statistics = found if before is None else {name: before[name] + found[name] for name in found}
