@@ -53,12 +53,14 @@ def damaged_folder(tmp_path):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_flipped_bit_costs_its_clip_and_names_it(damaged_folder, extractor, cache, tmp_path_factory):
+def test_a_flipped_bit_costs_its_clip_and_names_it(damaged_folder, extractor, cache, tmp_path_factory, caplog):
     data = DataArguments(damaged_folder, max_frames=96, cache=cache, cache_dir=str(tmp_path_factory.mktemp("cache")))
     loader = build_loader(data, extractor, batch_size=7, seed=0)
     assert all(next(loader)["input_values"].isfinite().all() for _ in range(4))
     ((name, reason),) = loader.skipped.items()
     assert name.endswith("clip-3.wav") and "peaks at 1.43e+38" in reason
+    said = {record.name for record in caplog.records if record.getMessage() == f"skipped {name}: {reason}"}
+    assert said == {source.__name__}  # of the cache's writer and of the loader: a command names a clip once
     examples = load_examples(data, extractor)
     assert len(examples) == 7 and not any("clip-3" in name for name in examples.clip_names)
     assert all(np.isfinite(features).all() for features in examples.clips)

@@ -7,12 +7,14 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tones import make_tone
 from tqdm.auto import tqdm
+from transformers.utils.logging import is_progress_bar_enabled
 
 from bridle_hf.cli import study
 from bridle_hf.cli.main import main as bridle
-from bridle_hf.cli.process import AboveBars
+from bridle_hf.cli.process import AboveBars, log_progress
 from bridle_hf.data import opening, source
 from bridle_hf.finetuning.recipe import FinetuneRecipe
 from bridle_hf.training import load_recipe
@@ -93,6 +95,15 @@ def test_messages_stand_on_lines_of_their_own(capsys):
     with tqdm(total=2, desc="bar"):
         AboveBars().emit(logging.LogRecord("x", logging.WARNING, "", 0, "b", (), None))
     assert re.fullmatch(r"\r?bar: .*\nb\n\r?bar: .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_bars_of_downloads_stay_those_of_weights_go(wanted, monkeypatch):
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    (enable_progress_bars if wanted else disable_progress_bars)()
+    log_progress()
+    assert are_progress_bars_disabled() != wanted and not is_progress_bar_enabled()
+    enable_progress_bars()
 
 
 def test_a_clip_that_is_read_twice_is_named_once(capsys):

@@ -10,7 +10,6 @@ import argparse
 import logging
 
 from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
 
 from ..data import UnusableDataError
 from ..files import FolderError
@@ -33,7 +32,6 @@ def main(arguments=None, prog=None):
     with setting_up(parser):
         recipe = load_recipe(given.recipe, given.overrides)
         check_recipe(recipe)
-    disable_progress_bar()  # of saving small files; the loop has its own
     keep_freed_memory()
     with setting_up(parser, (FolderError, RecipeError, CheckpointError, EvaluationError, UnusableDataError)):
         finished = pretrain(recipe, stop=stop_signals())

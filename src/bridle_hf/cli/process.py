@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from ..data import source
 
@@ -50,10 +52,15 @@ class AboveBars(logging.Handler):
 
 
 def log_progress() -> None:
-    """Log to standard error: all messages of the first process, and warnings of the others."""
+    """Log to standard error: all messages of the first process, and warnings of the others. No progress bars of reading
+    and writing weights, which take moments; those of downloads stay."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[AboveBars()])
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.getLogger("bridle_hf").setLevel(level)
+    wanted = not are_progress_bars_disabled()
+    disable_progress_bar()  # switches those of downloads off, too
+    if wanted:
+        enable_progress_bars()
 
 
 def keep_freed_memory() -> bool:

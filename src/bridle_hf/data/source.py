@@ -238,8 +238,13 @@ class Source:
         self.bad += 1
         self.short += is_short(error)
         self.skipped[example[MARK]] = str(error)
-        logger.warning("skipped %s: %s", example[MARK], error)
+        say_skipped(example[MARK], str(error))
         check_bad_share(self.bad - self.short, seen, max_bad_share, example[MARK], error, self.hint, self.total)
+
+
+def say_skipped(mark: str, reason: str) -> None:
+    """Name what is left out. All readers say it here, so that a command can tell that it has said it before."""
+    logger.warning("skipped %s: %s", mark, reason)
 
 
 def is_shard(mark: str) -> bool:

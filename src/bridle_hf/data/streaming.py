@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -23,9 +22,7 @@ from .bad_share import JUDGED_OVER, check_bad_shards, check_bad_share, is_short
 from .cache import open_shuffled
 from .media import BadClipError, UnusableDataError
 from .modalities import modality_of
-from .source import MARK, BadShardError, Source
-
-logger = logging.getLogger(__name__)
+from .source import MARK, BadShardError, Source, say_skipped
 
 WATCH_SECONDS = 5  # between two looks of a worker at whether its run is still there
 SHARDS, SPLIT, BLOCK, BATCH, CLIP, ROWS = range(6)  # what a random generator is for
@@ -231,7 +228,7 @@ class ClipLoader:
             batch = next(self._batches)
         for name, reason in batch.pop("skipped"):
             if name not in self.skipped:
-                logger.warning("skipped %s: %s", name, reason)
+                say_skipped(name, reason)
             self.skipped[name] = reason
         return batch
 
