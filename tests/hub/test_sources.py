@@ -31,7 +31,8 @@ from bridle_hf.modeling_bridle import (
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
 # what no shape tells: the heads, and the epsilon of transformers' copies
-OPTIONS = {"num_attention_heads": 2, "layer_norm_eps": 1e-12, "decoder_num_attention_heads": 2}
+DECODER = {"decoder_num_attention_heads": 2}
+OPTIONS = {"num_attention_heads": 2, "layer_norm_eps": 1e-12, **DECODER}
 MODALITIES = {"audiomae": "audio", "vit-mae": "image", "videomae": "video"}
 INPUTS = {"audiomae": (2, 64, 128), "vit-mae": (2, 3, 32, 32), "videomae": (2, 4, 3, 32, 32)}
 
@@ -49,10 +50,10 @@ def theirs(source, **options):
     """A random model of transformers."""
     if source == "videomae":
         return perturbed(
-            VideoMAEModel(VideoMAEConfig(**SIZES, image_size=32, num_frames=4, use_mean_pooling=False, **options))
+            VideoMAEModel(VideoMAEConfig(**SIZES | options, image_size=32, num_frames=4, use_mean_pooling=False))
         )
     size = {"image_size": (64, 128), "num_channels": 1} if source == "audiomae" else {"image_size": 32}
-    return perturbed(ViTMAEModel(ViTMAEConfig(**SIZES, **size, mask_ratio=0.0, **options)))
+    return perturbed(ViTMAEModel(ViTMAEConfig(**SIZES | size | options, mask_ratio=0.0)))
 
 
 def inputs(source):
@@ -156,6 +157,31 @@ def test_transformers_models_and_their_files(source, tmp_path):
         assert set(report.used) == set(state) and not report.dropped and not report.initialised
 
 
+@pytest.mark.parametrize("source", ["vit-mae", "videomae"])
+@pytest.mark.parametrize("file", ["", "model.safetensors"])
+def test_a_folder_of_transformers_says_what_no_weight_tells(source, file, tmp_path, caplog):
+    """The features are transformers', with heads, activation and epsilon that are not our defaults."""
+    model, values = theirs(source, num_attention_heads=3, hidden_act="relu", layer_norm_eps=0.1), inputs(source)
+    model.save_pretrained(tmp_path / "theirs")
+    caplog.set_level("INFO")
+    report = convert(tmp_path / "theirs" / file, tmp_path / "ours", source=source, **DECODER)
+    assert "config.json says num_attention_heads=3, hidden_act=relu, layer_norm_eps=0.1" in caplog.text
+    assert not report.assumed
+    ours = BridleModel.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(features(ours, values), features(model, values), rtol=0, atol=1e-4)
+    other = load_official(tmp_path / "theirs", BridleModel, MODALITIES[source], **DECODER, layer_norm_eps=1e-12)
+    assert other.config.layer_norm_eps == 1e-12 and other.config.num_attention_heads == 3  # what is given counts
+    (tmp_path / "theirs" / "config.json").write_text("[1")
+    with pytest.raises(ValueError, match=r"config\.json is damaged: "):
+        load_official(tmp_path / "theirs", BridleModel, MODALITIES[source], **DECODER)
+
+
+def test_without_config_the_heads_are_assumed():
+    options = {name: value for name, value in OPTIONS.items() if name != "num_attention_heads"}
+    report = load_official(theirs("vit-mae").state_dict(), BridleModel, "image", return_report=True, **options)[1]
+    assert report.assumed == {"num_attention_heads": "12: no weight tells"}
+
+
 @pytest.mark.parametrize(("source", "auto"), [("vit-mae", AutoImageProcessor), ("videomae", AutoVideoProcessor)])
 def test_the_processor_is_saved_with_the_model(source, auto, tmp_path):
     sizes = OPTIONS | {"input_size": (32, 32) if source == "vit-mae" else (4, 32, 32)}
@@ -175,6 +201,20 @@ def test_fine_tuned_videomae():
         ours = load_official(state, BridleForVideoClassification, "video", **OPTIONS)
         with torch.no_grad():
             torch.testing.assert_close(ours(pixel_values=values).logits, model(values).logits, rtol=0, atol=1e-4)
+
+
+def test_a_folder_of_a_fine_tuned_videomae_names_its_classes(tmp_path):
+    names = {0: "up", 1: "down", 2: "left"}
+    config = VideoMAEConfig(
+        **SIZES, image_size=32, num_frames=4, id2label=names, label2id={n: i for i, n in names.items()}
+    )
+    model, values = perturbed(VideoMAEForVideoClassification(config)), inputs("videomae")
+    model.save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours", source="videomae", **DECODER)
+    ours = BridleForVideoClassification.from_pretrained(tmp_path / "ours")
+    assert ours.config.id2label == names and ours.config.label2id == {"up": 0, "down": 1, "left": 2}
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pixel_values=values).logits, model(values).logits, rtol=0, atol=1e-4)
 
 
 def test_fine_tuned_audiomae_has_the_names_of_fine_tuned_bridle():

@@ -1,5 +1,7 @@
 """A run that begins from a model that is there."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -93,8 +95,22 @@ def test_weights_of_other_sizes_are_refused(recipe, saved):
     said = r"`start_from` is .*, whose weights do not fit `model`: it has hidden_size 24"
     with pytest.raises(RecipeError, match=said):
         recipe(f"start_from={saved}", "model.hidden_size=32")
-    size = BridleModel.from_pretrained(saved).config.patch_size
-    recipe(f"start_from={saved}", "model.hidden_size=24", f"model.patch_size={list(size)}")
+    config = BridleModel.from_pretrained(saved).config
+    heads = f"model.num_attention_heads={config.num_attention_heads}"
+    recipe(f"start_from={saved}", "model.hidden_size=24", f"model.patch_size={list(config.patch_size)}", heads)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_attention_heads=1", "it has num_attention_heads 2, and the recipe num_attention_heads 1"),
+        ("hidden_act=relu", "it has hidden_act gelu, and the recipe hidden_act relu"),
+        ("layer_norm_eps=1e-12", "it has layer_norm_eps 1e-06, and the recipe layer_norm_eps 1e-12"),
+    ],
+)
+def test_weights_are_not_used_in_another_function(recipe, saved, override, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        recipe(f"start_from={saved}", "model.hidden_size=24", f"model.{override}")
 
 
 def test_a_converted_encoder_is_trained_further(golden_dir, tiny_recipe, tmp_path):

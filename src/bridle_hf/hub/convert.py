@@ -25,7 +25,16 @@ from ..modeling_bridle import BridleForPreTraining, BridleModel
 from ..recipe_reader import read_yaml
 from .export import to_official
 from .key_maps import MASKED_AUTOENCODERS, SOURCES
-from .official import OF_COLD_START, OF_TRAINED, ConversionReport, load_official, our_names, our_values, read_checkpoint
+from .official import (
+    OF_COLD_START,
+    OF_TRAINED,
+    ConversionReport,
+    load_official,
+    our_names,
+    our_values,
+    read_checkpoint,
+    said_beside,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +84,7 @@ def convert(checkpoint, folder, source="bridle", modality=None, processor=None, 
     beside = ConversionReport()
     state = read_checkpoint(checkpoint, beside)
     cls = _model_class(state, modality)
+    overrides = said_beside(checkpoint) | overrides
     model, report = load_official(state, cls, modality, source, return_report=True, **overrides)
     report.dropped |= beside.dropped
     if cls is BridleModel and isinstance(model.layernorm, torch.nn.Identity):
@@ -157,7 +167,11 @@ def _assignment(text: str) -> tuple[str, object]:
 def main(arguments=None, prog="python -m bridle_hf.hub.convert") -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
-    parser.add_argument("input", metavar="CHECKPOINT", help="a .pth or .safetensors file; with --reverse a folder")
+    parser.add_argument(
+        "input",
+        metavar="CHECKPOINT",
+        help="a .pth or .safetensors file, or a folder of transformers'; with --reverse one of ours",
+    )
     parser.add_argument("output", metavar="OUT_DIR", help="a folder; with --reverse a .pth or .safetensors file")
     parser.add_argument("--source", choices=SOURCES, required=True, help="whose names the checkpoint has")
     parser.add_argument("--modality", choices=MODALITY_DEFAULTS, help="that of the source; audio for bridle")

@@ -1,10 +1,12 @@
 """Loading of reference checkpoints into our models, with every key accounted for."""
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -34,6 +36,10 @@ class ConversionReport:
     assumed: dict[str, str] = field(default_factory=dict)
 
 
+# Names of a folder's weights, and what transformers' config.json beside them says that no weight tells, named as here.
+OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+OF_NO_WEIGHT = ("num_attention_heads", "hidden_act", "layer_norm_eps", "id2label")
+
 # Why a tokenizer's tensors are dropped: a reference checkpoint always holds those of both.
 OF_TRAINED, OF_COLD_START = (
     "of the trained tokenizer, not of a cold start",
@@ -55,9 +61,11 @@ def load_official(
     The encoders of AudioMAE, ViT-MAE and VideoMAE load too, alone or fine-tuned, under the names of their own code or
     of transformers. Their decoders predict pixels and are dropped.
 
-    Sizes are read off the weights' shapes. What no shape tells is `BridleConfig`'s default unless given as an override:
-    `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin decoder),
-    `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored position table.
+    Sizes are read off the weights' shapes; heads, activation, epsilon and the names of classes off transformers'
+    config.json where it lies beside the weights. What neither tells is `BridleConfig`'s default unless given as an
+    override: `num_attention_heads`, `estimator_num_attention_heads`, `decoder_num_attention_heads` (inferred for a Swin
+    decoder), `decoder_window_size`, and `input_size` where there is no square image, no 128 mel bins or no stored
+    position table.
 
     Stored position tables are carried as they are (`position_layout="table"`), and a shorter clip or a smaller image
     takes its part of them, unless they are the sin-cos table of the true grid, which is computed for any size
@@ -69,7 +77,8 @@ def load_official(
 
     Args:
         state_dict_or_path: a `{name: tensor}` mapping, or the path of a `.safetensors` or a torch file (`.pth`, read
-            with `weights_only=True`). Both may be wrapped in `model` or `module`, and names may start with `module.`.
+            with `weights_only=True`), or a folder of transformers'. Both may be wrapped in `model` or `module`, and
+            names may start with `module.`.
         cls: `BridleForPreTraining`, `BridleModel`, `BridleTokenizer` or a classification class (for fine-tuned files).
         modality (`str`): `"audio"`, `"image"` or `"video"`.
         source (`str`, *optional*): `"bridle"`, `"audiomae"`, `"vit-mae"` or `"videomae"`; told by the names when left
@@ -101,13 +110,20 @@ def load_official(
             report.assumed["cold_start"] = "False: the tokenizer is taken to be trained, not the cold start"
             logger.warning("`cold_start` is not given; the tokenizer is taken to be trained (cold_start=False).")
     found = _for_cold_start(found) if cold_start else found
+    overrides = said_beside(state_dict_or_path) | overrides
+    classes = overrides.pop("id2label", {})
     config = infer_config(found, names, modality, overrides | {"cold_start": cold_start})
+    if len(classes) == config.num_labels:
+        config.id2label = {int(number): name for number, name in classes.items()}
+        config.label2id = {name: number for number, name in config.id2label.items()}
     if cls is BridleModel and _ends_without_norm(found, modality):
         logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
         model = cls(config, use_final_norm=False)
     else:
         model = cls(config)
     model.load_state_dict(our_values(model, found, names, report))
+    if "num_attention_heads" not in overrides:
+        report.assumed["num_attention_heads"] = f"{config.num_attention_heads}: no weight tells"
     model.eval()
     return (model, report) if return_report else model
 
@@ -157,9 +173,31 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
     return {name: value.cpu() for name, value in source.items()}  # tables are compared with ours, which are there
 
 
+def said_beside(source) -> dict:
+    """Fields of `BridleConfig` that transformers' config.json says of a folder, or of the weights in it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if isinstance(source, Mapping):
+        return {}
+    folder = Path(source).parent if Path(source).name in OF_A_FOLDER else Path(source)
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        fields_there = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    said = {name: fields_there[name] for name in OF_NO_WEIGHT if name in fields_there}
+    shown = [f"{name}={value}" for name, value in said.items() if name != "id2label"]
+    logger.info("%s says %s", file, ", ".join(shown) or "nothing of heads, activation and epsilon")
+    return said
+
+
 def _load_file(path) -> Mapping:
     if os.path.isdir(path):
-        inside = (os.path.join(path, name) for name in ("model.safetensors", "pytorch_model.bin"))
+        inside = (os.path.join(path, name) for name in OF_A_FOLDER)
         if (found := next(filter(os.path.isfile, inside), None)) is None:
             raise ValueError(f"{path} is a folder without a model.safetensors or pytorch_model.bin; name the file.")
         path = found

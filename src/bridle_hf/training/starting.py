@@ -14,7 +14,11 @@ from ..modeling_bridle import BridleForPreTraining, BridleModel
 
 logger = logging.getLogger(__name__)
 
-OF_WEIGHTS = ("modality", "hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels")
+# What the weights of an encoder are of, by their sizes or by what they were trained in.
+OF_WEIGHTS = (
+    "modality", "hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels",
+    "num_attention_heads", "hidden_act", "layer_norm_eps", "use_cls_token",
+)  # fmt: skip
 
 
 def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
@@ -48,14 +52,14 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
 
 
 def check_sizes(config: BridleConfig, start_from: str) -> None:
-    """Raise a `ValueError` if the sizes in `config` differ from those of the saved encoder."""
+    """Raise a `ValueError` if an encoder by `config` has other sizes than the saved one, or computes something else."""
     saved, made = BridleConfig.from_pretrained(start_from).to_dict(), config.to_dict()
     saved["patch_size"], made["patch_size"] = list(saved["patch_size"]), list(made["patch_size"])
     if other := [name for name in OF_WEIGHTS if saved[name] != made[name]]:
         there, here = (", ".join(f"{name} {each[name]}" for name in other) for each in (saved, made))
         raise ValueError(
             f"`start_from` is {start_from!r}, whose weights do not fit `model`: it has {there}, and the recipe {here}; "
-            "take those sizes, or a recipe that has them."
+            "take those of the weights, or a recipe that has them."
         )
 
 
