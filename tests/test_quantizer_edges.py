@@ -267,10 +267,16 @@ def test_what_is_no_tensor_or_size_is_named():
         with pytest.raises(TypeError, match="`codes` is a .*; it takes a tensor"):
             quantizer.decode(codes)
     for build, message in (
-        (lambda: ResidualQuantizer(0, 3, 16), "`dim` is 0; it takes 1 to"),
+        (lambda: ResidualQuantizer(0, 3, 16), "`dim` is 0; it takes a whole number from 1 to"),
+        (lambda: ResidualQuantizer(8.0, 3, 16), "`dim` is 8.0; it takes a whole number from 1 to"),
+        (lambda: ResidualQuantizer("8", 3, 16), "`dim` is '8'; it takes a whole number from 1 to"),
+        (lambda: ResidualQuantizer(8, 3, 16.0), "`codebook_size` is 16.0; it takes whole numbers"),
+        (lambda: ResidualQuantizer(8, 3, None), "`codebook_size` is None; it takes whole numbers"),
+        (lambda: ResidualQuantizer(8, 2, [16.0, 8]), "`codebook_size` is 16.0; it takes a whole number from 1 to"),
         (lambda: ResidualQuantizer(8, 3.0, 16), "`num_codebooks` is 3.0; it takes a whole number from 1 on"),
         (lambda: FSQQuantizer(8, "8"), "`levels` is '8'; it takes whole numbers from 3"),
         (lambda: FSQQuantizer(8, (4.0, 3)), r"`levels` is \(4.0, 3\); it takes whole numbers from 3"),
     ):
         with pytest.raises(ValueError, match=message):
             build()
+    assert FSQQuantizer(8, tuple(np.array([8, 5]))).codebook_sizes == (40,)

@@ -112,6 +112,12 @@ def check_range(name, value, low, high, meaning=""):
         raise ValueError(f"`{name}` is {value}; it takes {low} to {high}{meaning and f', {meaning}'}.")
 
 
+def check_size(name, value):
+    """Raise a `ValueError` unless `value` is a whole number of codes or dimensions."""
+    if not isinstance(value, Integral) or not 1 <= value <= MOST_CODES:
+        raise ValueError(f"`{name}` is {value!r}; it takes a whole number from 1 to {MOST_CODES}.")
+
+
 def check_tensor(name, value):
     """Raise a `TypeError` if `value` is not a tensor."""
     if not isinstance(value, torch.Tensor):
@@ -141,7 +147,11 @@ def sizes_of(codebook_size, num_codebooks):
     """
     if not isinstance(num_codebooks, Integral) or num_codebooks < 1:
         raise ValueError(f"`num_codebooks` is {num_codebooks}; it takes a whole number from 1 on.")
+    if not isinstance(codebook_size, Integral | list | tuple):
+        raise ValueError(f"`codebook_size` is {codebook_size!r}; it takes whole numbers: one, or one per codebook.")
     sizes = (codebook_size,) * num_codebooks if isinstance(codebook_size, Integral) else tuple(codebook_size)
+    for size in sizes:
+        check_size("codebook_size", size)
     if len(sizes) != num_codebooks:
         raise ValueError(
             f"`codebook_size` is {list(sizes)}; it takes one number, or one per codebook, {num_codebooks} numbers."

@@ -157,7 +157,7 @@ def remove(path: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to NAME.old-1, -2, ..., so that starting over deletes nothing. Returns the new path.
+    """Rename a folder or a file to NAME.old-1, -2, ..., so that starting over deletes nothing. Returns the new path.
 
     A symbolic link stays and leads to a new, empty folder where the old one was.
     """

@@ -5,6 +5,7 @@ an optimizer trains the linear maps to and from a grid of whole numbers (arXiv 2
 """
 
 from math import prod
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -94,7 +95,7 @@ class RandomProjectionQuantizer(Quantizer):
 # --- Finite scalar quantization ---------------------------------------------------------------------------------------
 def check_levels(levels):
     """Raise a `ValueError` for levels that `FSQQuantizer` does not take."""
-    whole = isinstance(levels, list | tuple) and all(isinstance(level, int) for level in levels)
+    whole = isinstance(levels, list | tuple) and all(isinstance(level, Integral) for level in levels)
     if not whole or not levels or min(levels) < 3 or max(levels) > 1000:
         got = tuple(levels) if isinstance(levels, list) else levels
         raise ValueError(f"`levels` is {got!r}; it takes whole numbers from 3 to 1000, one per dimension.")

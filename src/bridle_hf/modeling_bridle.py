@@ -622,6 +622,7 @@ class BridleForClassification(BridlePreTrainedModel):
 
     def __init__(self, config: BridleConfig):
         super().__init__(config)
+        config.validate()  # `from_pretrained(..., id2label=...)` changes it without looking
         self.num_labels = config.num_labels
         self.bridle = BridleModel(config, use_final_norm=False)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -631,9 +632,8 @@ class BridleForClassification(BridlePreTrainedModel):
     def _classify(self, values, attention_mask, labels, **kwargs):
         values = pick_input(self, values, values)
         values, valid = self.bridle.patch_layer.mask_padding(values, attention_mask)
-        patch_mask = None
-        if self.training and any(self.config.classifier_mask_ratio):
-            patch_mask = self._training_mask(values, valid)
+        hides = self.training and any(self.config.classifier_mask_ratio)
+        patch_mask = self._training_mask(values, valid) if hides else None
         outputs = run(self.bridle, values, patch_mask=patch_mask, valid=valid, **kwargs)
         logits = self.classifier(self.layernorm(outputs.pooler_output))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

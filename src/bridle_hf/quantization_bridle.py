@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .codebook_bridle import (
-    MOST_CODES,
     Codebook,
     all_reduce_sum_,
     broadcast_,
@@ -22,6 +21,7 @@ from .codebook_bridle import (
     check_codes,
     check_finite,
     check_range,
+    check_size,
     check_vectors,
     code_statistics,
     flatten_rows,
@@ -91,8 +91,7 @@ class Quantizer(nn.Module):
     def __init__(self, dim, num_codebooks, codebook_size):
         super().__init__()
         self.codebook_sizes = sizes_of(codebook_size, num_codebooks)
-        check_range("codebook_size", min(self.codebook_sizes), 1, MOST_CODES)
-        check_range("dim", dim, 1, MOST_CODES)
+        check_size("dim", dim)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, max(self.codebook_sizes)
         self.codebooks, self.init_sample_size = (), 0  # of the instance: of the class they would hide a ModuleList
 

@@ -22,14 +22,17 @@ class RecipeError(ValueError):
 
 
 class Loader(yaml.SafeLoader):
-    """A YAML loader that reads `1e-5` as a number, as in YAML 1.2. In YAML 1.1 it is text, because it has no point."""
+    """A YAML loader that reads `1e-5` as a number, as in YAML 1.2. In YAML 1.1 it is text, because it has no point.
+
+    `12e4` stays text: identifiers look like that.
+    """
 
 
 class Dumper(yaml.SafeDumper):
     """A YAML dumper that quotes text which `Loader` would read as a number."""
 
 
-WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+][0-9]+"), list("-+0123456789")
 Loader.add_implicit_resolver(*WITHOUT_POINT)
 Dumper.add_implicit_resolver(*WITHOUT_POINT)
 
@@ -89,7 +92,10 @@ def config_keys(cls: type) -> dict:
 
 
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two recipes as plain mappings."""
+    """Dotted keys whose values differ between two recipes as plain mappings; of lists of as many sections those of the
+    sections, such as `phases.0.steps`."""
+    if _are_sections(before) and _are_sections(now) and len(before) == len(now):
+        before, now = (dict(zip(map(str, range(len(each))), each, strict=True)) for each in (before, now))
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [prefix.rstrip(".")]
     keys = [*before, *(key for key in now if key not in before)]
@@ -97,11 +103,19 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 
 def value_at(recipe: Any, key: str, most: int = 60) -> str:
-    """The value at a dotted key of a recipe (a plain mapping) as text, cut to at most `most` characters."""
+    """The value at a dotted key of a recipe (a plain mapping) as text, cut to at most `most` characters; of a list of
+    sections their kinds."""
     for part in key.split("."):
-        recipe = recipe.get(part) if isinstance(recipe, dict) else None
-    text = str(recipe)
+        if _are_sections(recipe):
+            recipe = dict(enumerate(recipe)).get(int(part)) if part.isdigit() else None
+        else:
+            recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    text = ", ".join(str(section.get("kind")) for section in recipe) if _are_sections(recipe) else str(recipe)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(each, dict) for each in value)
 
 
 def _read(path: Path, children: tuple[Path, ...], find: Find) -> tuple[dict, dict]:

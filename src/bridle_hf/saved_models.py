@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from . import modeling_bridle
 from .configuration_bridle import BridleConfig
+from .data.listing import name_some
 from .data.modalities import load_processor
 from .hub_connection import check_connection
 
@@ -19,10 +22,11 @@ logger = logging.getLogger(__name__)
 PRETRAINED = "a pretraining model such as runs/mine/final"
 WEIGHTS = "model.safetensors"
 PARTS = "model.safetensors.index.json"  # lists the files of sharded weights
+PICKLED = "pytorch_model*.bin"  # which have no header
 
 
-def check_model(source: str, argument: str = "--model") -> None:
-    """Load the config of a saved model from a folder or the Hub; for a folder, read the headers of its weights, too.
+def check_model(source: str, argument: str = "--model", values: bool = False) -> None:
+    """Load the config of a saved model from a folder or the Hub; for a folder, check its weights as `check_weights`.
 
     Raises:
         ValueError: there is no such model, or it is damaged.
@@ -34,7 +38,8 @@ def check_model(source: str, argument: str = "--model") -> None:
         if not folder.is_dir():
             check_connection(str(source))
         BridleConfig.from_pretrained(source)
-        _check_headers(folder)
+        if folder.is_dir():
+            check_weights(folder, values)
     except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
         if folder.is_dir():
             raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error
@@ -50,10 +55,7 @@ def is_whole(folder: Path) -> bool:
     damaged or missing. Only the headers of the weights are read."""
     try:
         load_processor(str(folder))  # with the config
-        for name in _files_of_weights(folder):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{name} is gone")
-        _check_headers(folder)
+        check_weights(folder)
     except (StrictDataclassError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         logger.warning("%s is damaged: %s", folder, " ".join(str(error).split()))
         return False
@@ -66,11 +68,37 @@ def _files_of_weights(folder: Path) -> set[str]:
     return set(json.loads((folder / PARTS).read_text())["weight_map"].values())
 
 
-def _check_headers(folder: Path) -> None:
-    """Raise an error if a weight file is shorter or longer than its header says."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt"):
-            pass
+def check_weights(folder: Path, values: bool = False) -> None:
+    """Check that a saved model has the weights that its config says. Only the headers of the files are read.
+
+    Args:
+        values: read the weights as well, and look for NaN and inf.
+
+    Raises:
+        ValueError: weights are missing, of other sizes, or hold NaN or inf.
+        FileNotFoundError, SafetensorError: a file is missing, or shorter or longer than its header says.
+    """
+    config, found = BridleConfig.from_pretrained(folder), {}
+    if any(folder.glob(PICKLED)):
+        return
+    for name in sorted(_files_of_weights(folder)):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is gone")
+        with safe_open(folder / name, "pt") as file:
+            found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            bad = [key for key in file.keys() if not file.get_tensor(key).isfinite().all()] if values else []  # noqa: SIM118
+        if bad:
+            raise ValueError(f"weights hold NaN or inf: {name_some(bad, 3)}")
+    architecture = (config.architectures or [None])[0]
+    if architecture not in modeling_bridle.__all__:
+        return
+    with torch.device("meta"):
+        wanted = getattr(modeling_bridle, architecture)(config).state_dict()
+    if missing := [key for key in wanted if key not in found]:
+        raise ValueError(f"weights of a {architecture} are missing: {name_some(missing, 3)}")
+    if other := [key for key, weight in wanted.items() if weight.shape != found[key]]:
+        there, takes = found[other[0]], tuple(wanted[other[0]].shape)
+        raise ValueError(f"weights are of other sizes than its config says: {other[0]} is {there}, not {takes}")
 
 
 @contextmanager

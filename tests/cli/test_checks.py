@@ -263,8 +263,8 @@ def widen(folder):
         (lambda folder: (folder / "config.json").write_text("{nope"), "which cannot be read: "),
         (lambda folder: (folder / "config.json").write_text("[]"), "which cannot be read: "),
         (lambda folder: (folder / "config.json").write_text('{"hidden_size": 1000000000}'), "is 1000000000; it takes"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "its weights are not those of its config"),
-        (widen, "its weights are not those of its config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "which cannot be read: model.safetensors is gone"),
+        (widen, "weights are of other sizes than its config says"),
         (spoil, "whose weights hold NaN or inf: bridle.layers.0.norm1.weight"),
     ],
 )
@@ -294,3 +294,6 @@ def test_an_output_called_like_another_kind_of_file_is_refused(tmp_path):
         check_output(str(tmp_path / name), ending=".parquet")
     with pytest.raises(ValueError, match="--output is '.*a.csv'; it takes the name of a .parquet file, such as a.parq"):
         check_output(str(tmp_path / "a.csv"), ending=".parquet")
+    for name in ("a.xlsx", "a.csv.gz", "a.pdf"):
+        with pytest.raises(ValueError, match="it takes the name of a .csv file"):
+            check_output(str(tmp_path / name), ending=".csv")

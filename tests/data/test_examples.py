@@ -220,3 +220,30 @@ def test_clips_in_hand_that_are_cut_are_counted_where_they_stay_there(waveforms,
     data = DataArguments("", max_frames=96, test_windows="first", in_memory=False)
     load_examples(data, extractor, [long, waveforms[0][: RATE // 2]])
     assert "1 of 2 clips are longer than the window of 96 frames" in caplog.text
+
+
+def table_of(path, files, **columns):
+    path.write_text(
+        "\n".join([",".join(["file", *columns]), *map(",".join, zip(files, *columns.values(), strict=True))])
+    )
+
+
+def test_files_of_both_splits_are_named(tmp_path, extractor, waveforms, caplog):
+    (tmp_path / "tables").mkdir()
+    for number in range(6):
+        soundfile.write(tmp_path / f"{number}.wav", waveforms[number % len(waveforms)], 16000)
+    table_of(tmp_path / "tables" / "train.csv", [f"../{number}.wav" for number in range(4)], label="xyxy")
+    table_of(tmp_path / "tables" / "test.csv", [f".././{number}.wav" for number in range(2, 6)], label="xyxy")
+    data = DataArguments(str(tmp_path / "tables"), label_column="label", test_split="test")
+    assert len(load_examples(data, extractor)) == 8
+    assert "2 files are in split train and in split test: " in caplog.text and "2.wav" in caplog.text
+
+
+@pytest.mark.parametrize(("files", "said"), [((0, 1, 2, 3), False), ((0, 1, 0, 1), True)])
+def test_files_repeat_by_their_paths_whatever_clips_are_called(files, said, tmp_path, extractor, waveforms, caplog):
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", waveforms[number % len(waveforms)], 16000)
+    names = "AABB" if not said else "ABCD"
+    table_of(tmp_path / "t.csv", [f"{number}.wav" for number in files], label="xyxy", clip_name=names)
+    assert len(load_examples(DataArguments(str(tmp_path / "t.csv"), label_column="label"), extractor)) == 4
+    assert ("names 2 files in several rows" in caplog.text) == said

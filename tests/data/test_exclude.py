@@ -62,3 +62,17 @@ def test_columns_that_are_called_like_numbers_are_excluded(tmp_path, extractor):
         (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
     (tmp_path / "metadata.csv").write_text("file_name,2024\n0.flac,a\n1.flac,b\n")
     assert len(load_examples(DataArguments(str(tmp_path), exclude={2024: ["a"]}), extractor)) == 1
+
+
+def test_nan_is_excluded_as_none():
+    assert excluded({"x": float("nan")}, x=[None]) and excluded({"x": float("nan")}, x=[float("nan")])
+    assert not excluded({"x": 0.0}, x=[None])
+
+
+def test_paths_are_excluded_as_the_table_has_them(tmp_path, extractor):
+    for number in range(4):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    (tmp_path / "t.csv").write_text("file,label\n" + "".join(f"{n}.flac,{'xy'[n % 2]}\n" for n in range(4)))
+    for names in (["1.flac", "./3.flac"], [f"{tmp_path}/1.flac"]):
+        data = DataArguments(str(tmp_path / "t.csv"), label_column="label", exclude={"file": names})
+        assert len(load_examples(data, extractor)) == 3

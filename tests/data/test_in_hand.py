@@ -347,6 +347,10 @@ def test_columns_of_16_bits_are_sounds(stream, waveforms, extractor):
     found = load_examples(DataArguments(), extractor, given).batch(range(len(sounds)))["input_values"]
     expected = load_examples(DataArguments(), extractor, sounds).batch(range(len(sounds)))["input_values"]
     np.testing.assert_array_equal(found, expected)
+    holed = [[*sounds[0][:100].tolist(), None, *sounds[0][100:].tolist()], sounds[1]]
+    given = datasets.Dataset.from_dict({"audio": holed}, features=types)
+    given = given.to_iterable_dataset() if stream else given
+    assert len(load_examples(DataArguments(max_bad_share=0.5), extractor, given)) == 1  # None is no number
 
 
 @pytest.mark.parametrize("form", [int, np.int64, torch.tensor, np.array])

@@ -87,8 +87,10 @@ def test_folds_are_values_or_text():
         LabelError, match="'fold' says nothing of 2 of the 4 clips: 1.wav, 3.wav; .*data.exclude='{fold: .null.}'.$"
     ):
         folds_of(1, None, 2, float("nan"))
-    with pytest.raises(LabelError, match=r"'fold' says nothing of 1 of the 2 clips: 1.wav; .*{fold: \[''\]}'.$"):
+    with pytest.raises(LabelError, match=r"""'fold' says nothing of 1 of the 2 clips: 1.wav; .*{fold: \[""\]}'.$"""):
         folds_of("a", "")
+    with pytest.raises(LabelError, match=r"""'fold' says nothing of 2 of the 3 clips: .*{fold: \["  ", null\]}'.$"""):
+        folds_of("a", None, "  ")
     with pytest.raises(LabelError, match=r"'fold' is \[1\] for 0.wav; it takes one value"):
         folds_of([1])
 

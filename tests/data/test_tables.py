@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -341,3 +342,58 @@ def test_a_table_with_a_column_of_paths_may_be_named_alone(name, tmp_path, extra
     data = DataArguments(str(tmp_path / "labels.csv"), label_column="label")
     assert len(load_examples(data, extractor)) == 3
     assert f"the paths in column {name!r} are read (data.input_column)" in caplog.text
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_link_to_a_table_is_the_table(elsewhere, tmp_path, extractor):
+    for number in range(3):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    write_paths(tmp_path / "labels_v3.csv", [f"{number}.flac" for number in range(3)])
+    link = tmp_path / ("other" if elsewhere else ".") / "latest.csv"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "labels_v3.csv")
+    found, skipped = read(link, extractor, input_column="path", max_bad_share=0)
+    assert len(found) == 3 and not skipped
+
+
+def test_a_link_to_a_file_of_another_name_is_read_where_it_is(tmp_path, extractor):
+    """As in the Hub's cache, where files lie under their digests."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes(flac(clip(0)))
+    (tmp_path / "snapshots" / "a.flac").symlink_to(tmp_path / "blobs" / "0a1b")
+    assert len(read(tmp_path / "snapshots" / "a.flac", extractor, max_bad_share=0)[0]) == 1
+
+
+def test_beside_one_file_nothing_is_looked_at(tmp_path, extractor, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "a[1].flac").write_bytes(flac(clip(0)))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.scandir", lambda *_: pytest.fail("the folder is gone through"))
+        assert len(read(tmp_path / "a[1].flac", extractor, max_bad_share=0)[0]) == 1
+    assert "1 of 1 files are read" in caplog.text and "hidden" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"cache": True}, {"in_memory": False}])
+def test_one_odd_value_among_paths_costs_itself_in_caches_too(options, tmp_path, extractor):
+    rows = [{"path": f"{number}.flac" if number else 3, "label": "xy"[number % 2]} for number in range(4)]
+    for number in range(4):
+        (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = DataArguments(
+        str(tmp_path / "t.jsonl"), input_column="path", label_column="label", max_bad_share=0.5,
+        cache_dir=str(tmp_path / "cache"), **options,
+    )  # fmt: skip
+    assert len(load_examples(data, extractor)) == 3
+    (tmp_path / "1.flac").write_bytes(flac(clip(7)))  # a cache notices
+    again = load_examples(data, extractor)
+    fresh = load_examples(DataArguments(str(tmp_path / "1.flac")), extractor, for_training=False)
+    assert np.allclose(again.clips[0], fresh.clips[0], atol=1e-2)
+
+
+def test_the_column_of_paths_is_found_where_the_first_is_empty(tmp_path, extractor):
+    (tmp_path / "0.flac").write_bytes(SOUND)
+    (tmp_path / "t.csv").write_text("file,label\n,x\n0.flac,y\n0.flac,y\n")
+    found, skipped = read(tmp_path / "t.csv", extractor, max_bad_share=0.5)
+    assert len(found) == 2 and len(skipped) == 1

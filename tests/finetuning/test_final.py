@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from bridle_hf.data import DataArguments
+from bridle_hf.data import DataArguments, LabelError
 from bridle_hf.finetuning import finetune as finetuning
 from bridle_hf.finetuning.finetune import FinetuneRecipe, FinetuneTraining, finetune
 from bridle_hf.hub.card import read_finetuning
@@ -112,3 +112,31 @@ def test_it_can_be_trained_alone(recipe, drawn, tmp_path):
     assert finetune(made) == results and not drawn
     with pytest.raises(ValueError, match="`folds` is \\[\\]; it takes at least one fold"):
         replace(made, final=False)
+
+
+def test_one_class_or_a_validation_share_is_refused_without_folds_too(recipe):
+    made = replace(recipe(), folds=[])
+    with pytest.raises(LabelError, match="all clips are of one class, 'low'; it takes at least two"):
+        finetune(replace(made, data=replace(made.data, exclude={"sound": ["high"]})))
+    with pytest.raises(ValueError, match=r"`training.validation_share` is 0.2; with folds=\[\] it takes 0"):
+        replace(made, training=replace(made.training, validation_share=0.2))
+
+
+def test_results_with_folds_stay_beside_a_final_alone(recipe, drawn, caplog):
+    made = replace(recipe(epochs=1, warmup_epochs=0), final=False)
+    folder = Path(made.output_dir)
+    results = finetune(made)
+    tables = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".md", ".csv", ".json")}
+    alone = finetune(replace(made, folds=[], final=True))
+    assert alone["folds"] == [] and alone["final_epochs"] == 1
+    assert all((folder / name).read_bytes() == content for name, content in tables.items())
+    assert json.loads(tables["results.json"]) == results
+    # final/ is the same whatever folds there are
+    drawn.clear()
+    finetune(replace(made, final=True))
+    assert not drawn
+    # those of another recipe are moved away
+    finetune(replace(made, folds=[], final=True, seed=1))
+    assert "has results of another recipe (['seed'])" in caplog.text
+    assert (folder / "results.md.old-1").read_bytes() == tables["results.md"] and not (folder / "results.md").exists()
+    assert json.loads((folder / "results.json").read_text())["folds"] == []

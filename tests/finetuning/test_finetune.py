@@ -1,11 +1,13 @@
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, pipeline
 
@@ -233,8 +235,15 @@ def test_a_classifier_goes_on_with_its_head_for_the_same_classes_alone(recipe, t
     finetune(recipe(folds=[1], training={"epochs": 1}))
     fold = str(tmp_path / "run" / "fold-1")
     head = BridleForAudioClassification.from_pretrained(fold).classifier
-    same = build_classifier(recipe(model=fold), fold, ["high", "low"])
-    assert torch.equal(same.classifier.weight, head.weight) and "drawn anew" not in caplog.text
+    config = json.loads(Path(fold, "config.json").read_text())
+    for names in (config["id2label"], dict(sorted(config["id2label"].items(), reverse=True))):  # in any order
+        Path(fold, "config.json").write_text(json.dumps(config | {"id2label": names}))
+        same = build_classifier(recipe(model=fold), fold, ["high", "low"])
+        assert torch.equal(same.classifier.weight, head.weight) and "drawn anew" not in caplog.text
+    with pytest.raises(
+        StrictDataclassError, match="`id2label` is {0: 'a', 1: 'a'}; it takes a name of its own for each number"
+    ):
+        BridleForAudioClassification.from_pretrained(fold, id2label={0: "a", 1: "a"})
     for names in (["low", "high"], ["cat", "dog"], ["cat", "dog", "high", "low"]):
         caplog.clear()
         other = build_classifier(recipe(model=fold), fold, names)

@@ -349,10 +349,10 @@ def with_weights(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_weights(lambda weights, name: weights.pop(name)), "which holds no encoder; it takes"),
-        (with_weights(lambda weights, name: weights.pop("tokenizer.cold_start.projection")), "holds no tokenizer"),
+        (with_weights(lambda weights, name: weights.pop(name)), "are missing: bridle"),
+        (with_weights(lambda weights, name: weights.pop("tokenizer.cold_start.projection")), "are missing: tokenizer"),
         (with_weights(lambda weights, name: weights[name].fill_(torch.nan)), "whose weights hold NaN or inf"),
-        (with_weights(lambda weights, name: weights.update({name: torch.ones(2)})), "some have other sizes"),
+        (with_weights(lambda weights, name: weights.update({name: torch.ones(2)})), "fc1.weight is .2,., not"),
         (lambda folder: (folder / "config.json").write_text("[]"), "which cannot be read"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "whose processor cannot be read"),
         (lambda folder: (folder.parent / "recipe.yaml").write_text("{a"), "recipe.yaml cannot be read"),

@@ -184,6 +184,11 @@ def test_a_checkpoint_can_be_named(whole, tmp_path, train, caplog):
     (line,) = (line for line in caplog.messages if f"the recipe has changed since {name}, and goes on as it is" in line)
     assert re.search(r": training.checkpoint_steps: \d+ -> \d+, training.keep_checkpoints: \w+ -> \w+$", line)
     assert not differing(weights(tmp_path / "run" / "final"), weights(whole / "final"))
+    caplog.clear()
+    train(tmp_path / "longer", f"resume={name}", "phases.2.steps=9", "tokenizer.learning_rate=1e-4")
+    (line,) = (line for line in caplog.messages if "the recipe has changed since" in line)
+    assert "phases.2.steps: " in line and " -> 9" in line and "tokenizer.learning_rate: " in line
+    assert "phases.1." not in line  # it is laid over the section
     with pytest.raises(ValueError, match="is no whole checkpoint"):
         train(tmp_path / "other", f"resume={tmp_path}")
     with pytest.raises(ValueError, match="does not fit the recipe's model"):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bridle_hf.finetuning.finetune import FinetuneRecipe
-from bridle_hf.recipe_reader import RecipeError, changed_keys, read_recipe, recipe_to_yaml
+from bridle_hf.recipe_reader import RecipeError, changed_keys, read_recipe, read_yaml, recipe_to_yaml, value_at
 from bridle_hf.recipes import FOLDER, find_recipe, recipe_names
 from bridle_hf.training import PretrainRecipe, load_recipe
 from bridle_hf.training.phases import build_schedule
@@ -90,6 +90,7 @@ def test_numbers_may_have_an_exponent_and_no_point(tmp_path):
     assert made.config().layer_norm_eps == 1e-12 and made.config().quantizer_config.ema_epsilon == 2e-5
     (tmp_path / "again.yaml").write_text(recipe_to_yaml(made))
     assert load_recipe(tmp_path / "again.yaml") == made
+    assert read_yaml("{id: [12e4, 0e12, ff01], x: -1E+3}") == {"id": ["12e4", "0e12", "ff01"], "x": -1000.0}
 
 
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
@@ -218,6 +219,12 @@ def test_changes_between_recipes_are_named():
     before = {"a": 1, "b": {"c": 2, "d": [1]}, "e": None}
     assert changed_keys(before, before) == []
     assert changed_keys(before, {"a": 1, "b": {"c": 3, "d": [1, 2]}, "e": {"f": 1}}) == ["b.c", "b.d", "e"]
+    one, other = ({"phases": [{"kind": "encoder", "steps": steps}, {"kind": "tokenizer"}]} for steps in (4, 6))
+    assert changed_keys(one, other) == ["phases.0.steps"]
+    assert value_at(one, "phases.0.steps") == "4" and value_at(one, "phases.7.steps") == "None"
+    longer = {"phases": [*one["phases"], {"kind": "encoder"}]}
+    assert changed_keys(one, longer) == ["phases"]
+    assert [value_at(each, "phases") for each in (one, longer)] == ["encoder, tokenizer", "encoder, tokenizer, encoder"]
 
 
 def test_recipes_of_the_package_have_names_and_a_file_comes_first(tmp_path, monkeypatch):

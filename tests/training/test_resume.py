@@ -250,7 +250,8 @@ def test_a_finished_model_that_is_damaged_is_written_anew(tmp_path, tiny_recipe,
     final = tmp_path / "run" / "final"
     for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         whole = (final / name).read_bytes()
-        for damage in (whole[:1], b"[1]", None):
+        other = (tmp_path / "run" / "encoder-iter1" / name).read_bytes()
+        for damage in (whole[:1], b"[1]", None, *((other,) if name == "model.safetensors" else ())):
             (final / name).unlink() if damage is None else (final / name).write_bytes(damage)
             caplog.clear()
             train(tiny_recipe, *overrides)
@@ -350,7 +351,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_data_is_opened(tmp_p
     ("changed", "other"),
     [
         ("seed", "seed=5"),
-        ("phases", "phases=[{kind: encoder, steps: 2}]"),
+        ("phases.0.steps", "phases=[{kind: encoder, steps: 2}]"),
         ("phases", "phases=[{kind: encoder, steps: 1}, {kind: tokenizer, steps: 1}]"),
     ],
 )

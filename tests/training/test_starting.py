@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import ViTMAEConfig
 
 from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
 from bridle_hf.hub.convert import convert
+from bridle_hf.saved_models import check_model
 from bridle_hf.training import RecipeError, load_recipe, pretrain
 
 SOURCE = {"hidden_size": 24, "num_attention_heads": 2, "mask_ratio": 0.6}
@@ -132,3 +133,27 @@ def test_a_converted_encoder_is_trained_further(golden_dir, tiny_recipe, tmp_pat
     assert begun.config.position_layout == ended.config.position_layout == "table"
     for (name, before), after in zip(begun.state_dict().items(), ended.state_dict().values(), strict=True):
         torch.testing.assert_close(before, after, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights, name: weights.pop(name), "weights of a BridleModel are missing: layers.0.mlp.fc1.weight"),
+        (lambda weights, name: weights.update({name: torch.ones(2)}), r"fc1.weight is \(2,\), not"),
+        (lambda weights, name: weights[name].fill_(torch.nan), "weights hold NaN or inf: layers.0.mlp.fc1.weight"),
+    ],
+)
+def test_damaged_weights_are_named_before_the_run(recipe, saved, damage, message):
+    file = saved / "model.safetensors"
+    weights = load_file(file)
+    damage(weights, "layers.0.mlp.fc1.weight")
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RecipeError, match=f"`start_from` is '.*', whose weights cannot be used: .*{message}"):
+        recipe(f"start_from={saved}", "model.hidden_size=24")
+    with pytest.raises(ValueError, match=f"^model is '.*', which cannot be read: .*{message}"):
+        check_model(saved, "model", values=True)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(RecipeError, match="`start_from` is '.*', whose weights cannot be used: "):
+        recipe(f"start_from={saved}", "model.hidden_size=24")
+    with pytest.raises(RecipeError, match="`start_from` is '.*safetensors', a file; it takes the folder of a model"):
+        recipe(f"start_from={file}")

@@ -164,8 +164,12 @@ def test_codebooks_that_use_few_codes_are_said_at_the_end(model, examples, tmp_p
     trainer_callback.HOOKS[model] = model.register_forward_hook(lambda *_: None)
     callback.on_train_end(None, None, None, model=model)
     assert (
-        "codebook 1 of" in said[0] and "as if they were 1.0 (perplexity)" in said[0] and "'ema_decay': 0.9" in said[0]
+        "codebook 1 of" in said[0] and "as if they were 1.0 (perplexity)" in said[0] and "random projection" in said[0]
     )
+    model.start_tokenizer_phase()
+    trainer_callback.HOOKS[model] = model.register_forward_hook(lambda *_: None)
+    callback.on_train_end(None, None, None, model=model)
+    assert "'ema_decay': 0.9" in said[1] and "random projection" not in said[1]
 
 
 def test_evaluate_gives_the_loss_of_the_phase(model, examples, tmp_path):

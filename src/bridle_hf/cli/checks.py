@@ -35,6 +35,7 @@ from ..video_processing_bridle import BridleVideoProcessor
 logger = logging.get_logger(__name__)
 
 OF_FILES = {".parquet", ".csv", ".tsv", ".json", ".jsonl", ".html", ".npy", ".npz", ".txt", ".onnx"}
+OF_FILES |= {".xlsx", ".xls", ".pdf", ".gz", ".zip", ".arrow", ".feather", ".pkl", ".png", ".svg", ".md"}
 OF_PRETRAINING = ("checkpoints", "encoder-iter*", "final", "best", "failure", "synthetic", "tensorboard")
 
 
@@ -136,7 +137,7 @@ def check_finetuning(recipe: Any) -> None:
     if recipe.training.lora_rank:
         require_peft()
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
-    check_model(source, "model")
+    check_model(source, "model", values=True)
     check_config(source, recipe.config, recipe.from_scratch)
     processor = _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor))
     recipe.check_against(BridleConfig.from_pretrained(source, **recipe.config))

@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -35,6 +36,7 @@ from .modalities import modality_of
 from .packing import CLIP_TYPE, EIGHT_BIT_TYPE, FILE_TYPE, pack_clip, pack_file, unpack_clip
 from .source import (
     FILES_AT_ONCE,
+    LOOKED_AT,
     MARK,
     Source,
     decode_column,
@@ -192,10 +194,17 @@ def _state_of_files(source: Source, max_bad_share: float) -> str | None:
     table = replace(source, dataset=source.dataset.select_columns([column]), skipped={})
     examples = table.read_all(max_bad_share)
     raws = (example[column] for example in examples if example[column] is not None)
-    first = next(raws, None)
-    if not (isinstance(first, str) or (isinstance(first, dict) and first.get("bytes") is None)):
+    first = list(islice(raws, LOOKED_AT))
+    if not any(map(_path_of, first)):
         return None
-    return state_of_files(raw if isinstance(raw, str) else raw.get("path") or "" for raw in chain([first], raws))
+    return state_of_files(_path_of(raw) or "" for raw in chain(first, raws))
+
+
+def _path_of(raw: Any) -> str | None:
+    """The path of an undecoded sample that is none but a path."""
+    if isinstance(raw, dict):
+        return raw.get("path") if raw.get("bytes") is None else None
+    return raw if isinstance(raw, str) else None
 
 
 def state_of_files(paths: Iterable[str]) -> str:

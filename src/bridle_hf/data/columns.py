@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -87,25 +88,34 @@ def encode_json(value, feature):
 
 
 def first_example(dataset: datasets.IterableDataset, files: list[str] | None = None) -> dict:
-    """The first example of the first shard that can be read and has one; damage is told when the shards are read.
+    """The first example, `{}` if there is none. See `first_examples`."""
+    return next(iter(first_examples(dataset, files)), {})
+
+
+def first_examples(dataset: datasets.IterableDataset, files: list[str] | None = None, count: int = 1) -> list[dict]:
+    """The first `count` examples of the first shard that can be read and has some; damage is told when the shards are
+    read.
 
     Raises:
         ValueError: no shard can be read.
     """
     reason = None
     for shard in range(dataset.num_shards):
+        found = []
         try:
-            for example in dataset.shard(dataset.num_shards, shard):
-                return example
+            for example in islice(dataset.shard(dataset.num_shards, shard), count):
+                found.append(example)
         except Exception as error:  # readers raise whatever their formats raise
             reason = reason or error
+        if found:
+            return found
     if reason is not None:
         which = f"{files[0]} cannot be read" if files and len(files) == 1 else "no file of the dataset can be read"
         utf8 = "; save it as UTF-8" if isinstance(reason, UnicodeDecodeError) else ""
         raise ValueError(
             f"{which}{f', such as {files[0]}' if files and len(files) > 1 else ''}: {reason}{utf8}"
         ) from reason
-    return {}
+    return []
 
 
 def _type_of(value) -> datasets.Value:
@@ -164,7 +174,7 @@ def choose_column(
     description: str,
     why_no_label: str = "",
     others: str = "",
-    first: Callable[[], dict] = dict,
+    first: Callable[[], list[dict]] = list,
 ) -> str:
     """The column of a dataset to decode; arguments as of `check_columns` and `find_column`.
 
@@ -229,7 +239,9 @@ def of_type(raw, numbers: str):
     if isinstance(raw, dict):
         return raw if raw.get("array") is None else raw | {"array": of_type(raw["array"], numbers)}
     try:
-        return np.asarray(raw, dtype=numbers) if is_array(raw) else raw
+        array = np.asarray(raw) if is_array(raw) else None
+        # None in a column of integers came as NaN, which is no integer: decoding refuses it
+        return raw if array is None or not np.isfinite(array).all() else array.astype(numbers)
     except (TypeError, ValueError):  # ragged, or with None in it
         return raw
 
@@ -257,16 +269,16 @@ def is_file(feature) -> bool:
     return isinstance(feature, datasets.Audio | datasets.Video) or feature == datasets.Value("binary")
 
 
-def find_column(types: dict, modality, description: str, others: str = "", first: Callable[[], dict] = dict) -> str:
+def find_column(types: dict, modality, description: str, others: str = "", first: Callable = list) -> str:
     """The first of `media_columns`. If there is none, the first column of `PATHS` that holds the name of a file of the
-    modality in the first example, which `first` returns.
+    modality in the first of some examples, which `first` returns, where it is not empty.
 
     Raises:
         ValueError: there is none.
     """
     if found := media_columns(types, modality):
         return found[0]
-    example = {column: str(value) for column, value in first().items()}
+    example = {column: str(value) for each in reversed(first()) for column, value in each.items() if value}
     ends = {column: os.path.splitext(example.get(column, ""))[1].lower() for column in PATHS}
     if found := [column for column in PATHS if ends[column] in modality.extensions()]:
         logger.info("%s: the paths in column %r are read (data.input_column)", description, found[0])

@@ -12,11 +12,10 @@ from .media import is_array, is_url, open_file
 
 
 class Duplicates:
-    """Finds samples of the same content. Of files only those are read that are as large as another one."""
+    """Finds samples of the same content. Of files only those are read that are as large as another sample."""
 
     def __init__(self):
-        self.sizes: dict[int, list[tuple[str, str]]] = {}  # size -> (name, path) of files
-        self.digests: dict[str, list[str]] = {}  # content -> names
+        self.samples: dict[int, list[tuple[str, str, str]]] = {}  # bytes -> (name, digest, path to read for one)
 
     def add(self, name: str, raw: Any) -> None:
         """Add an undecoded sample: bytes, a path (files in zip archives included), a dict with both, or an array. URLs
@@ -25,23 +24,25 @@ class Duplicates:
         content = raw.get("bytes") if isinstance(raw, dict) else raw
         if is_array(raw):
             array = np.ascontiguousarray(raw)
-            self._note(hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest(), name)
+            digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+            self._note(array.nbytes, name, digest)
         elif isinstance(content, bytes):
-            self._note(hashlib.sha256(content).hexdigest(), name)
+            self._note(len(content), name, hashlib.sha256(content).hexdigest())
         elif isinstance(path, str) and path.startswith("zip://"):
             with open_file(path) as file:
-                self._note(hashlib.file_digest(file, "sha256").hexdigest(), name)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self._note(file.tell(), name, digest)
         elif isinstance(path, str) and not is_url(path):
             path = at_home(path)
-            self.sizes.setdefault(os.path.getsize(path), []).append((name, path))
+            self._note(os.path.getsize(path), name, path=path)
 
     def groups(self) -> list[list[str]]:
         """The names of each content that several samples have, in the order in which they were added."""
-        for files in self.sizes.values():
-            for name, path in files if len(files) > 1 else ():
-                self._note(sha256(Path(path)), name)
-        self.sizes = {}
-        return [names for names in self.digests.values() if len(names) > 1]
+        found: dict[str, list[str]] = {}
+        for samples in self.samples.values():
+            for name, digest, path in samples if len(samples) > 1 else ():
+                found.setdefault(digest or sha256(Path(path)), []).append(name)
+        return [names for names in found.values() if len(names) > 1]
 
-    def _note(self, digest: str, name: str) -> None:
-        self.digests.setdefault(digest, []).append(name)
+    def _note(self, size: int, name: str, digest: str = "", path: str = "") -> None:
+        self.samples.setdefault(size, []).append((name, digest, path))

@@ -110,6 +110,8 @@ def _texts_of(value: Any) -> set[str | None]:
     """All spellings of a value that are compared."""
     if value is None or isinstance(value, str):
         return {value}
+    if value != value:  # NaN: a column of numbers holds it where a value is missing
+        return {None, str(value)}
     if isinstance(value, bool | np.bool_):
         return {str(bool(value)), str(bool(value)).lower()}
     if isinstance(value, float | np.floating) and float(value).is_integer():

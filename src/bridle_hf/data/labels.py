@@ -1,6 +1,7 @@
 """Labels and folds of a set: read before the first clip is decoded, and checked."""
 
 import ast
+import json
 import logging
 import os
 import unicodedata
@@ -17,8 +18,8 @@ from .arguments import DataArguments
 from .columns import without_media
 from .fields import field_of, is_blank, is_missing, say_what_excludes_nothing, select, type_of, warn_once
 from .listing import name_some
-from .media import UnusableDataError
-from .source import Source, open_source
+from .media import UnusableDataError, is_url
+from .source import MARK, Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Labels:
 
 @dataclass
 class SplitRows:
-    """What a split says of its clips: `rows` of columns and `clip_name`, and `types` of the columns."""
+    """What a split says of its clips: `rows` of columns, `clip_name` and file, and `types` of the columns."""
 
     split: str
     rows: list[dict]
@@ -72,7 +73,7 @@ def read_labels(
     """
     if not (data.label_column or data.fold_column):
         return None, data.exclude
-    read, exclude, whole = [], data.exclude, True
+    read, of_splits, exclude, whole = [], {}, data.exclude, True
     for split, part in parts:
         here = replace(data, split=split, test_split=None)
         source = open_source(here, processor, part)
@@ -89,10 +90,18 @@ def read_labels(
             rows, missing = _labelled(rows, data.label_column, source.dataset.features or {}, source.description)
             if missing:
                 exclude = exclude | {data.label_column: [*exclude.get(data.label_column, ()), *missing]}
-        if source.of_files:
-            _say_what_is_repeated([row["clip_name"] for row in rows], source.description)
+        _say_what_is_repeated(files := _files_of(rows), source.description)
+        for other, theirs in of_splits.items():
+            if shared := sorted(set(files) & set(theirs)):
+                warn_once(f"{len(shared)} files are in split {other} and in split {split}: {name_some(shared, 3)}")
+        of_splits[split] = files
         read.append(SplitRows(split, rows, source.dataset.features or {}))
     return encode(data, read) if whole else None, exclude
+
+
+def _files_of(rows: list[dict]) -> list[str]:
+    """The files that rows name, each in one spelling."""
+    return [row[MARK] if is_url(row[MARK]) else os.path.normpath(row[MARK]) for row in rows if row[MARK]]
 
 
 def _say_what_is_repeated(paths: list[str], description: str) -> None:
@@ -119,15 +128,18 @@ def _without_media(source: Source, data: DataArguments, part) -> datasets.Datase
 
 
 def _read(source: Source, columns: list[str]) -> tuple[list[dict], bool]:
-    """Columns and `clip_name` of the examples that are not excluded, and whether all shards could be read."""
+    """Columns, `clip_name` and file (`MARK`; None where a row holds the clip itself) of the examples that are not
+    excluded, and whether all shards could be read."""
     rows, whole = [], True
     for shard in range(source.num_shards):
         try:
             for number, example in enumerate(source.examples(shard)):
                 if source.keeps(example):
-                    named = source.named(example, f"shard {shard}, example {number}")
+                    place = f"shard {shard}, example {number}"
+                    named = source.named(example, place)
                     about = {column: field_of(named, column) for column in columns}
-                    rows.append(about | {"clip_name": named["clip_name"]})
+                    file = None if place in named[MARK] else named[MARK]
+                    rows.append(about | {"clip_name": named["clip_name"], MARK: file})
         except Exception:  # reading of the clips meets it again: there it is tried again, skipped and named
             whole = False
     return rows, whole
@@ -292,9 +304,9 @@ def encode_folds(values: list, column: str, names: list[str]) -> np.ndarray:
         LabelError: a clip has none, or several.
     """
     values = [_plain(value) for value in values]
-    missing = [name for name, value in zip(names, values, strict=True) if is_blank(value) or value != value]
-    if missing:
-        blank = "[null]" if None in values or not any(map(is_blank, values)) else "['']"
+    said = [None if value != value else value for value in values]  # NaN is a fold that a column of numbers lacks
+    if missing := [name for name, value in zip(names, said, strict=True) if is_blank(value)]:
+        blank = json.dumps(sorted({value for value in said if is_blank(value)}, key=str))
         raise LabelError(
             f"data.fold_column: {column!r} says nothing of {len(missing)} of the {len(values)} clips: "
             f"{name_some(missing)}; give each a fold, or leave them out by data.exclude='{{{column}: {blank}}}'."

@@ -7,6 +7,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from glob import escape
 
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from fsspec.utils import glob_translate
@@ -77,10 +78,11 @@ def is_hidden(name: str) -> bool:
     return last.startswith(".") or any(part.startswith((".", "__")) for part in folders)
 
 
-def list_folder(folder: str, caches: str | None = None) -> Listing:
-    """The files below a folder. Links are followed, and each real file is listed once: by a name without links if it
-    has one, otherwise by the first. A folder `caches` inside it, where caches of its samples lie, is left out."""
-    found, seen, links = Listing(folder), set(), deque()
+def list_folder(folder: str, caches: str | None = None, only: str | None = None) -> Listing:
+    """The files below a folder, or a single one, `only`. Links are followed, and each real file is listed once: by a
+    name without links if it has one, otherwise by the first. A folder `caches` inside it, where caches of its samples
+    lie, is left out."""
+    found, seen, links = Listing(folder), set(), deque([] if only is None else [only])
     caches = caches and os.path.realpath(at_home(caches))
     folders, files = deque([("", os.path.realpath(folder))]), []
 
@@ -110,6 +112,8 @@ def list_folder(folder: str, caches: str | None = None) -> Listing:
             found.leave("a name that is no UTF-8", name)
 
     seen.add(folders[0][1])
+    if only is not None:
+        folders.clear()
     while folders or links:
         if not folders:
             name = links.popleft()
@@ -148,6 +152,14 @@ def table_kind(name: str) -> str | None:
     if extension in COMPRESSED:
         extension = os.path.splitext(base)[1]
     return TABLES.get(extension)
+
+
+def only_file(folder: str, pattern: str | None) -> str | None:
+    """The name of the one file that a pattern of `data.files` means, so that its folder need not be gone through; None
+    for other patterns."""
+    pattern = (pattern or "").removeprefix("./")
+    name = re.sub(r"\[([*?[])\]", r"\1", pattern)
+    return name if escape(name) == pattern and os.path.isfile(os.path.join(folder, name)) else None
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:

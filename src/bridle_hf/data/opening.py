@@ -35,6 +35,7 @@ from .listing import (
     is_hidden,
     list_folder,
     matching,
+    only_file,
     shown,
     table_kind,
 )
@@ -89,7 +90,7 @@ def open_named(data: DataArguments, modality: Modality) -> Opened:
         return _open_builder(_load_builder(data.dataset, data, modality), data, modality)
     if data.name is not None or _has_configs(path) or (data.files and _is_beyond(data.files)):
         return _open_builder(_load_builder(path, data, modality), data, modality)
-    listing = list_folder(path, data.cache_dir)
+    listing = list_folder(path, data.cache_dir, only_file(path, data.files))
     names = [name for name in listing.names if os.path.basename(name) not in OF_THE_LIBRARY]
     if data.files:
         names = matching(names, data.files)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
-from .columns import check_columns, choose_column, first_example, number_type, of_type, undecoded, with_labels_of_paths
+from .columns import check_columns, choose_column, first_examples, number_type, of_type, undecoded, with_labels_of_paths
 from .fields import excluded_by, names_of_classes, say_what_excludes_nothing, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
 from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
@@ -30,6 +30,7 @@ from .opening import READ_AT_ONCE, open_named
 logger = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 10_000  # put into a table together
+LOOKED_AT = 100  # first rows of a table that say whether a column holds paths
 READ_ATTEMPTS, RETRY_SECONDS = 3, 5.0  # of a shard; the pause grows with each
 NOT_OF_A_DISK = ValueError, TypeError, LookupError, AttributeError, tarfile.TarError  # they come back with each attempt
 MARK = 0  # key of an example that no column can have: what tells it from all others, see `Source.named`
@@ -175,6 +176,10 @@ class Source:
         """Whether an example is not excluded."""
         if not self.exclude:
             return True
+        path = example.get(self.input_column) if self.input_column in self.exclude else None
+        if isinstance(path, str):  # as the table has it, too, in whose folder it was found
+            folders = {os.path.dirname(file) for file in self.files or ()}
+            example = example | {self.input_column: [path, *(os.path.relpath(path, f) for f in folders if f)]}
         found = excluded_by(self.exclude, example, self.class_names)
         self.hits.update(found)
         return not found
@@ -288,7 +293,7 @@ def open_source(data: DataArguments, processor, dataset=None) -> Source:
     dataset, types = undecoded(opened.stream, opened.files)
     description = f"{os.path.basename(os.path.abspath(data.dataset))} ({data.split})"
     dataset, types = with_labels_of_paths(dataset, types, data)
-    first = partial(first_example, dataset, opened.files)
+    first = partial(first_examples, dataset, opened.files, LOOKED_AT)
     column = choose_column(types, data, processor, description, opened.why_no_label, opened.others, first)
     numbers = number_type(types[column])
     featurize = partial(decode_column, column=column, data=data, processor=processor, numbers=numbers)

@@ -77,6 +77,16 @@ def choose_folds(wanted: Sequence | None, folds: np.ndarray, otherwise: Sequence
     return chosen
 
 
+def check_classes(found: Labels) -> None:
+    """Raise a `LabelError` if all clips are of one class."""
+    labels = found.labels
+    if labels.ndim == 1 and len(np.unique(labels)) < 2:
+        raise LabelError(
+            f"data.label_column: all clips are of one class, {found.label_names[labels[0]]!r}; it takes at least two, "
+            "and clips without a label (None, also NA or nan in a csv file) do not count."
+        )
+
+
 def check_folds(found: Labels, seed: int = 0, wanted: Sequence | None = None) -> None:
     """Look at what each tested fold is trained on and tested with; warn of classes that one of both lacks.
 
@@ -86,14 +96,10 @@ def check_folds(found: Labels, seed: int = 0, wanted: Sequence | None = None) ->
         wanted: test folds; None for all.
 
     Raises:
-        LabelError: all clips are of one class, or it is one of `outer_folds` and `choose_folds`.
+        LabelError: it is one of `check_classes`, `outer_folds` and `choose_folds`.
     """
     labels, names = found.labels, found.label_names
-    if labels.ndim == 1 and len(np.unique(labels)) < 2:
-        raise LabelError(
-            f"data.label_column: all clips are of one class, {names[labels[0]]!r}; it takes at least two, and clips "
-            "without a label (None, also NA or nan in a csv file) do not count."
-        )
+    check_classes(found)
     folds = outer_folds(labels, found.folds, seed)
     lacks = {"the training": {}, "the test": {}}
     for fold in choose_folds(wanted, folds, found.test_folds):

@@ -20,7 +20,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.examples import balanced_weights, load_examples
 from ..data.labels import LabelError
 from ..data.modalities import load_processor
-from ..evaluation.cross_validation import check_folds, choose_folds, outer_folds
+from ..evaluation.cross_validation import check_classes, check_folds, choose_folds, outer_folds
 from ..evaluation.metrics import load_metric
 from ..files import write_whole
 from ..recipe_reader import recipe_to_yaml
@@ -40,7 +40,7 @@ from .folds import (
 )
 from .lora import ADAPTER, add_adapters, require_peft
 from .recipe import FinetuneRecipe, FinetuneTraining
-from .tables import write_fold_tables, write_tables
+from .tables import has_results_of, write_fold_tables, write_tables
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some, targets
 from .validation import Curves, Stopping, best_record, hold_out
 
@@ -105,6 +105,7 @@ def finetune(recipe, dataset=None, test_dataset=None):
         logger.info("fold %s: %s", fold, scores[fold])
     if recipe.final:
         taken = list(epochs.values()) or [recipe.training.epochs]
+        read = describe_data(examples, np.ones(len(examples), int))  # whatever the folds are
         final_epochs = finetune_final(recipe, examples, processor, read, taken)
     measures = list(next(iter(scores.values()), ()))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
@@ -119,8 +120,10 @@ def finetune(recipe, dataset=None, test_dataset=None):
     }
     if _is_main_process():
         folder = Path(recipe.output_dir)
+        stays = alone and has_results_of(folder, recipe_to_yaml(recipe))
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
-        write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        if not stays:
+            write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         tested = {fold: (folder / names[fold], np.flatnonzero(folds == fold)) for fold in scores}
         if tested:
             write_tables(folder, tested, examples, results)
@@ -143,7 +146,7 @@ def check_labels(recipe, found):
             )
         logger.warning("%s; it is taken for a class of its own", parts)
     if recipe.folds == []:
-        return
+        return check_classes(found)
     check_folds(found, recipe.seed, recipe.folds)
     if share := recipe.training.validation_share:
         folds = outer_folds(found.labels, found.folds, recipe.seed)

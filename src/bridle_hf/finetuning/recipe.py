@@ -168,6 +168,11 @@ class FinetuneRecipe:
             raise ValueError(
                 "`final` is true; with {fold} in `model` it takes false, since no model has seen all folds."
             )
+        if self.folds == [] and self.training.validation_share:
+            raise ValueError(
+                f"`training.validation_share` is {self.training.validation_share}; with folds=[] it takes 0, since "
+                "final/ is trained on all clips for `training.epochs` epochs."
+            )
         if self.final and self.data.test_split:
             raise ValueError(
                 "`final` is true; with `data.test_split` it takes false, since its fold has all training clips."

@@ -7,6 +7,7 @@ confusion.png     the same as a picture, of all folds, of up to 60 classes, with
 results.md        scores of the folds, and the worst classes
 """
 
+import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +25,14 @@ from ..evaluation.classes import (
     write_text,
 )
 from ..evaluation.tables import markdown
-from ..files import whole_file
+from ..files import set_aside, whole_file
+from ..recipe_reader import changed_keys, read_yaml
 
 logger = logging.getLogger(__name__)
 
 LOGITS = "logits.npy"  # of the test clips of a fold, in the dataset's order
 DRAWN = 60  # classes of the picture at most
+OF_ALL_FOLDS = ("results.json", "results.md", "per_class.csv", "predictions.csv", "confusion.csv", "confusion.png")
 
 
 def write_fold_tables(folder, logits, examples, rows):
@@ -76,6 +79,19 @@ def write_tables(output_dir, folders, examples, results):
         if counts is not None:
             draw(output_dir / "confusion.png", counts, examples.label_names)
     write_text(output_dir / "results.md", tables)
+
+
+def has_results_of(output_dir, recipe):
+    """Whether the results of a folder are those of a recipe, as YAML, with folds. Those of another one are moved to
+    NAME.old-1, -2, ..."""
+    results = output_dir / "results.json"
+    if not results.is_file() or not json.loads(results.read_text()).get("folds"):
+        return False
+    before = read_yaml((output_dir / "finetune.yaml").read_text())
+    if changed := sorted({*changed_keys(before, read_yaml(recipe))} - {"folds", "final", "output_dir"}):
+        moved = {name: set_aside(output_dir / name).name for name in OF_ALL_FOLDS if (output_dir / name).is_file()}
+        logger.warning("%s has results of another recipe (%s): moved to %s", output_dir, changed, list(moved.values()))
+    return not changed
 
 
 def scores_table(results):

@@ -22,7 +22,7 @@ from .engine import Stop, train
 from .evaluating import EvaluateArguments, Evaluation, of_section
 from .phases import KINDS, LENGTHS, Phase, build_schedule
 from .run import Run, build_accelerator
-from .starting import check_sizes, config_of
+from .starting import check_start, config_of
 
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 (of a tuple)
 # A section for each kind: what its phases have in common.
@@ -73,7 +73,7 @@ class PretrainRecipe(Sections):
         check_channels(config)
         check_window(self.data, config)
         if self.start_from is not None:
-            check_sizes(config, self.start_from)
+            check_start(config, self.start_from)
         check_statistics(self.processor)
         if self.evaluate is not None:
             try:

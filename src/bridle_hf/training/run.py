@@ -208,9 +208,8 @@ class Run:
         written = yaml.safe_load((checkpoint.path / "recipe.yaml").read_text())
         now = yaml.safe_load(recipe_to_yaml(self.recipe))
         keys = [key for key in changed_keys(written, now) if key not in ("output_dir", "resume")]
-        if {phase["kind"] for phase in now.get("phases", ())} & {key.split(".")[0] for key in keys}:
-            keys = [key for key in keys if key != "phases"]  # which are laid over those sections
-        changed = ", ".join(f"{key}: {value_at(written, key)} -> {value_at(now, key)}" for key in keys)
+        said = {key: f"{value_at(written, key)} -> {value_at(now, key)}" for key in keys}
+        changed = ", ".join(f"{key}: {new}" for key, new in said.items() if new != said.get(_of_section(key, now)))
         steps, processes = self.tasks[checkpoint.task].steps, self.accelerator.num_processes
         if not changed and steps != before["phase_steps"]:
             raise CheckpointError(
@@ -365,6 +364,13 @@ class Run:
             if (task.index, subject) not in self.remarked:
                 self.remarked.add((task.index, subject))
                 logger.warning("%s, step %d: %s", task.name, record["step"], remark)
+
+
+def _of_section(key: str, recipe: dict) -> str | None:
+    """The key of the section that a phase is laid over: `phases.2.steps` -> `encoder.steps`."""
+    top, _, rest = key.partition(".")
+    number, _, name = rest.partition(".")
+    return f"{recipe[top][int(number)]['kind']}.{name}" if top == "phases" and name else None
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from ..configuration_bridle import BridleConfig
 from ..hub_connection import check_connection
 from ..modeling_bridle import BridleForPreTraining, BridleModel
+from ..saved_models import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
     folder = Path(start_from)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"`start_from` is {start_from!r}, a folder without a config.json; it takes that of a model.")
+    if folder.is_file():
+        raise ValueError(f"`start_from` is {start_from!r}, a file; it takes the folder of a model.")
     try:
         if not folder.is_dir():
             check_connection(start_from)
@@ -51,8 +55,17 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
     return config.to_dict() | {"cold_start": not tokenizer}
 
 
-def check_sizes(config: BridleConfig, start_from: str) -> None:
-    """Raise a `ValueError` if an encoder by `config` has other sizes than the saved one, or computes something else."""
+def check_start(config: BridleConfig, start_from: str) -> None:
+    """Check that a run can begin from the weights of a saved model.
+
+    Raises:
+        ValueError: those of a folder are damaged, or an encoder by `config` has other sizes or computes something else.
+    """
+    if Path(start_from).is_dir():
+        try:
+            check_weights(Path(start_from), values=True)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ValueError(f"`start_from` is {start_from!r}, whose weights cannot be used: {error}") from error
     saved, made = BridleConfig.from_pretrained(start_from).to_dict(), config.to_dict()
     saved["patch_size"], made["patch_size"] = list(saved["patch_size"]), list(made["patch_size"])
     if other := [name for name in OF_WEIGHTS if saved[name] != made[name]]:

@@ -12,12 +12,12 @@ from ..codebook_bridle import this_process
 from ..codebook_metrics import code_counts, few_codes, usage
 from ..codebook_training_bridle import real_patches, reset_dead_codes_
 from ..modeling_bridle import BridleForPreTraining
-from .remarks import EASY
+from .remarks import EASY, OF_THE_CLIPS
 from .seeds import seed_from
 
 logger = logging.get_logger(__name__)
 
-REMEDY = (
+OF_THE_TOKENIZER = (
     f"{EASY}: give the tokenizer more steps, and in a phase of "
     "a few hundred let its codes follow faster, quantizer_config={'ema_decay': 0.9, 'reset_interval': 10}"
 )
@@ -103,7 +103,8 @@ class BridleTrainerCallback(TrainerCallback, ExportableState):
             counts = code_counts(real_patches(self.codes, self.valid).cpu(), sizes)
             few = few_codes(usage(counts, sizes)["perplexity"], sizes, int(counts[0].sum()))
             if few:
-                logger.warning("%s. %s", "; ".join(few), REMEDY)
+                first = model.phase == "encoder" and model.tokenizer.cold_start is not None
+                logger.warning("%s. %s", "; ".join(few), OF_THE_CLIPS if first else OF_THE_TOKENIZER)
 
 
 def first_batches(loader: DataLoader, batch_size: int, seed: int) -> DataLoader:
