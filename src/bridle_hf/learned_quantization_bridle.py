@@ -453,7 +453,8 @@ def knn_regularizer(p, num_neighbors=1, divergence="ce", mask=None, *, log_p=Non
     """Mean divergence of the vertices of the simplex from their nearest assignments (eq. 13).
 
     Vertex e_m is the one-hot assignment to code m. Pulling its nearest assignments to it keeps code m in use and these
-    assignments sharp. Neighbours are among the assignments given, in training those of one process and micro-batch; one assignment may be a neighbour of several vertices.
+    assignments sharp. Neighbours are among the assignments given, in training those of one process and micro-batch. One
+    assignment may be a neighbour of several vertices.
 
     Args:
         p: (N, K) assignments, each a distribution over K codes.
@@ -520,8 +521,8 @@ def nearest_rows(nearness, square, valid, vertices, num_neighbors):
 def perplexity_regularizer(p, mask=None):
     """1 - exp(entropy of the mean assignment) / K, 0 if all codes are used equally on average (eq. 11-12).
 
-    The paper prints the perplexity itself as the loss, but it is to be maximised. The mean is over the assignments given,
-    in training over those of one process and micro-batch.
+    The paper prints the perplexity itself as the loss, but it is to be maximised. The mean is over the assignments
+    given, in training over those of one process and micro-batch.
 
     Args:
         p: (N, K) assignments, each a distribution over K codes.
