@@ -72,7 +72,19 @@ def test_nan_is_excluded_as_none():
 def test_paths_are_excluded_as_the_table_has_them(tmp_path, extractor):
     for number in range(4):
         (tmp_path / f"{number}.flac").write_bytes(flac(clip(number)))
-    (tmp_path / "t.csv").write_text("file,label\n" + "".join(f"{n}.flac,{'xy'[n % 2]}\n" for n in range(4)))
-    for names in (["1.flac", "./3.flac"], [f"{tmp_path}/1.flac"]):
+    (tmp_path / "t.csv").write_text("file,label\n0.flac,x\n./1.flac,y\n2.flac,x\n3.flac,y\n")
+    for names, left in ((["2.flac"], 3), (["2.flac", "./1.flac"], 2), ([f"{tmp_path}/3.flac"], 3)):
         data = DataArguments(str(tmp_path / "t.csv"), label_column="label", exclude={"file": names})
-        assert len(load_examples(data, extractor)) == 3
+        assert len(load_examples(data, extractor)) == left
+
+
+@pytest.mark.parametrize(("name", "empty"), [("t.csv", None), ("t.jsonl", "")])
+def test_beside_paths_there_may_be_empty_ones(name, empty, tmp_path, extractor):
+    (tmp_path / "0.flac").write_bytes(flac(clip(0)))
+    lines = ["file,label", "0.flac,x", ",y", "0.flac,y"] if name == "t.csv" else [
+        '{"file": "0.flac", "label": "x"}', '{"file": "", "label": "y"}', '{"file": "0.flac", "label": "y"}'
+    ]  # fmt: skip
+    (tmp_path / name).write_text("\n".join(lines))
+    for excluded_one, left in ((empty, 2), ("0.flac", 1)):
+        source = open_source(DataArguments(str(tmp_path / name), exclude={"file": [excluded_one]}), extractor)
+        assert sum(map(source.keeps, source.read(0))) == left

@@ -150,3 +150,24 @@ def test_a_page_that_says_nothing_of_splits_changes_nothing(page, tmp_path, extr
     write(tmp_path, ["a/1.wav", "b/2.wav"])
     (tmp_path / "README.md").write_text(page)
     assert [label for _, label in names_in(tmp_path, extractor)] == [0, 1] and not caplog.messages
+
+
+def test_a_link_to_a_file_of_another_name_is_read_where_it_is(tmp_path, extractor):
+    """As in the Hub's cache, where files lie under their digests."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes(flac(clip(0)))
+    (tmp_path / "snapshots" / "a.flac").symlink_to(tmp_path / "blobs" / "0a1b")
+    source = open_source(DataArguments(str(tmp_path / "snapshots" / "a.flac")), extractor)
+    assert len(list(source.decode_all(0, 0))) == 1
+
+
+def test_beside_one_file_nothing_is_looked_at(tmp_path, extractor, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "a[1].flac").write_bytes(flac(clip(0)))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.scandir", lambda *_: pytest.fail("the folder is gone through"))
+        source = open_source(DataArguments(str(tmp_path / "a[1].flac")), extractor)
+        assert len(list(source.decode_all(0, 0))) == 1
+    assert "1 of 1 files are read" in caplog.text and "hidden" not in caplog.text

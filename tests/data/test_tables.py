@@ -354,25 +354,10 @@ def test_a_link_to_a_table_is_the_table(elsewhere, tmp_path, extractor):
     link.symlink_to(tmp_path / "labels_v3.csv")
     found, skipped = read(link, extractor, input_column="path", max_bad_share=0)
     assert len(found) == 3 and not skipped
-
-
-def test_a_link_to_a_file_of_another_name_is_read_where_it_is(tmp_path, extractor):
-    """As in the Hub's cache, where files lie under their digests."""
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshots").mkdir()
-    (tmp_path / "blobs" / "0a1b").write_bytes(flac(clip(0)))
-    (tmp_path / "snapshots" / "a.flac").symlink_to(tmp_path / "blobs" / "0a1b")
-    assert len(read(tmp_path / "snapshots" / "a.flac", extractor, max_bad_share=0)[0]) == 1
-
-
-def test_beside_one_file_nothing_is_looked_at(tmp_path, extractor, caplog, monkeypatch):
-    caplog.set_level("INFO")
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "a[1].flac").write_bytes(flac(clip(0)))
-    with monkeypatch.context() as patched:
-        patched.setattr("os.scandir", lambda *_: pytest.fail("the folder is gone through"))
-        assert len(read(tmp_path / "a[1].flac", extractor, max_bad_share=0)[0]) == 1
-    assert "1 of 1 files are read" in caplog.text and "hidden" not in caplog.text
+    for number in range(3):  # what lies beside the link counts first
+        (link.parent / f"{number}.flac").write_bytes(flac(clip(9)))
+    beside, _ = read(link, extractor, input_column="path", max_bad_share=0, exclude={"path": ["1.flac"]})
+    assert [example["path"] for example in beside] == [str(link.parent / f"{number}.flac") for number in (0, 2)]
 
 
 @pytest.mark.parametrize("options", [{"cache": True}, {"in_memory": False}])

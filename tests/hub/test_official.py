@@ -64,6 +64,8 @@ def test_a_file_of_something_else_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"`state_dict_or_path` is .*other.pth.*{message}"):
         load_official(tmp_path / "other.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(TypeError, match="`state_dict_or_path` is a int; it takes a mapping or a path"):
+        load_official(2**31)
     with pytest.raises(ValueError, match="`state_dict_or_path` is .*cut.safetensors, which is damaged"):
         load_official(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="takes named tensors.*these are none: 0"):

@@ -11,14 +11,6 @@ AUTO = "auto"  # for what a run finds out itself
 MOST_WORKERS = 512  # processes: a slip of the finger takes the machine down
 
 
-def _beside_its_paths(file: str) -> str:
-    """A file, and of a link the place it leads to, since the paths in a table are relative to the table's own folder. A
-    link to a file of another extension stays; those of the Hub's cache are such."""
-    real = os.path.realpath(at_home(file))
-    same = os.path.splitext(real)[1].lower() == os.path.splitext(file)[1].lower()
-    return real if same and os.path.islink(at_home(file)) else file
-
-
 @dataclass
 class DataArguments:
     """Where the samples come from, how they are read and how they are augmented.
@@ -109,7 +101,7 @@ class DataArguments:
 
     def __post_init__(self):
         if self.dataset and self.files is None and os.path.isfile(at_home(self.dataset)):  # alone in its folder
-            folder, name = os.path.split(_beside_its_paths(self.dataset))
+            folder, name = os.path.split(self.dataset)
             self.dataset, self.files = folder or ".", escape(name)
         for key, least in (("shuffle_buffer", 1), ("max_frames", 1), ("min_seconds", 0)):
             value = getattr(self, key)

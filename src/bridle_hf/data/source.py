@@ -146,13 +146,12 @@ class Source:
 
     def examples(self, shard: int) -> Iterator[dict]:
         """The examples of one shard, relative paths in the folder of its file made whole where they lead to a file."""
-        file = self.files[shard] if self.files else None
-        beside = None if file is None or is_url(file) else os.path.dirname(file)
+        folders = _folders_of(self.files[shard]) if self.files else []
         for batch in self.batches(shard):
             for values in zip(*batch.values(), strict=True):
                 example = dict(zip(batch, values, strict=True))
-                if beside and self.input_column in example:
-                    example[self.input_column] = made_whole(example[self.input_column], beside)
+                for folder in folders if self.input_column in example else ():
+                    example[self.input_column] = made_whole(example[self.input_column], folder)
                 yield example
 
     def batches(self, shard: int) -> Iterator[dict]:
@@ -178,8 +177,9 @@ class Source:
             return True
         path = example.get(self.input_column) if self.input_column in self.exclude else None
         if isinstance(path, str):  # as the table has it, too, in whose folder it was found
-            folders = {os.path.dirname(file) for file in self.files or ()}
-            example = example | {self.input_column: [path, *(os.path.relpath(path, f) for f in folders if f)]}
+            folders = {folder for file in self.files or () for folder in _folders_of(file)}
+            spelled = [path.removeprefix(os.path.join(folder, "")) for folder in folders]
+            example = example | {self.input_column: [path, *spelled]}
         found = excluded_by(self.exclude, example, self.class_names)
         self.hits.update(found)
         return not found
@@ -245,6 +245,13 @@ class Source:
         self.skipped[example[MARK]] = str(error)
         say_skipped(example[MARK], str(error))
         check_bad_share(self.bad - self.short, seen, max_bad_share, example[MARK], error, self.hint, self.total)
+
+
+def _folders_of(file: str) -> list[str]:
+    """The folder of a table, in which its relative paths are looked for, and that of the file which a link leads to."""
+    if is_url(file):
+        return []
+    return [folder for folder in dict.fromkeys(map(os.path.dirname, (file, os.path.realpath(file)))) if folder]
 
 
 def say_skipped(mark: str, reason: str) -> None:

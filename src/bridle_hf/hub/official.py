@@ -158,6 +158,8 @@ def _listed(names) -> str:
 def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
     """The weights of a mapping or a file, without wrappers and prefixes."""
     if not isinstance(source, Mapping):
+        if not isinstance(source, str | os.PathLike):
+            raise TypeError(f"`state_dict_or_path` is a {type(source).__name__}; it takes a mapping or a path.")
         source = _load_file(source)
     while wrapper := next((name for name in ("model", "module") if isinstance(source.get(name), Mapping)), None):
         report.dropped.update({name: "beside the weights, not among them" for name in source if name != wrapper})
