@@ -215,6 +215,10 @@ def test_a_folder_of_a_fine_tuned_videomae_names_its_classes(tmp_path):
     assert ours.config.id2label == names and ours.config.label2id == {"up": 0, "down": 1, "left": 2}
     with torch.no_grad():
         torch.testing.assert_close(ours(pixel_values=values).logits, model(values).logits, rtol=0, atol=1e-4)
+    model.config.id2label = {0: "crane", 1: "down", 2: "crane"}  # as ImageNet has it
+    model.save_pretrained(tmp_path / "theirs")
+    again = load_official(tmp_path / "theirs", BridleForVideoClassification, "video", **DECODER)
+    assert again.config.id2label == {0: "crane (0)", 1: "down", 2: "crane (2)"}
 
 
 def test_fine_tuned_audiomae_has_the_names_of_fine_tuned_bridle():

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,8 @@ def load_official(
     classes = overrides.pop("id2label", {})
     config = infer_config(found, names, modality, overrides | {"cold_start": cold_start})
     if len(classes) == config.num_labels:
-        config.id2label = {int(number): name for number, name in classes.items()}
+        times = Counter(classes.values())  # ImageNet has two cranes
+        config.id2label = {int(n): f"{name} ({n})" if times[name] > 1 else name for n, name in classes.items()}
         config.label2id = {name: number for number, name in config.id2label.items()}
     if cls is BridleModel and _ends_without_norm(found, modality):
         logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
