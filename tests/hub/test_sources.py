@@ -3,6 +3,7 @@
 The names of the original code are written here from its public listings, not from our key maps.
 """
 
+import json
 import re
 
 import numpy as np
@@ -215,10 +216,16 @@ def test_a_folder_of_a_fine_tuned_videomae_names_its_classes(tmp_path):
     assert ours.config.id2label == names and ours.config.label2id == {"up": 0, "down": 1, "left": 2}
     with torch.no_grad():
         torch.testing.assert_close(ours(pixel_values=values).logits, model(values).logits, rtol=0, atol=1e-4)
-    model.config.id2label = {0: "crane", 1: "down", 2: "crane"}  # as ImageNet has it
-    model.save_pretrained(tmp_path / "theirs")
-    again = load_official(tmp_path / "theirs", BridleForVideoClassification, "video", **DECODER)
-    assert again.config.id2label == {0: "crane (0)", 1: "down", 2: "crane (2)"}
+    file, numbered = tmp_path / "theirs" / "config.json", {number: f"LABEL_{number}" for number in range(3)}
+    for found, expected in (
+        ({0: "crane", 1: "down", 2: "crane"}, {0: "crane (0)", 1: "down", 2: "crane (2)"}),  # as ImageNet has it
+        ({1: "up", 2: "down", 3: "left"}, numbered),
+        (["up", "down", "left"], numbered),
+        (None, numbered),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": found}))
+        again = load_official(tmp_path / "theirs", BridleForVideoClassification, "video", **DECODER)
+        assert again.config.id2label == expected
 
 
 def test_fine_tuned_audiomae_has_the_names_of_fine_tuned_bridle():

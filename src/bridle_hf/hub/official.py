@@ -112,9 +112,9 @@ def load_official(
             logger.warning("`cold_start` is not given; the tokenizer is taken to be trained (cold_start=False).")
     found = _for_cold_start(found) if cold_start else found
     overrides = said_beside(state_dict_or_path) | overrides
-    classes = overrides.pop("id2label", {})
+    classes = overrides.pop("id2label", None)
     config = infer_config(found, names, modality, overrides | {"cold_start": cold_start})
-    if len(classes) == config.num_labels:
+    if isinstance(classes, dict) and sorted(map(str, classes)) == sorted(map(str, range(config.num_labels))):
         times = Counter(classes.values())  # ImageNet has two cranes
         config.id2label = {int(n): f"{name} ({n})" if times[name] > 1 else name for n, name in classes.items()}
         config.label2id = {name: number for number, name in config.id2label.items()}
