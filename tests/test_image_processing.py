@@ -129,6 +129,17 @@ def test_an_open_picture_is_turned_as_its_file_is(picture, tmp_path):
     np.testing.assert_array_equal(decode_image(path), np.rot90(picture[:20], -1).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P"])
+def test_a_turned_tiff_is_the_turned_picture(mode, picture, tmp_path):
+    """Not compressed, so that Pillow would map the file into memory."""
+    drawn = Image.fromarray(np.ascontiguousarray(picture[:40, :24])).convert(mode)
+    drawn.save(tmp_path / "turned.tif", tiffinfo={0x112: 6})  # to be turned clockwise by a quarter
+    processor = BridleImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    found = processor(str(tmp_path / "turned.tif"), return_tensors="pt")["pixel_values"]
+    expected = processor(drawn.transpose(Image.Transpose.ROTATE_270), return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, expected)
+
+
 def test_the_processor_of_a_model_makes_its_input_and_is_found_again(picture, tmp_path):
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BridleConfig(modality="image", input_size=(16, 48), **sizes)

@@ -77,9 +77,10 @@ class BridleImageProcessor(TorchvisionBackend):
         return super().from_dict(image_processor_dict, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens local files with all their channels and bits; transformers' reader drops transparency."""
+        """Opens local files with all their channels and bits; transformers' reader drops transparency. Pillow gets no
+        names: it maps named TIFF files into memory, those that are to be turned at the wrong size."""
         if Image is not None and isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
-            with Image.open(image_url_or_urls) as image:
+            with open(image_url_or_urls, "rb") as file, Image.open(file) as image:
                 return ImageOps.exif_transpose(image)
         return super().fetch_images(image_url_or_urls)
 
