@@ -178,6 +178,13 @@ def made_whole(raw: Any, folder: str) -> Any:
     return raw
 
 
+def folders_of(file: str) -> list[str]:
+    """The folder of a table, in which its relative paths are looked for, and that of the file which a link leads to."""
+    if is_url(file):
+        return []
+    return [folder for folder in dict.fromkeys(map(os.path.dirname, (file, os.path.realpath(file)))) if folder]
+
+
 def is_url(path: str) -> bool:
     """Whether fsspec is to open a path: `https://...`, `hf://...`, `data:...`."""
     return "://" in path or path.startswith("data:")

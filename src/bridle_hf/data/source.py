@@ -23,7 +23,7 @@ from .bad_share import check_bad_shards, check_bad_share, is_short
 from .columns import check_columns, choose_column, first_examples, number_type, of_type, undecoded, with_labels_of_paths
 from .fields import excluded_by, names_of_classes, say_what_excludes_nothing, select
 from .in_hand import NUMBER, take_in_hand, with_arrays
-from .media import LONGEST_PATH, BadClipError, UnusableDataError, is_url, made_whole
+from .media import LONGEST_PATH, BadClipError, UnusableDataError, folders_of, is_url, made_whole
 from .modalities import modality_of
 from .opening import READ_AT_ONCE, open_named
 
@@ -146,7 +146,7 @@ class Source:
 
     def examples(self, shard: int) -> Iterator[dict]:
         """The examples of one shard, relative paths in the folder of its file made whole where they lead to a file."""
-        folders = _folders_of(self.files[shard]) if self.files else []
+        folders = folders_of(self.files[shard]) if self.files else []
         for batch in self.batches(shard):
             for values in zip(*batch.values(), strict=True):
                 example = dict(zip(batch, values, strict=True))
@@ -177,12 +177,16 @@ class Source:
             return True
         path = example.get(self.input_column) if self.input_column in self.exclude else None
         if isinstance(path, str):  # as the table has it, too, in whose folder it was found
-            folders = {folder for file in self.files or () for folder in _folders_of(file)}
-            spelled = [path.removeprefix(os.path.join(folder, "")) for folder in folders]
+            spelled = [path.removeprefix(os.path.join(folder, "")) for folder in self.folders]
             example = example | {self.input_column: [path, *spelled]}
         found = excluded_by(self.exclude, example, self.class_names)
         self.hits.update(found)
         return not found
+
+    @cached_property
+    def folders(self) -> set[str]:
+        """Where relative paths in the tables lead from."""
+        return {folder for file in self.files or () for folder in folders_of(file)}
 
     @cached_property
     def class_names(self) -> dict[str, list[str]]:
@@ -245,13 +249,6 @@ class Source:
         self.skipped[example[MARK]] = str(error)
         say_skipped(example[MARK], str(error))
         check_bad_share(self.bad - self.short, seen, max_bad_share, example[MARK], error, self.hint, self.total)
-
-
-def _folders_of(file: str) -> list[str]:
-    """The folder of a table, in which its relative paths are looked for, and that of the file which a link leads to."""
-    if is_url(file):
-        return []
-    return [folder for folder in dict.fromkeys(map(os.path.dirname, (file, os.path.realpath(file)))) if folder]
 
 
 def say_skipped(mark: str, reason: str) -> None:

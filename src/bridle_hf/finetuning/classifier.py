@@ -20,11 +20,8 @@ def build_classifier(recipe, source, label_names):
     """
     config = BridleConfig.from_pretrained(source, attn_implementation=recipe.training.attention, **recipe.config)
     classifier = getattr(modeling_bridle, MODALITIES[config.modality].classifier)
-    before = (
-        [name for _, name in sorted(config.id2label.items())]
-        if classifier.__name__ in (config.architectures or ())
-        else None
-    )
+    saved = [name for _, name in sorted(config.id2label.items())]
+    before = saved if classifier.__name__ in (config.architectures or ()) else None
     single = recipe.training.loss == "cross_entropy"
     config.problem_type = "single_label_classification" if single else "multi_label_classification"
     names = {"id2label": dict(enumerate(label_names)), "label2id": {n: label for label, n in enumerate(label_names)}}

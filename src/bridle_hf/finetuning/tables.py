@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from yaml import YAMLError
 
 from ..evaluation.classes import (
     class_rows,
@@ -84,10 +85,12 @@ def write_tables(output_dir, folders, examples, results):
 def has_results_of(output_dir, recipe):
     """Whether the results of a folder are those of a recipe, as YAML, with folds. Those of another one are moved to
     NAME.old-1, -2, ..."""
-    results = output_dir / "results.json"
-    if not results.is_file() or not json.loads(results.read_text()).get("folds"):
+    try:
+        before = read_yaml((output_dir / "finetune.yaml").read_text())
+        if not json.loads((output_dir / "results.json").read_text())["folds"]:
+            return False
+    except (OSError, ValueError, KeyError, TypeError, YAMLError):  # none, or damaged
         return False
-    before = read_yaml((output_dir / "finetune.yaml").read_text())
     if changed := sorted({*changed_keys(before, read_yaml(recipe))} - {"folds", "final", "output_dir"}):
         moved = {name: set_aside(output_dir / name).name for name in OF_ALL_FOLDS if (output_dir / name).is_file()}
         logger.warning("%s has results of another recipe (%s): moved to %s", output_dir, changed, list(moved.values()))
