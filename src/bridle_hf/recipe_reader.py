@@ -32,7 +32,7 @@ class Dumper(yaml.SafeDumper):
     """A YAML dumper that quotes text which `Loader` would read as a number."""
 
 
-WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+][0-9]+"), list("-+0123456789")
+WITHOUT_POINT = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+][0-9]+$"), list("-+0123456789")
 Loader.add_implicit_resolver(*WITHOUT_POINT)
 Dumper.add_implicit_resolver(*WITHOUT_POINT)
 

@@ -91,6 +91,8 @@ def test_numbers_may_have_an_exponent_and_no_point(tmp_path):
     (tmp_path / "again.yaml").write_text(recipe_to_yaml(made))
     assert load_recipe(tmp_path / "again.yaml") == made
     assert read_yaml("{id: [12e4, 0e12, ff01], x: -1E+3}") == {"id": ["12e4", "0e12", "ff01"], "x": -1000.0}
+    for text in ("1e-4_big", "1e-3-noise", "1234567e-89ab-4cde", "1e-4x"):
+        assert read_yaml(f"[{text}]") == [text] and load_recipe("audio/demo", [f"data.exclude={{id: [{text}]}}"])
 
 
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
