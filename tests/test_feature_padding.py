@@ -92,3 +92,14 @@ def test_rows_that_are_not_of_one_clip_each_are_refused(channels):
             extractor.pad([{"input_values": np.zeros(shape)}])
     with pytest.raises(ValueError, match="processed_features is empty"):
         extractor.pad([])
+
+
+def test_rows_that_are_none_are_named(extractor):
+    row = {"input_values": np.zeros((98, 128), np.float32)}
+    for rows, got in (
+        ([{"x": 1}], r"keys \['x'\]"),
+        ([1, 2], "int"),
+        ([row | {"attention_mask": np.ones(98)}, row], r"keys \['input_values'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"processed_features has a row of {got}; it takes mappings of input_valu"):
+            extractor.pad(rows)

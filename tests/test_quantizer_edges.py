@@ -271,6 +271,7 @@ def test_what_is_no_tensor_or_size_is_named():
         (lambda: ResidualQuantizer(8.0, 3, 16), "`dim` is 8.0; it takes a whole number from 1 to"),
         (lambda: ResidualQuantizer("8", 3, 16), "`dim` is '8'; it takes a whole number from 1 to"),
         (lambda: ResidualQuantizer(8, 3, 16.0), "`codebook_size` is 16.0; it takes whole numbers"),
+        (lambda: ResidualQuantizer(8, 3, True), "`codebook_size` is True; it takes a whole number from 1 to"),
         (lambda: ResidualQuantizer(8, 3, None), "`codebook_size` is None; it takes whole numbers"),
         (lambda: ResidualQuantizer(8, 2, [16.0, 8]), "`codebook_size` is 16.0; it takes a whole number from 1 to"),
         (lambda: ResidualQuantizer(8, 3.0, 16), "`num_codebooks` is 3.0; it takes a whole number from 1 on"),
@@ -280,3 +281,4 @@ def test_what_is_no_tensor_or_size_is_named():
         with pytest.raises(ValueError, match=message):
             build()
     assert FSQQuantizer(8, tuple(np.array([8, 5]))).codebook_sizes == (40,)
+    assert ResidualQuantizer(8, 2, np.array([4, 8])).codebook_sizes == (4, 8)

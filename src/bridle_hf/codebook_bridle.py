@@ -3,6 +3,7 @@
 All state is float32 buffers. Functions and methods are pure unless their name ends with an underscore.
 """
 
+from collections.abc import Iterable
 from itertools import accumulate
 from numbers import Integral
 
@@ -114,7 +115,7 @@ def check_range(name, value, low, high, meaning=""):
 
 def check_size(name, value):
     """Raise a `ValueError` unless `value` is a whole number of codes or dimensions."""
-    if not isinstance(value, Integral) or not 1 <= value <= MOST_CODES:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= MOST_CODES:
         raise ValueError(f"`{name}` is {value!r}; it takes a whole number from 1 to {MOST_CODES}.")
 
 
@@ -147,7 +148,7 @@ def sizes_of(codebook_size, num_codebooks):
     """
     if not isinstance(num_codebooks, Integral) or num_codebooks < 1:
         raise ValueError(f"`num_codebooks` is {num_codebooks}; it takes a whole number from 1 on.")
-    if not isinstance(codebook_size, Integral | list | tuple):
+    if isinstance(codebook_size, str) or not isinstance(codebook_size, Integral | Iterable):
         raise ValueError(f"`codebook_size` is {codebook_size!r}; it takes whole numbers: one, or one per codebook.")
     sizes = (codebook_size,) * num_codebooks if isinstance(codebook_size, Integral) else tuple(codebook_size)
     for size in sizes:

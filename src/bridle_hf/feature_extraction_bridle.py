@@ -305,8 +305,10 @@ class BridleFeatureExtractor(SequenceFeatureExtractor):
         if not rows:
             raise ValueError("processed_features is empty; it takes the features of one clip or more.")
         channels = () if self.num_channels == 1 else (self.num_channels,)
-        if lacking := next((row for row in rows if name not in row), None):
-            raise ValueError(f"processed_features has a row of {list(lacking)}; it takes {name}.")
+        for row in rows:
+            if not isinstance(row, Mapping) or name not in row or row.keys() != rows[0].keys():
+                got = f"keys {list(row)}" if isinstance(row, Mapping) else type(row).__name__
+                raise ValueError(f"processed_features has a row of {got}; it takes mappings of {name} and equal keys.")
         for shape in (np.shape(row[name]) for row in rows):
             if shape[1:] != (*channels, self.num_mel_bins):
                 takes = ", ".join(map(str, ("frames", *channels, self.num_mel_bins)))

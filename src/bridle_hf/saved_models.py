@@ -25,8 +25,11 @@ PARTS = "model.safetensors.index.json"  # lists the files of sharded weights
 PICKLED = "pytorch_model*.bin"  # which have no header
 
 
-def check_model(source: str, argument: str = "--model", values: bool = False) -> None:
-    """Load the config of a saved model from a folder or the Hub; for a folder, check its weights as `check_weights`.
+def check_model(source: str, argument: str = "--model", values: bool | None = False) -> None:
+    """Load the config of a saved model from a folder or the Hub, and check the weights of its encoder in a folder.
+
+    Args:
+        values: as for `check_weights`; None leaves the weights alone.
 
     Raises:
         ValueError: there is no such model, or it is damaged.
@@ -38,7 +41,7 @@ def check_model(source: str, argument: str = "--model", values: bool = False) ->
         if not folder.is_dir():
             check_connection(str(source))
         BridleConfig.from_pretrained(source)
-        if folder.is_dir():
+        if folder.is_dir() and values is not None:
             check_weights(folder, values)
     except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
         if folder.is_dir():
@@ -55,7 +58,7 @@ def is_whole(folder: Path) -> bool:
     damaged or missing. Only the headers of the weights are read."""
     try:
         load_processor(str(folder))  # with the config
-        check_weights(folder)
+        check_weights(folder, whole=True)
     except (StrictDataclassError, SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         logger.warning("%s is damaged: %s", folder, " ".join(str(error).split()))
         return False
@@ -68,32 +71,35 @@ def _files_of_weights(folder: Path) -> set[str]:
     return set(json.loads((folder / PARTS).read_text())["weight_map"].values())
 
 
-def check_weights(folder: Path, values: bool = False) -> None:
+def check_weights(folder: Path, values: bool = False, whole: bool = False) -> None:
     """Check that a saved model has the weights that its config says. Only the headers of the files are read.
 
     Args:
         values: read the weights as well, and look for NaN and inf.
+        whole: look at all weights, not only at those of the encoder if it has one.
 
     Raises:
         ValueError: weights are missing, of other sizes, or hold NaN or inf.
         FileNotFoundError, SafetensorError: a file is missing, or shorter or longer than its header says.
     """
-    config, found = BridleConfig.from_pretrained(folder), {}
+    config, found, bad = BridleConfig.from_pretrained(folder), {}, []
     if any(folder.glob(PICKLED)):
         return
+    architecture, wanted = (config.architectures or [None])[0], {}
+    if architecture in modeling_bridle.__all__:
+        with torch.device("meta"):
+            wanted = getattr(modeling_bridle, architecture)(config).state_dict()
+    if not whole:
+        wanted = {key: weight for key, weight in wanted.items() if key.startswith("bridle.")} or wanted
     for name in sorted(_files_of_weights(folder)):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{name} is gone")
         with safe_open(folder / name, "pt") as file:
             found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            bad = [key for key in file.keys() if not file.get_tensor(key).isfinite().all()] if values else []  # noqa: SIM118
-        if bad:
-            raise ValueError(f"weights hold NaN or inf: {name_some(bad, 3)}")
-    architecture = (config.architectures or [None])[0]
-    if architecture not in modeling_bridle.__all__:
-        return
-    with torch.device("meta"):
-        wanted = getattr(modeling_bridle, architecture)(config).state_dict()
+            read = set(file.keys()) & (wanted or found).keys() if values else ()
+            bad += [key for key in read if not file.get_tensor(key).isfinite().all()]
+    if bad:
+        raise ValueError(f"weights hold NaN or inf: {name_some(sorted(bad), 3)}")
     if missing := [key for key in wanted if key not in found]:
         raise ValueError(f"weights of a {architecture} are missing: {name_some(missing, 3)}")
     if other := [key for key, weight in wanted.items() if weight.shape != found[key]]:

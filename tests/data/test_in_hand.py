@@ -362,3 +362,15 @@ def test_labels_of_a_stream_may_be_of_any_type(form, waveforms, extractor):
     given = datasets.IterableDataset.from_generator(generate)
     found = load_examples(DataArguments(label_column="label"), extractor, given)
     assert found.labels.tolist() == [number % 2 for number in range(len(waveforms))]
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_streams_in_another_format_hold_the_same_sounds(form, waveforms, extractor):
+    rows = [{"audio": {"array": sound.tolist(), "sampling_rate": RATE}} for sound in waveforms]
+    given = datasets.Dataset.from_list(rows)
+    expected = load_examples(DataArguments(), extractor, given)
+    for stream in (given.with_format(form).to_iterable_dataset(), given.to_iterable_dataset().with_format(form)):
+        found = load_examples(DataArguments(), extractor, stream)
+        assert len(found) == len(waveforms)
+        for one, other in zip(found.clips, expected.clips, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)

@@ -382,3 +382,5 @@ def test_the_column_of_paths_is_found_where_the_first_is_empty(tmp_path, extract
     (tmp_path / "t.csv").write_text("file,label\n,x\n0.flac,y\n0.flac,y\n")
     found, skipped = read(tmp_path / "t.csv", extractor, max_bad_share=0.5)
     assert len(found) == 2 and len(skipped) == 1
+    (tmp_path / "t.jsonl").write_text('{"path": " "}\n{"path": "zip://a::gone.zip"}\n' + '{"path": "0.flac"}\n' * 3)
+    assert len(read(tmp_path / "t.jsonl", extractor, max_bad_share=0.5)[0]) == 3

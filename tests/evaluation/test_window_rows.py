@@ -106,9 +106,9 @@ def test_predictions_of_each_window(sounds, extractor, tmp_path, capsys):
     classifier.save_pretrained(tmp_path / "run" / "final")
     extractor.save_pretrained(tmp_path / "run" / "final")
     words = ["classify", "--model", str(tmp_path / "run"), "--dataset", sounds.dataset, "--windows", "each"]
-    bridle([*words, "--output", str(tmp_path / "p.csv"), "--pad-short"])
+    bridle([*words, "--output", str(tmp_path / "new" / "p.csv"), "--pad-short"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["windows"] == 7
-    with open(tmp_path / "p.csv") as file:
+    with open(tmp_path / "new" / "p.csv") as file:
         rows = list(csv.DictReader(file))
     clips = load_examples(sounds, extractor).clips
     places = [(n, start) for n, frames in enumerate(LENGTHS) for start in window_starts(frames, WINDOW, 0.0, UNIT)]

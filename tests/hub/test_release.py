@@ -350,7 +350,7 @@ def with_weights(change):
     ("change", "message"),
     [
         (with_weights(lambda weights, name: weights.pop(name)), "are missing: bridle"),
-        (with_weights(lambda weights, name: weights.pop("tokenizer.cold_start.projection")), "are missing: tokenizer"),
+        (with_weights(lambda weights, name: weights.pop("tokenizer.cold_start.projection")), "holds no tokenizer"),
         (with_weights(lambda weights, name: weights[name].fill_(torch.nan)), "whose weights hold NaN or inf"),
         (with_weights(lambda weights, name: weights.update({name: torch.ones(2)})), "fc1.weight is .2,., not"),
         (lambda folder: (folder / "config.json").write_text("[]"), "which cannot be read"),

@@ -8,9 +8,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import ViTMAEConfig
 
-from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel
+from bridle_hf import BridleForAudioClassification, BridleForPreTraining, BridleModel, BridleTokenizer
 from bridle_hf.hub.convert import convert
-from bridle_hf.saved_models import check_model
+from bridle_hf.saved_models import check_model, is_whole
 from bridle_hf.training import RecipeError, load_recipe, pretrain
 
 SOURCE = {"hidden_size": 24, "num_attention_heads": 2, "mask_ratio": 0.6}
@@ -152,8 +152,26 @@ def test_damaged_weights_are_named_before_the_run(recipe, saved, damage, message
         recipe(f"start_from={saved}", "model.hidden_size=24")
     with pytest.raises(ValueError, match=f"^model is '.*', which cannot be read: .*{message}"):
         check_model(saved, "model", values=True)
+    check_model(saved, "model", values=None)  # random weights take none of them
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(RecipeError, match="`start_from` is '.*', whose weights cannot be used: "):
         recipe(f"start_from={saved}", "model.hidden_size=24")
     with pytest.raises(RecipeError, match="`start_from` is '.*safetensors', a file; it takes the folder of a model"):
         recipe(f"start_from={file}")
+
+
+def test_of_a_whole_model_the_encoder_is_enough(recipe, tmp_path):
+    made = recipe("phases=[{kind: encoder}]")
+    BridleForPreTraining(made.config()).save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "model.safetensors"
+    weights = load_file(file)
+    encoder = {name: weight for name, weight in weights.items() if name.startswith("bridle.")}
+    spoiled = weights | {"decoder.embed.weight": weights["decoder.embed.weight"] * torch.nan}
+    for kept in (encoder, spoiled):
+        save_file(kept, file, {"format": "pt"})
+        recipe(f"start_from={tmp_path / 'saved'}")
+        check_model(tmp_path / "saved", "model", values=True)
+    assert not is_whole(tmp_path / "saved")
+    BridleTokenizer(made.config()).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(RecipeError, match="`start_from` is '.*', a tokenizer alone; it takes a model with an encoder"):
+        recipe(f"start_from={tmp_path / 'tokenizer'}")

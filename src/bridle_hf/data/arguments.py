@@ -100,6 +100,8 @@ class DataArguments:
     test_views: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
+        if not isinstance(self.files, str | None):
+            raise ValueError(f"data.files is {self.files!r}; it takes one pattern, such as '**/*.flac'.")
         if self.dataset and self.files is None and os.path.isfile(at_home(self.dataset)):  # alone in its folder
             folder, name = os.path.split(self.dataset)
             self.dataset, self.files = folder or ".", escape(name)

@@ -113,6 +113,8 @@ def _in_memory(audio, sampling_rate: int) -> tuple | None:
     if not isinstance(audio, dict) or audio.get("array") is None:
         return None
     rate = audio.get("sampling_rate")
+    if getattr(rate, "ndim", None) == 0:  # of a dataset in the format of numpy or torch
+        rate = rate.item()
     if not isinstance(rate, Real) or not 0 < rate < math.inf:
         raise BadClipError(f"is an array with sampling_rate={rate!r}; it takes a positive number, in Hz")
     return audio["array"], rate

@@ -271,16 +271,16 @@ def is_file(feature) -> bool:
 
 def find_column(types: dict, modality, description: str, others: str = "", first: Callable = list) -> str:
     """The first of `media_columns`. If there is none, the first column of `PATHS` that holds the name of a file of the
-    modality in the first of some examples, which `first` returns, where it is not empty.
+    modality in one of the first examples, which `first` returns.
 
     Raises:
         ValueError: there is none.
     """
     if found := media_columns(types, modality):
         return found[0]
-    example = {column: str(value) for each in reversed(first()) for column, value in each.items() if value}
-    ends = {column: os.path.splitext(example.get(column, ""))[1].lower() for column in PATHS}
-    if found := [column for column in PATHS if ends[column] in modality.extensions()]:
+    examples = first()
+    ends = {column: {os.path.splitext(str(each.get(column)))[1].lower() for each in examples} for column in PATHS}
+    if found := [column for column in PATHS if ends[column] & set(modality.extensions())]:
         logger.info("%s: the paths in column %r are read (data.input_column)", description, found[0])
         return found[0]
     raise ValueError(

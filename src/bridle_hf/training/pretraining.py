@@ -73,7 +73,7 @@ class PretrainRecipe(Sections):
         check_channels(config)
         check_window(self.data, config)
         if self.start_from is not None:
-            check_start(config, self.start_from)
+            check_start(config, self.start_from, self.start_tokenizer)
         check_statistics(self.processor)
         if self.evaluate is not None:
             try:

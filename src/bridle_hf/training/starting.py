@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration_bridle import BridleConfig
 from ..hub_connection import check_connection
-from ..modeling_bridle import BridleForPreTraining, BridleModel
+from ..modeling_bridle import BridleForPreTraining, BridleModel, BridleTokenizer
 from ..saved_models import check_weights
 
 logger = logging.getLogger(__name__)
@@ -50,20 +50,22 @@ def config_of(start_from: str, tokenizer: bool) -> dict[str, Any]:
     except (OSError, StrictDataclassError) as error:
         there = "which cannot be read" if folder.is_dir() else "no folder here, and not to be had from the Hub"
         raise ValueError(f"`start_from` is {start_from!r}, {there}: {error}") from error
+    if BridleTokenizer.__name__ in (config.architectures or ()):
+        raise ValueError(f"`start_from` is {start_from!r}, a tokenizer alone; it takes a model with an encoder.")
     if tokenizer and (config.cold_start or BridleForPreTraining.__name__ not in (config.architectures or ())):
         raise ValueError(f"`start_tokenizer` is true; {start_from} holds no trained tokenizer.")
     return config.to_dict() | {"cold_start": not tokenizer}
 
 
-def check_start(config: BridleConfig, start_from: str) -> None:
-    """Check that a run can begin from the weights of a saved model.
+def check_start(config: BridleConfig, start_from: str, tokenizer: bool) -> None:
+    """Check that a run can begin from the weights of a saved model; arguments as of `config_of`.
 
     Raises:
         ValueError: those of a folder are damaged, or an encoder by `config` has other sizes or computes something else.
     """
     if Path(start_from).is_dir():
         try:
-            check_weights(Path(start_from), values=True)
+            check_weights(Path(start_from), values=True, whole=tokenizer)
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"`start_from` is {start_from!r}, whose weights cannot be used: {error}") from error
     saved, made = BridleConfig.from_pretrained(start_from).to_dict(), config.to_dict()
