@@ -156,10 +156,11 @@ class Recording:
         self.open()
 
     def numbered(self, first: int) -> Iterator[tuple[int, Any]]:
-        """Number and frame, from a key frame at or before number `first` on; from the very first if it has to be."""
+        """Number and frame, from a key frame before number `first` on; from the very first if it has to be. A key frame
+        of that number would not do: of several frames of one number, the first counts."""
         if self.can_seek and first > 0:
             for back in BACK:
-                target = first / self.rate - back
+                target = (first - Fraction(3, 4)) / self.rate - back
                 if target <= 0:
                     break
                 try:
@@ -167,10 +168,8 @@ class Recording:
                 except av.FFmpegError:  # the container cannot seek
                     break
                 frames = self.decoded(sought=True)
-                number, frame = next(
-                    ((n, f) for n, f in frames if f.key_frame and f.pts is not None), (first + 1, None)
-                )
-                if number <= first:
+                number, frame = next(((n, f) for n, f in frames if f.key_frame and f.pts is not None), (first, None))
+                if number < first:
                     yield number, frame
                     yield from frames
                     return

@@ -171,3 +171,12 @@ def test_beside_one_file_nothing_is_looked_at(tmp_path, extractor, caplog, monke
         source = open_source(DataArguments(str(tmp_path / "a[1].flac")), extractor)
         assert len(list(source.decode_all(0, 0))) == 1
     assert "1 of 1 files are read" in caplog.text and "hidden" not in caplog.text
+
+
+def test_each_row_of_a_bad_file_is_skipped_for_itself(tmp_path, extractor):
+    (tmp_path / "0.flac").write_bytes(SOUND)
+    (tmp_path / "bad.flac").write_bytes(b"none")
+    (tmp_path / "t.csv").write_text("file,speaker\nbad.flac,1\n0.flac,2\nbad.flac,3\n")
+    source = open_source(DataArguments(str(tmp_path / "t.csv")), extractor)
+    assert len(list(source.decode_all(0, 1.0))) == 1 and source.bad == 2
+    assert list(source.skipped) == [f"{tmp_path}/bad.flac", f"{tmp_path}/bad.flac (sample 3)"]

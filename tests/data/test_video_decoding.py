@@ -100,6 +100,16 @@ def test_training_tests_and_the_processor_take_the_same_frames(written, name):
     np.testing.assert_allclose(255 * whole_values, whole, atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("twice.mkv", "libx264"), ("twice.webm", "libvpx-vp9")])
+def test_of_frames_of_one_number_the_first_counts_wherever_reading_begins(folder, name, codec):
+    """After half a second there are twice as many frames as the header says."""
+    times = [*range(0, 480, 40), *range(480, 1440, 20)]
+    path = write_video(folder / name, codec=codec, times=times, mux={"default_mode": "infer"})
+    whole = decode_video(path)
+    for number in range(len(whole)):
+        np.testing.assert_array_equal(decode_video(path, lambda _, number=number: np.array([number])), whole[[number]])
+
+
 def test_a_frame_is_what_is_shown_at_its_time(folder):
     times = [0, 40, 80, 400, 440, 480]  # a pause of eight frames
     path = write_video(folder / "pause.mkv", frames=6, times=times, mux={"default_mode": "infer"})

@@ -246,9 +246,12 @@ class Source:
         """Leave out one of the `seen` examples that `decode_all` gave: count it, name it, and judge the share."""
         self.bad += 1
         self.short += is_short(error)
-        self.skipped[example[MARK]] = str(error)
-        say_skipped(example[MARK], str(error))
-        check_bad_share(self.bad - self.short, seen, max_bad_share, example[MARK], error, self.hint, self.total)
+        mark = example[MARK]
+        if mark in self.skipped:  # a file that several rows name
+            mark = f"{mark} (sample {self.behind})"
+        self.skipped[mark] = str(error)
+        say_skipped(mark, str(error))
+        check_bad_share(self.bad - self.short, seen, max_bad_share, mark, error, self.hint, self.total)
 
 
 def say_skipped(mark: str, reason: str) -> None:
