@@ -14,7 +14,7 @@ from bridle_hf import BridleFeatureExtractor, BridleForAudioClassification, Brid
 from bridle_hf.cli.main import main as bridle
 from bridle_hf.clip_features_bridle import window_starts
 from bridle_hf.data import DataArguments, load_examples
-from bridle_hf.evaluation import row_files
+from bridle_hf.evaluation import row_files, windows
 from bridle_hf.evaluation.features import write_features
 
 LENGTHS, WINDOW, UNIT, PATCH = (33, 90, 160), 48, 16, 0.16
@@ -97,6 +97,15 @@ def test_the_command(sounds, pretrained, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         bridle([*words, "--pooling", "frames"])
     assert "--rows is 'windows', which takes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_long_recording_has_a_bar_of_its_own(sounds, model, extractor, tmp_path, monkeypatch, capsys):
+    how = {"pooling": "mean", "per_window": True, "batch_size": 2}
+    write_features(tmp_path / "a.parquet", model, sounds, extractor, (None,), **how)
+    assert "windows/s" not in capsys.readouterr().err
+    monkeypatch.setattr(windows, "SHOWN_AFTER", 0)
+    write_features(tmp_path / "b.parquet", model, sounds, extractor, (None,), **how)
+    assert "tone.wav: 0 windows [" in capsys.readouterr().err
 
 
 def test_predictions_of_each_window(sounds, extractor, tmp_path, capsys):

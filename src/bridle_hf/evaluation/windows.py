@@ -8,6 +8,7 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..clip_features_bridle import window_hop
 from ..data.cache import open_clips
@@ -18,6 +19,8 @@ from ..data.source import MARK
 from .row_files import Parts
 
 logger = logging.getLogger(__name__)
+
+SHOWN_AFTER = 10  # seconds of one recording: a progress bar of its windows
 
 
 def run_windows(
@@ -76,6 +79,8 @@ def run_windows(
                 yield number, row, 0, None, clip
                 continue
             pieces = windows_of([clip] if isinstance(clip, np.ndarray) else clip, size, overlap, unit)
+            # hours of recording are one clip of the other bar
+            pieces = tqdm(pieces, example["clip_name"], unit=" windows", leave=False, delay=SHOWN_AFTER)
             try:
                 for at, piece in pieces if data.test_windows == "all" else islice(pieces, 1):
                     yield number, row, at // unit, math.ceil(len(piece) / unit), piece
