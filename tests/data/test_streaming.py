@@ -321,14 +321,14 @@ def worker_of():
 @pytest.mark.parametrize("announced", [False, True])
 def test_a_stopped_worker_ends_the_run_at_the_deadline(parquet_folder, extractor, worker_of, announced, monkeypatch):
     monkeypatch.setattr(streaming, "WATCH_SECONDS", 1)
-    data = DataArguments(parquet_folder, num_workers=1)
-    loader = build_loader(data, extractor, batch_size=4, seed=0, deadline=2)
+    loader = build_loader(DataArguments(parquet_folder, num_workers=1), extractor, batch_size=4, seed=0, deadline=2)
     worker = worker_of(loader)
     time.sleep(1.5 if announced else 0)  # until it has told of batches, which it hands over when asked
     os.kill(worker.pid, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="the loader workers gave no batch in deadline=2 seconds"):
         take(loader, 9)  # more than what it had read ahead
+    worker.join(5)  # it was killed; a busy machine takes its time
     assert time.monotonic() - start < 10 and not worker.is_alive()
 
 
