@@ -191,7 +191,7 @@ def test_a_checkpoint_can_be_named(whole, tmp_path, train, caplog):
     assert "phases.1." not in line  # it is laid over the section
     with pytest.raises(ValueError, match="is no whole checkpoint"):
         train(tmp_path / "other", f"resume={tmp_path}")
-    with pytest.raises(ValueError, match="does not fit the recipe's model"):
+    with pytest.raises(ValueError, match="does not fit the recipe's model: .*size mismatch.*The sizes .{,200}$"):
         train(tmp_path / "other", f"resume={name}", "model.hidden_size=32")
     with pytest.raises(ValueError, match="is of phase 2 .*phases are encoder-iter1"):
         train(tmp_path / "other", f"resume={name}", "phases=[{kind: encoder, steps: 1}]")

@@ -40,6 +40,12 @@ def test_what_a_record_gives_reason_to_warn_of(phase):
     assert "RankMe 1.0" in phase.remarks(model, {"evaluate": {"rankme": 1.0}})["features"]
 
 
+def test_codes_of_a_tokenizer_that_is_there_are_of_no_random_projection():
+    record = {"codebooks": {"perplexity": [2.0]}, "phase": "encoder-iter1"}
+    (cold,), (taken,) = (codebook_remarks(record, [256], 10_000, cold_start).values() for cold_start in (True, False))
+    assert "random projection" in cold and "random projection" not in taken
+
+
 def test_a_warning_is_said_once_a_phase_and_not_at_its_start(tiny_recipe, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("bridle_hf.training.phases.codebook_remarks", lambda *_: {"codebooks": "few codes"})
     monkeypatch.setattr("bridle_hf.training.phases.prediction_remarks", lambda *_: {})

@@ -175,3 +175,12 @@ def test_of_a_whole_model_the_encoder_is_enough(recipe, tmp_path):
     BridleTokenizer(made.config()).save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(RecipeError, match="`start_from` is '.*', a tokenizer alone; it takes a model with an encoder"):
         recipe(f"start_from={tmp_path / 'tokenizer'}")
+
+
+def test_the_folder_of_a_run_stands_for_its_final_and_another_modality_is_named(recipe, saved, tmp_path):
+    (tmp_path / "earlier").mkdir()
+    saved.rename(tmp_path / "earlier" / "final")
+    made = recipe(f"start_from={tmp_path / 'earlier'}", "model.hidden_size=24")
+    assert made.start_from == str(tmp_path / "earlier" / "final")
+    with pytest.raises(RecipeError, match="`start_from` is '.*final', a model of audio; the recipe is of image"):
+        recipe(f"start_from={tmp_path / 'earlier'}", "model.hidden_size=24", "model.modality=image")

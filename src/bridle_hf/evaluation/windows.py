@@ -20,7 +20,7 @@ from .row_files import Parts
 
 logger = logging.getLogger(__name__)
 
-SHOWN_AFTER = 10  # seconds of one recording: a progress bar of its windows
+SHOWN_AFTER = 2  # seconds of one recording: a progress bar of its windows
 
 
 def run_windows(

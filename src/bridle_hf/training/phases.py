@@ -181,7 +181,8 @@ class Phase(Task):
         if "evaluate" in record:
             return feature_remarks(record)
         sizes, patches = model.config.quantizer_config.codebook_sizes, prod(model.config.grid)
-        few = codebook_remarks(record, sizes, self.recipe.training.batch_size * patches)
+        recipe = self.recipe
+        few = codebook_remarks(record, sizes, recipe.training.batch_size * patches, not recipe.start_tokenizer)
         return few | prediction_remarks(record, sizes)
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ..configuration_bridle import BridleConfig
 from ..data.arguments import AUTO, DataArguments
 from ..data.modalities import MODALITIES, build_processor, check_channels, check_window, processor_keys
 from ..data.streaming import build_loader
+from ..files import final_of
 from ..recipe_reader import Overrides, RecipeError, config_keys, read_recipe
 from ..recipes import find_recipe
 from .arguments import OptimizationArguments
@@ -65,6 +66,7 @@ class PretrainRecipe(Sections):
             raise ValueError("`phases` is empty; it takes a list such as [{kind: encoder}, {kind: tokenizer}].")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it takes a whole number of at least 0.")
+        self.start_from = self.start_from and final_of(self.start_from)
         if self.start_tokenizer and self.start_from is None:
             raise ValueError("`start_tokenizer` is true; it takes a model in `start_from`.")
         if self.start_from is not None and getattr(self.phases[0], "from_scratch", False):
@@ -104,6 +106,11 @@ class PretrainRecipe(Sections):
             model = self.model
             if self.start_from is not None:
                 found = config_of(self.start_from, self.start_tokenizer)
+                here, there = model.get("modality", found["modality"]), found["modality"]
+                if here != there:
+                    raise ValueError(
+                        f"`start_from` is {self.start_from!r}, a model of {there}; the recipe is of {here}."
+                    )
                 quantizer = found["quantizer_config"] | (model.get("quantizer_config") or {})
                 model = found | model | {"quantizer_config": quantizer}
             return BridleConfig(**model | {"attn_implementation": attention})

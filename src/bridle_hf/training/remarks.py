@@ -12,24 +12,27 @@ OF_THE_TOKENIZER = (
     f"{EASY}. A longer tokenizer phase helps, tokenizer.steps, and so do larger batches: docs/guide.md, What to expect"
 )
 OF_THE_CLIPS = (
-    "The codes of this phase come from a random projection, so the patches themselves are similar. Check for silence "
-    "and padding (bridle check), and whether processor.mean and std fit the clips (bridle measure)"
+    "The codes of this phase come from a random projection, so the patches themselves are similar. Check for empty and "
+    "padded clips (bridle check), and whether the processor's mean and deviation fit the clips (bridle measure)"
 )
 
 
-def codebook_remarks(record: Mapping[str, Any], sizes: Sequence[int], vectors: int) -> dict[str, str]:
+def codebook_remarks(
+    record: Mapping[str, Any], sizes: Sequence[int], vectors: int, cold_start: bool = True
+) -> dict[str, str]:
     """Warn of codebooks that use few of their codes.
 
     Args:
         record: as the run logs it, with "codebooks".
         sizes: K of each codebook.
         vectors: how many a forward pass gave codes to, at most.
+        cold_start: whether the first phase predicts codes of a random projection.
 
     Returns:
         Subject -> warning, empty where there is nothing to warn of; the same holds for the functions below.
     """
     few = few_codes(record["codebooks"]["perplexity"], sizes, vectors)
-    remedy = OF_THE_CLIPS if record.get("phase") == "encoder-iter1" else OF_THE_TOKENIZER
+    remedy = OF_THE_CLIPS if cold_start and record.get("phase") == "encoder-iter1" else OF_THE_TOKENIZER
     return {"codebooks": f"{'; '.join(few)}. {remedy}"} if few else {}
 
 

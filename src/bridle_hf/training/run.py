@@ -243,7 +243,11 @@ class Run:
         try:
             return task.build(checkpoint.weights(), begins=checkpoint.task < task.index)
         except RuntimeError as error:
-            raise CheckpointError(f"{checkpoint.path} does not fit the recipe's model: {error}") from error
+            first = "; ".join(" ".join(line.split()) for line in str(error).splitlines()[1:3])  # a line for each weight
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the recipe's model: {first or error}. The sizes of a model stay as "
+                "they are within a run; give another output_dir, or resume=never."
+            ) from error
 
     def save(self, task: Task, step: int, model, optimizer, position: dict, minutes: float) -> Checkpoint:
         """A checkpoint after `step` steps of a task.
