@@ -379,7 +379,7 @@ def test_codebook_weight_moves_codes_alone_and_makes_stages_refine():
         ({"commitment_weight": float("inf")}, "`commitment_weight` is inf; it takes 0 to"),
         ({"gumbel_schedule": (0, 0, 0)}, r"`gumbel_schedule` is \(0, 0, 0\); it takes start, end and decay, above 0"),
         ({"gumbel_schedule": (1,)}, r"`gumbel_schedule` is \(1,\)"),
-        ({"codebook_size": 0}, "`codebook_size` is 0; it takes 1 to"),
+        ({"codebook_size": 0}, "`codebook_size` is 0; it takes a whole number from 1 to"),
         ({"num_codebooks": -1}, "`num_codebooks` is -1; it takes a whole number from 1 on"),
     ],
 )
