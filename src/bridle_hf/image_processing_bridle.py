@@ -77,8 +77,10 @@ class BridleImageProcessor(TorchvisionBackend):
         return super().from_dict(image_processor_dict, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens local files with all their channels and bits; transformers' reader drops transparency. Pillow gets no
-        names: it maps named TIFF files into memory, those that are to be turned at the wrong size."""
+        """Opens local files with all their channels and bits; transformers' reader drops transparency.
+
+        Pillow gets an open file and not its name: a TIFF file would be memory-mapped, at the wrong size if rotated.
+        """
         if Image is not None and isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
             with open(image_url_or_urls, "rb") as file, Image.open(file) as image:
                 return ImageOps.exif_transpose(image)

@@ -92,10 +92,10 @@ def config_keys(cls: type) -> dict:
 
 
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two recipes as plain mappings; of lists of as many sections those of the
-    sections, such as `phases.0.steps`."""
+    """Dotted keys whose values differ between two recipes as plain mappings. Lists of equally many sections are
+    compared section by section, with keys such as `phases.0.steps`."""
     if _are_sections(before) and _are_sections(now) and len(before) == len(now):
-        before, now = (dict(zip(map(str, range(len(each))), each, strict=True)) for each in (before, now))
+        before, now = _numbered(before), _numbered(now)
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [prefix.rstrip(".")]
     keys = [*before, *(key for key in now if key not in before)]
@@ -103,19 +103,21 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 
 def value_at(recipe: Any, key: str, most: int = 60) -> str:
-    """The value at a dotted key of a recipe (a plain mapping) as text, cut to at most `most` characters; of a list of
-    sections their kinds."""
+    """The value at a dotted key of a recipe (a plain mapping) as text, cut to at most `most` characters. A list of
+    sections is shown by their kinds."""
     for part in key.split("."):
-        if _are_sections(recipe):
-            recipe = dict(enumerate(recipe)).get(int(part)) if part.isdigit() else None
-        else:
-            recipe = recipe.get(part) if isinstance(recipe, dict) else None
+        recipe = _numbered(recipe) if _are_sections(recipe) else recipe
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
     text = ", ".join(str(section.get("kind")) for section in recipe) if _are_sections(recipe) else str(recipe)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _are_sections(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(isinstance(each, dict) for each in value)
+
+
+def _numbered(sections: list[dict]) -> dict[str, dict]:
+    return {str(number): section for number, section in enumerate(sections)}
 
 
 def _read(path: Path, children: tuple[Path, ...], find: Find) -> tuple[dict, dict]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,13 +24,14 @@ PRETRAINED = "a pretraining model such as runs/mine/final"
 WEIGHTS = "model.safetensors"
 PARTS = "model.safetensors.index.json"  # lists the files of sharded weights
 PICKLED = "pytorch_model*.bin"  # which have no header
+Weights = Literal["headers", "values"] | None
 
 
-def check_model(source: str, argument: str = "--model", values: bool | None = False) -> None:
+def check_model(source: str, argument: str = "--model", weights: Weights = "headers") -> None:
     """Load the config of a saved model from a folder or the Hub, and check the weights of its encoder in a folder.
 
     Args:
-        values: as for `check_weights`; None leaves the weights alone.
+        weights: what to read of them, see `check_weights`; None does not look at them.
 
     Raises:
         ValueError: there is no such model, or it is damaged.
@@ -41,8 +43,8 @@ def check_model(source: str, argument: str = "--model", values: bool | None = Fa
         if not folder.is_dir():
             check_connection(str(source))
         BridleConfig.from_pretrained(source)
-        if folder.is_dir() and values is not None:
-            check_weights(folder, values)
+        if folder.is_dir() and weights is not None:
+            check_weights(folder, weights == "values")
     except (StrictDataclassError, SafetensorError, TypeError, ValueError, OSError) as error:
         if folder.is_dir():
             raise ValueError(f"{argument} is {str(source)!r}, which cannot be read: {error}") from error

@@ -156,8 +156,10 @@ class Recording:
         self.open()
 
     def numbered(self, first: int) -> Iterator[tuple[int, Any]]:
-        """Number and frame, from a key frame before number `first` on; from the very first if it has to be. A key frame
-        of that number would not do: of several frames of one number, the first counts."""
+        """Yield (number, frame) from a key frame before number `first` on, or from the first frame of the file.
+
+        A key frame with number `first` is not enough: if several frames have this number, the first of them counts.
+        """
         if self.can_seek and first > 0:
             for back in BACK:
                 target = (first - Fraction(3, 4)) / self.rate - back

@@ -102,7 +102,7 @@ def test_training_tests_and_the_processor_take_the_same_frames(written, name):
 
 @pytest.mark.parametrize(("name", "codec"), [("twice.mkv", "libx264"), ("twice.webm", "libvpx-vp9")])
 def test_of_frames_of_one_number_the_first_counts_wherever_reading_begins(folder, name, codec):
-    """After half a second there are twice as many frames as the header says."""
+    """From 0.48 s on, the frame rate is twice that of the header."""
     times = [*range(0, 480, 40), *range(480, 1440, 20)]
     path = write_video(folder / name, codec=codec, times=times, mux={"default_mode": "infer"})
     whole = decode_video(path)

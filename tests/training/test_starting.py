@@ -151,8 +151,8 @@ def test_damaged_weights_are_named_before_the_run(recipe, saved, damage, message
     with pytest.raises(RecipeError, match=f"`start_from` is '.*', whose weights cannot be used: .*{message}"):
         recipe(f"start_from={saved}", "model.hidden_size=24")
     with pytest.raises(ValueError, match=f"^model is '.*', which cannot be read: .*{message}"):
-        check_model(saved, "model", values=True)
-    check_model(saved, "model", values=None)  # random weights take none of them
+        check_model(saved, "model", weights="values")
+    check_model(saved, "model", weights=None)  # random weights take none of them
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(RecipeError, match="`start_from` is '.*', whose weights cannot be used: "):
         recipe(f"start_from={saved}", "model.hidden_size=24")
@@ -170,7 +170,7 @@ def test_of_a_whole_model_the_encoder_is_enough(recipe, tmp_path):
     for kept in (encoder, spoiled):
         save_file(kept, file, {"format": "pt"})
         recipe(f"start_from={tmp_path / 'saved'}")
-        check_model(tmp_path / "saved", "model", values=True)
+        check_model(tmp_path / "saved", "model", weights="values")
     assert not is_whole(tmp_path / "saved")
     BridleTokenizer(made.config()).save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(RecipeError, match="`start_from` is '.*', a tokenizer alone; it takes a model with an encoder"):

@@ -137,7 +137,7 @@ def check_finetuning(recipe: Any) -> None:
     if recipe.training.lora_rank:
         require_peft()
     source = recipe.model.replace("{fold}", str((recipe.folds or [None])[0]))
-    check_model(source, "model", values=None if recipe.from_scratch else True)
+    check_model(source, "model", weights=None if recipe.from_scratch else "values")
     check_config(source, recipe.config, recipe.from_scratch)
     processor = _checked_processor(lambda: load_processor(source, recipe.config, **recipe.processor))
     recipe.check_against(BridleConfig.from_pretrained(source, **recipe.config))

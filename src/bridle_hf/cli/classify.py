@@ -45,7 +45,7 @@ def main(arguments=None, prog=None):
         source = str(model_folder(given.model, "--model"))
         check_model(source)
         config = BridleConfig.from_pretrained(source)
-        takes_several_labels(config)
+        takes_several_labels(config)  # refuses regression before the weights are read
         model = open_model(getattr(modeling_bridle, MODALITIES[config.modality].classifier), source)
         # a file that cannot be used is a row of its own, however many there are
         per_window = given.windows == "each"

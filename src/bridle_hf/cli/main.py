@@ -37,9 +37,10 @@ COMMANDS = {
 }
 
 
-RESUMED = {"finetune", "features", "tokens", "study", "autoencoding", "wav2vec2"}  # `pretrain` ends with a checkpoint
 GOES_ON = "; the same command goes on from what is written"
-OF_ROWS = {"features", "tokens"}
+OF_ROWS = f"{GOES_ON}, whole recordings every 20 seconds"  # `row_files.SECONDS_PER_PART`
+RESUMED = dict.fromkeys(("finetune", "study", "autoencoding", "wav2vec2"), GOES_ON)  # `pretrain` ends with a checkpoint
+RESUMED |= dict.fromkeys(("features", "tokens"), OF_ROWS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module("..public", __package__)  # transformers' Auto classes know ours from here on
         import_module(COMMANDS[command][0], __package__).main(words[1:], f"bridle {command}")
     except KeyboardInterrupt:
-        goes_on = GOES_ON if command in RESUMED else ""
-        goes_on += ", whole recordings every 20 seconds" if command in OF_ROWS else ""
-        parser.exit(130, f"\nbridle {command}: stopped{goes_on}\n")
+        parser.exit(130, f"\nbridle {command}: stopped{RESUMED.get(command, '')}\n")
     except WriteError as error:  # it says how to go on
         parser.exit(1, f"\nbridle {command}: error: {error}\n")
     except ModuleNotFoundError as error:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -31,7 +30,7 @@ from .arguments import DataArguments
 from .bad_share import check_bad_shards, check_bad_share, is_short
 from .columns import encode_json, replace_json
 from .fields import field_of, select
-from .media import is_url
+from .media import is_url, path_of
 from .modalities import modality_of
 from .packing import CLIP_TYPE, EIGHT_BIT_TYPE, FILE_TYPE, pack_clip, pack_file, unpack_clip
 from .source import (
@@ -195,16 +194,9 @@ def _state_of_files(source: Source, max_bad_share: float) -> str | None:
     examples = table.read_all(max_bad_share)
     raws = (example[column] for example in examples if example[column] is not None)
     first = list(islice(raws, LOOKED_AT))
-    if not any(map(_path_of, first)):
+    if not any(map(path_of, first)):
         return None
-    return state_of_files(_path_of(raw) or "" for raw in chain(first, raws))
-
-
-def _path_of(raw: Any) -> str | None:
-    """The path of an undecoded sample that is none but a path."""
-    if isinstance(raw, dict):
-        return raw.get("path") if raw.get("bytes") is None else None
-    return raw if isinstance(raw, str) else None
+    return state_of_files(path_of(raw) or "" for raw in chain(first, raws))
 
 
 def state_of_files(paths: Iterable[str]) -> str:

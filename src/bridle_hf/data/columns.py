@@ -93,8 +93,8 @@ def first_example(dataset: datasets.IterableDataset, files: list[str] | None = N
 
 
 def first_examples(dataset: datasets.IterableDataset, files: list[str] | None = None, count: int = 1) -> list[dict]:
-    """The first `count` examples of the first shard that can be read and has some; damage is told when the shards are
-    read.
+    """The first `count` examples of the first shard that is readable and not empty. Damaged shards are reported later,
+    when the data are read.
 
     Raises:
         ValueError: no shard can be read.
@@ -240,7 +240,7 @@ def of_type(raw, numbers: str):
         return raw if raw.get("array") is None else raw | {"array": of_type(raw["array"], numbers)}
     try:
         array = np.asarray(raw) if is_array(raw) else None
-        # None in a column of integers came as NaN, which is no integer: decoding refuses it
+        # None in a column of integers became NaN; it must not become an integer, and decoding refuses it
         return raw if array is None or not np.isfinite(array).all() else array.astype(numbers)
     except (TypeError, ValueError):  # ragged, or with None in it
         return raw

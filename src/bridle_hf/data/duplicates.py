@@ -12,10 +12,10 @@ from .media import is_array, is_url, open_file
 
 
 class Duplicates:
-    """Finds samples of the same content. Of files only those are read that are as large as another sample."""
+    """Finds samples with the same content. A file is read only if another sample has the same size."""
 
     def __init__(self):
-        self.samples: dict[int, list[tuple[str, str, str]]] = {}  # bytes -> (name, digest, path to read for one)
+        self.samples: dict[int, list[tuple[str, str, str]]] = {}  # size -> (name, digest or "", path to read)
 
     def add(self, name: str, raw: Any) -> None:
         """Add an undecoded sample: bytes, a path (files in zip archives included), a dict with both, or an array. URLs

@@ -18,11 +18,12 @@ from .arguments import DataArguments
 from .columns import without_media
 from .fields import field_of, is_blank, is_missing, say_what_excludes_nothing, select, type_of, warn_once
 from .listing import name_some
-from .media import UnusableDataError, is_url
-from .source import MARK, Source, open_source
+from .media import LONGEST_PATH, UnusableDataError, is_url, path_of
+from .source import Source, open_source
 
 logger = logging.getLogger(__name__)
 
+FILE = 0  # key of a row that no column can have
 EATEN = "a csv file reads classes called None, NA, nan or null as none, jsonl and parquet files keep them"
 
 
@@ -45,7 +46,7 @@ class Labels:
 
 @dataclass
 class SplitRows:
-    """What a split says of its clips: `rows` of columns, `clip_name` and file, and `types` of the columns."""
+    """The clips of a split: `rows` as returned by `_read`, and `types` of the columns."""
 
     split: str
     rows: list[dict]
@@ -100,8 +101,9 @@ def read_labels(
 
 
 def _files_of(rows: list[dict]) -> list[str]:
-    """The files that rows name, each in one spelling."""
-    return [row[MARK] if is_url(row[MARK]) else os.path.normpath(row[MARK]) for row in rows if row[MARK]]
+    """The paths of the files that the rows name, normalised so that each file has one spelling."""
+    paths = [row[FILE] for row in rows if row[FILE] and len(row[FILE]) <= LONGEST_PATH]
+    return [path if is_url(path) else os.path.normpath(path) for path in paths]
 
 
 def _say_what_is_repeated(paths: list[str], description: str) -> None:
@@ -128,18 +130,18 @@ def _without_media(source: Source, data: DataArguments, part) -> datasets.Datase
 
 
 def _read(source: Source, columns: list[str]) -> tuple[list[dict], bool]:
-    """Columns, `clip_name` and file (`MARK`; None where a row holds the clip itself) of the examples that are not
-    excluded, and whether all shards could be read."""
+    """Read the rows that are not excluded: `columns`, `clip_name`, and the path under the key `FILE`, None if the row
+    holds the clip itself. Also returns whether all shards could be read."""
     rows, whole = [], True
     for shard in range(source.num_shards):
         try:
             for number, example in enumerate(source.examples(shard)):
                 if source.keeps(example):
-                    place = f"shard {shard}, example {number}"
-                    named = source.named(example, place)
+                    named = source.named(example, f"shard {shard}, example {number}")
                     about = {column: field_of(named, column) for column in columns}
-                    file = None if place in named[MARK] else named[MARK]
-                    rows.append(about | {"clip_name": named["clip_name"], MARK: file})
+                    rows.append(
+                        about | {"clip_name": named["clip_name"], FILE: path_of(named.get(source.input_column))}
+                    )
         except Exception:  # reading of the clips meets it again: there it is tried again, skipped and named
             whole = False
     return rows, whole

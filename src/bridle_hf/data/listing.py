@@ -79,12 +79,12 @@ def is_hidden(name: str) -> bool:
 
 
 def list_folder(folder: str, caches: str | None = None, only: str | None = None) -> Listing:
-    """The files below a folder, or a single one, `only`. Links are followed, and each real file is listed once: by a
-    name without links if it has one, otherwise by the first. A folder `caches` inside it, where caches of its samples
-    lie, is left out."""
-    found, seen, links = Listing(folder), set(), deque([] if only is None else [only])
-    caches = caches and os.path.realpath(at_home(caches))
-    folders, files = deque([("", os.path.realpath(folder))]), []
+    """List the files below a folder, or the single file `only` in it. Links are followed, and each real file is listed
+    once: by a name without links if it has one, otherwise by the first. A folder `caches` inside it, which holds caches
+    of its samples, is left out."""
+    root, caches = os.path.realpath(folder), caches and os.path.realpath(at_home(caches))
+    found, seen, files = Listing(folder), {root}, []
+    folders, links = (deque([("", root)]), deque()) if only is None else (deque(), deque([only]))
 
     def take(name: str, real: str) -> None:
         try:
@@ -111,9 +111,6 @@ def list_folder(folder: str, caches: str | None = None, only: str | None = None)
         else:
             found.leave("a name that is no UTF-8", name)
 
-    seen.add(folders[0][1])
-    if only is not None:
-        folders.clear()
     while folders or links:
         if not folders:
             name = links.popleft()
@@ -155,8 +152,8 @@ def table_kind(name: str) -> str | None:
 
 
 def only_file(folder: str, pattern: str | None) -> str | None:
-    """The name of the one file that a pattern of `data.files` means, so that its folder need not be gone through; None
-    for other patterns."""
+    """Return the file name if a pattern of `data.files` names a single existing file, so that the folder need not be
+    scanned; otherwise None."""
     pattern = (pattern or "").removeprefix("./")
     name = re.sub(r"\[([*?[])\]", r"\1", pattern)
     return name if escape(name) == pattern and os.path.isfile(os.path.join(folder, name)) else None

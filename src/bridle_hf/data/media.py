@@ -166,10 +166,16 @@ def _open_path(path: str, opened: ExitStack) -> BinaryIO:
     return opened.enter_context(fsspec.open(path, "rb"))
 
 
+def path_of(raw: Any) -> str | None:
+    """The path of an undecoded sample that is a path and nothing else; None if the sample holds the media."""
+    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
+    return path if isinstance(path, str) else None
+
+
 def made_whole(raw: Any, folder: str) -> Any:
     """A path, or bytes and path, whose relative path leads to a file from `folder`; anything else as it is."""
-    path = raw.get("path") if isinstance(raw, dict) and raw.get("bytes") is None else raw
-    if not isinstance(path, str) or not path or is_url(path) or "\0" in path:
+    path = path_of(raw)
+    if not path or is_url(path) or "\0" in path:
         return raw
     for name in (path, path.replace("\\", "/")):  # a table that was written on Windows
         whole = os.path.join(folder, name)
@@ -179,7 +185,8 @@ def made_whole(raw: Any, folder: str) -> Any:
 
 
 def folders_of(file: str) -> list[str]:
-    """The folder of a table, in which its relative paths are looked for, and that of the file which a link leads to."""
+    """The folders in which the relative paths of a table are looked up: the folder of the table, and if the table is a
+    link, then the folder of its target."""
     if is_url(file):
         return []
     return [folder for folder in dict.fromkeys(map(os.path.dirname, (file, os.path.realpath(file)))) if folder]

@@ -185,7 +185,7 @@ class Source:
 
     @cached_property
     def folders(self) -> set[str]:
-        """Where relative paths in the tables lead from."""
+        """The folders in which relative paths of the tables are looked up."""
         return {folder for file in self.files or () for folder in folders_of(file)}
 
     @cached_property
@@ -255,7 +255,7 @@ class Source:
 
 
 def say_skipped(mark: str, reason: str) -> None:
-    """Name what is left out. All readers say it here, so that a command can tell that it has said it before."""
+    """Log that a sample is skipped. All readers log it here, so that commands can filter repeated messages."""
     logger.warning("skipped %s: %s", mark, reason)
 
 

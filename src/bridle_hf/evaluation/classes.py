@@ -21,7 +21,7 @@ def csv_text(rows):
 
 
 def write_text(path, text):
-    """Write a file that is there as a whole or not at all. Names in it may hold what is no UTF-8; it is escaped."""
+    """Write a text file atomically; its folder is created. Characters of names that are not UTF-8 are escaped."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(Path(path), text.encode(errors="backslashreplace"))
 

@@ -17,7 +17,7 @@ HALF = 0.5
 
 
 def takes_several_labels(config) -> bool:
-    """Whether a classifier of this config was trained to give a clip several labels, or none.
+    """Whether a classifier with this config predicts any number of labels per clip (multi-label classification).
 
     Raises:
         ValueError: it is a regression model.

@@ -4,7 +4,6 @@ import csv
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
@@ -153,7 +152,6 @@ def tables(rows):
 def write_predictions(path, rows):
     """Write rows with `clip`, `fold`, `seed`, `label` and `said` as CSV; of clips with several labels the last two are
     lists in JSON, and a column `score: NAME` follows for each class."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     classes.write_text(path, classes.csv_text(classes.with_header(rows)))
 
 

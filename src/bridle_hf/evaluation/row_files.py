@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NOT_OF_THIS_TYPE = pa.ArrowException, TypeError, ValueError, OverflowError
 ROWS_PER_GROUP, BYTES_PER_GROUP = 256, 2**26
-SECONDS_PER_PART = 20.0  # whole clips of so much work, and no more, are lost when the writer is killed
+SECONDS_PER_PART = 20.0  # work on finished clips that a killed writer loses at most
 PROGRESS = "progress.json"
 HOW_IT_IS_READ = ("num_workers", "cache", "cache_dir", "in_memory")  # settings of `data` that change no row
 
@@ -144,7 +144,7 @@ class Parts:
         return types
 
     def _portions(self, rows: Iterator[dict]) -> Iterator[list[dict]]:
-        """Rows of a part: as many as take `SECONDS_PER_PART`, or as many bytes as stay in memory."""
+        """Split rows into parts. A part ends after `SECONDS_PER_PART`, `BYTES_PER_GROUP` or 16 `ROWS_PER_GROUP`."""
 
         def timed() -> Iterator[dict]:
             begun = time.monotonic()

@@ -20,7 +20,7 @@ from .row_files import Parts
 
 logger = logging.getLogger(__name__)
 
-SHOWN_AFTER = 2  # seconds of one recording: a progress bar of its windows
+SHOWN_AFTER = 2  # seconds on one recording until a progress bar of its windows appears
 
 
 def run_windows(
@@ -79,7 +79,7 @@ def run_windows(
                 yield number, row, 0, None, clip
                 continue
             pieces = windows_of([clip] if isinstance(clip, np.ndarray) else clip, size, overlap, unit)
-            # hours of recording are one clip of the other bar
+            # in the bar of clips a recording of hours is a single step
             pieces = tqdm(pieces, example["clip_name"], unit=" windows", leave=False, delay=SHOWN_AFTER)
             try:
                 for at, piece in pieces if data.test_windows == "all" else islice(pieces, 1):

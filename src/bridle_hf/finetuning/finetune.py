@@ -40,7 +40,7 @@ from .folds import (
 )
 from .lora import ADAPTER, add_adapters, require_peft
 from .recipe import FinetuneRecipe, FinetuneTraining
-from .tables import has_results_of, write_fold_tables, write_tables
+from .tables import keep_results, write_fold_tables, write_tables
 from .trainer import LOSSES, FoldArguments, FoldTrainer, Sealing, TrainingBatches, predict, some, targets
 from .validation import Curves, Stopping, best_record, hold_out
 
@@ -105,8 +105,8 @@ def finetune(recipe, dataset=None, test_dataset=None):
         logger.info("fold %s: %s", fold, scores[fold])
     if recipe.final:
         taken = list(epochs.values()) or [recipe.training.epochs]
-        read = describe_data(examples, np.ones(len(examples), int))  # whatever the folds are
-        final_epochs = finetune_final(recipe, examples, processor, read, taken)
+        clips = describe_data(examples, np.ones(len(examples), int))  # the same for any folds
+        final_epochs = finetune_final(recipe, examples, processor, clips, taken)
     measures = list(next(iter(scores.values()), ()))
     per_fold = {name: [finite(score[name]) for score in scores.values()] for name in measures}
     results = {
@@ -120,9 +120,9 @@ def finetune(recipe, dataset=None, test_dataset=None):
     }
     if _is_main_process():
         folder = Path(recipe.output_dir)
-        stays = alone and has_results_of(folder, recipe_to_yaml(recipe))
+        earlier_stay = alone and keep_results(folder, recipe_to_yaml(recipe))
         write_whole(folder / "finetune.yaml", recipe_to_yaml(recipe))
-        if not stays:
+        if not earlier_stay:
             write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
         tested = {fold: (folder / names[fold], np.flatnonzero(folds == fold)) for fold in scores}
         if tested:

@@ -82,9 +82,16 @@ def write_tables(output_dir, folders, examples, results):
     write_text(output_dir / "results.md", tables)
 
 
-def has_results_of(output_dir, recipe):
-    """Whether the results of a folder are those of a recipe, as YAML, with folds. Those of another one are moved to
-    NAME.old-1, -2, ..."""
+def keep_results(output_dir, recipe):
+    """Decide what becomes of the results of earlier folds when a run tests no fold. Results of the same recipe stay;
+    those of another one are moved to NAME.old-1, -2, ...
+
+    Args:
+        recipe: as YAML.
+
+    Returns:
+        whether there are results that stay.
+    """
     try:
         before = read_yaml((output_dir / "finetune.yaml").read_text())
         if not json.loads((output_dir / "results.json").read_text())["folds"]:

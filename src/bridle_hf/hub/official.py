@@ -37,7 +37,7 @@ class ConversionReport:
     assumed: dict[str, str] = field(default_factory=dict)
 
 
-# Names of a folder's weights, and what transformers' config.json beside them says that no weight tells, named as here.
+# Files of weights in a folder of transformers, and the fields of its config.json that cannot be read off the weights.
 OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 OF_NO_WEIGHT = ("num_attention_heads", "hidden_act", "layer_norm_eps", "id2label")
 
@@ -114,9 +114,8 @@ def load_official(
     overrides = said_beside(state_dict_or_path) | overrides
     classes = overrides.pop("id2label", None)
     config = infer_config(found, names, modality, overrides | {"cold_start": cold_start})
-    if isinstance(classes, dict) and sorted(map(str, classes)) == sorted(map(str, range(config.num_labels))):
-        times = Counter(classes.values())  # ImageNet has two cranes
-        config.id2label = {int(n): f"{name} ({n})" if times[name] > 1 else name for n, name in classes.items()}
+    if isinstance(classes, dict) and set(map(str, classes)) == set(map(str, range(config.num_labels))):
+        config.id2label = _named_apart(classes)
         config.label2id = {name: number for number, name in config.id2label.items()}
     if cls is BridleModel and _ends_without_norm(found, modality):
         logger.warning("The encoder has no final norm: load a saved copy with `use_final_norm=False`.")
@@ -128,6 +127,12 @@ def load_official(
         report.assumed["num_attention_heads"] = f"{config.num_attention_heads}: no weight tells"
     model.eval()
     return (model, report) if return_report else model
+
+
+def _named_apart(classes: Mapping) -> dict[int, str]:
+    """Names of classes by number. A name that occurs twice, as "crane" does in ImageNet, gets its numbers added."""
+    times = Counter(classes.values())
+    return {int(n): f"{name} ({n})" if times[name] > 1 else name for n, name in classes.items()}
 
 
 def _for_cold_start(found: dict) -> dict:
@@ -178,7 +183,7 @@ def read_checkpoint(source, report) -> dict[str, torch.Tensor]:
 
 
 def said_beside(source) -> dict:
-    """Fields of `BridleConfig` that transformers' config.json says of a folder, or of the weights in it.
+    """Read fields of `BridleConfig` from the config.json of transformers in a folder, or beside a file of weights.
 
     Raises:
         ValueError: the file is damaged.

@@ -372,9 +372,8 @@ class Run:
 
 def _of_section(key: str, recipe: dict) -> str | None:
     """The key of the section that a phase is laid over: `phases.2.steps` -> `encoder.steps`."""
-    top, _, rest = key.partition(".")
-    number, _, name = rest.partition(".")
-    return f"{recipe[top][int(number)]['kind']}.{name}" if top == "phases" and name else None
+    section, *place = key.split(".", 2)
+    return f"{recipe[section][int(place[0])]['kind']}.{place[1]}" if section == "phases" and len(place) == 2 else None
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -16,7 +16,7 @@ from ..saved_models import check_weights
 
 logger = logging.getLogger(__name__)
 
-# What the weights of an encoder are of, by their sizes or by what they were trained in.
+# Settings of an encoder that its weights depend on: their sizes, or the function that they were trained in.
 OF_WEIGHTS = (
     "modality", "hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels",
     "num_attention_heads", "hidden_act", "layer_norm_eps", "use_cls_token",
@@ -61,7 +61,7 @@ def check_start(config: BridleConfig, start_from: str, tokenizer: bool) -> None:
     """Check that a run can begin from the weights of a saved model; arguments as of `config_of`.
 
     Raises:
-        ValueError: those of a folder are damaged, or an encoder by `config` has other sizes or computes something else.
+        ValueError: weights in a folder are damaged, or `config` has other `OF_WEIGHTS` than the saved model.
     """
     if Path(start_from).is_dir():
         try:
